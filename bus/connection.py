@@ -1,0 +1,148 @@
+"""One role's connection to a run's bus.
+
+`open_bus` yields a `Bus` or raises `BusError` within a bound. A bus that goes away is tried again for
+`bus.reconnect_s` seconds; then `Bus.lost` is set, and whoever runs the role ends it with an error.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import nats
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from bus.address import BusAddress
+from bus.codec import Message, encode
+from bus.messages import DeadLetter
+from bus.streams import Names
+from configs.schema import BusConfig
+
+log = structlog.get_logger()
+
+RECONNECT_WAIT_S = 1
+PENDING_BYTES = 64 * 1024**2
+
+STREAM_FULL = 10077
+WRONG_LAST_SEQUENCE = (10071, 10164)
+
+TRANSIENT_ERRORS = (
+    nats.errors.TimeoutError,
+    nats.errors.NoRespondersError,
+    nats.errors.ConnectionReconnectingError,
+    nats.js.errors.NoStreamResponseError,
+    nats.js.errors.ServiceUnavailableError,
+)
+"""What a request raises while the bus is away, slow or full: worth another try, never data."""
+
+
+class BusError(RuntimeError):
+    """The bus cannot be reached, or lacks what this run needs."""
+
+
+class Bus:
+    """A connection, the names of the run's streams, and bounded requests."""
+
+    def __init__(self, client: Client, address: BusAddress, config: BusConfig, lost: asyncio.Event) -> None:
+        self.client = client
+        self.js: JetStreamContext = client.jetstream(timeout=config.timeout_s)
+        self.address = address
+        self.config = config
+        self.names = Names(address.run)
+        self.lost = lost
+
+    async def publish(self, subject: str, message: Message, headers: dict[str, str] | None = None) -> int:
+        """Publishes to a stream and returns the sequence that it got. One try; raises what nats-py raises."""
+        acknowledged = await self.js.publish(subject, encode(message), headers=headers)
+        return acknowledged.seq
+
+    async def publish_until_stored(self, subject: str, message: Message, patience_s: float) -> int:
+        """Publishes again and again until the stream has it: a bus that is away or full holds the caller back.
+
+        Raises BusError after `patience_s` seconds. The message may be stored twice; readers take the first.
+        """
+        data = encode(message)
+        delay = 0.2
+        deadline = asyncio.get_running_loop().time() + patience_s
+        while True:
+            try:
+                return (await self.js.publish(subject, data)).seq
+            except TRANSIENT_ERRORS as error:
+                if asyncio.get_running_loop().time() > deadline or self.lost.is_set():
+                    raise BusError(f"could not store a message on {subject} in {patience_s:.0f} s: {error}") from error
+                log.warning("publish refused, will try again", subject=subject, error=str(error), wait_s=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+
+    async def bury(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
+        """Copies a bad message to the dead letters, for people; never stops the caller."""
+        log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
+        letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[: 1024**2])
+        await self.client.publish(self.names.dead_letters, encode(letter))
+
+    async def require_streams(self) -> None:
+        """Raises BusError unless the run's streams are there."""
+        try:
+            await self.js.stream_info(self.names.stream("TICKETS"))
+        except nats.js.errors.NotFoundError:
+            raise BusError(
+                f"the server at {self.address.url} has no run {self.address.run!r}: start `zerotir bus` for it first"
+            ) from None
+
+
+async def connect(address: BusAddress, config: BusConfig, name: str) -> tuple[Client, asyncio.Event]:
+    """Connects, or raises BusError within `bus.timeout_s`; the event is set once the connection is lost for good."""
+    lost = asyncio.Event()
+
+    async def on_closed() -> None:
+        lost.set()
+
+    async def on_disconnected() -> None:
+        log.warning("bus disconnected", url=address.url)
+
+    async def on_reconnected() -> None:
+        log.info("bus reconnected", url=address.url)
+
+    async def on_error(error: Exception) -> None:
+        log.warning("bus error", error=f"{type(error).__name__}: {error}")
+
+    client = Client()
+    try:
+        async with asyncio.timeout(config.timeout_s):
+            await client.connect(
+                servers=address.url.split(","),
+                name=name,
+                user=address.user,
+                password=address.password,
+                connect_timeout=5,
+                reconnect_time_wait=RECONNECT_WAIT_S,
+                max_reconnect_attempts=max(1, int(config.reconnect_s / RECONNECT_WAIT_S)),
+                pending_size=PENDING_BYTES,
+                ping_interval=20,
+                error_cb=on_error,
+                closed_cb=on_closed,
+                disconnected_cb=on_disconnected,
+                reconnected_cb=on_reconnected,
+            )
+    except (TimeoutError, OSError, nats.errors.Error) as error:
+        await client.close()
+        raise BusError(
+            f"no bus at {address.url} ({type(error).__name__}: {error}): is the run of this bus.json still up?"
+        ) from error
+    return client, lost
+
+
+@contextlib.asynccontextmanager
+async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIterator[Bus]:
+    """A connected `Bus` whose buffered messages are flushed at the end."""
+    client, lost = await connect(address, config, name)
+    try:
+        yield Bus(client, address, config, lost)
+    finally:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            if client.is_connected:
+                await client.flush(timeout=2)
+        await client.close()

