@@ -112,9 +112,13 @@ class Response:
         self.loss_mask += [0] * len(tokens)
         self.logprobs += [0.0] * len(tokens)
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Loss mask [R] (uint8) and log-probabilities [R] (float32)."""
-        return np.array(self.loss_mask, dtype=np.uint8), np.array(self.logprobs, dtype=np.float32)
+    def arrays(self, prompt: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Tokens [P + R] (int32), loss mask [R] (uint8) and log-probabilities [R] (float32), as they travel."""
+        return (
+            np.array(prompt + self.tokens, dtype=np.int32),
+            np.array(self.loss_mask, dtype=np.uint8),
+            np.minimum(np.array(self.logprobs, dtype=np.float32), 0.0),
+        )
 
 
 def program_of(turn: str) -> str:
@@ -219,8 +223,8 @@ class Rollout:
     def _cut(self, output: str) -> str:
         """Output within `max_output_tokens`, with a marker where it was cut."""
         limit = self._config.max_output_tokens
-        # No token is shorter than a character's byte by much: text this short needs no count.
-        if len(output) <= limit:
+        # No byte-level vocabulary makes more tokens than bytes: text this short needs no count.
+        if len(output.encode()) <= limit:
             return output
         # Tokenising a flood costs time for nothing: no vocabulary has tokens of 32 characters on average.
         tokens = self._encode(output[: 32 * limit])

@@ -1,0 +1,257 @@
+"""The actor: pulls tickets, runs rollouts, publishes each the moment it is finished.
+
+    who                 waits for                              who unblocks it
+    pulling             room (finished rollouts), tickets      rollouts; the dispatcher
+    each rollout        a weight version, the engine, a        the weight follower; the engine; the sandbox;
+                        sandbox, room in the result stream     the learner, which purges
+    weight follower     a manifest newer than its own          the learner
+
+A failure of infrastructure hands the ticket back; it becomes a `Failure` only past the delivery limit or the deadline.
+At most `actor.max_rollouts` tickets are held, each by one task.
+"""
+
+import asyncio
+import time
+
+import structlog
+
+from actors.engine import Engine, EngineError
+from actors.rollout import Response, roll_out
+from actors.tickets import LeasedTicket, TicketSource
+from actors.weights import WeightLoader
+from bus.connection import Bus, BusError
+from bus.messages import Failure, Ticket, Trajectory
+from bus.metrics import MetricsWriter
+from bus.presence import Announcer
+from configs.schema import RunConfig
+from sandbox.client import SandboxClient, SandboxError
+from tasks.grading import Grade, Grader, GradingError
+from tasks.prompts import PromptError, render_prompt
+
+log = structlog.get_logger()
+
+METRICS_EVERY_S = 5.0
+VERSION_PATIENCE_S = 30.0
+"""How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
+STORE_PATIENCE_S = 3600.0
+
+
+class Actor:
+    """Serves tickets until it is told to stop or its engine fails."""
+
+    def __init__(
+        self, config: RunConfig, bus: Bus, engine: Engine, grader: Grader, announcer: Announcer, seed: int
+    ) -> None:
+        self._config = config
+        self._bus = bus
+        self._engine = engine
+        self._grader = grader
+        self._announcer = announcer
+        self._seed = seed
+        self._sandbox = SandboxClient(bus.client, bus.names.execution, config.sandbox)
+        self._tickets = TicketSource(bus, config.actor.lease_s)
+        self._weights = WeightLoader(bus, engine)
+        self._metrics = MetricsWriter(bus, "actor", announcer.id)
+        self._rollouts: set[asyncio.Task[None]] = set()
+        self._finished = 0
+        self._failed = 0
+        self._handed_back = 0
+        self._busy = BusyClock()
+        self._last = (time.monotonic(), 0)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Raises EngineError, BusError or WeightsError when it cannot go on; returns after `stop`."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                background = [
+                    group.create_task(self._follow_weights()),
+                    group.create_task(self._metrics.run(self._measure, METRICS_EVERY_S)),
+                    group.create_task(self._watch_bus()),
+                ]
+                await self._announcer.say("waiting for weights")
+                if await self._first_weights(stop):
+                    await self._announcer.say("ready")
+                    await self._pull_until(stop)
+                    await self._announcer.say("stopping")
+                    await self._wind_up()
+                for task in background:
+                    task.cancel()
+        finally:
+            for rollout in self._rollouts:
+                rollout.cancel()
+            await asyncio.gather(*self._rollouts, return_exceptions=True)
+            self._weights.close()
+
+    async def _first_weights(self, stop: asyncio.Event) -> bool:
+        deadline = time.monotonic() + self._config.actor.weights_timeout_s
+        while not stop.is_set():
+            if await self._weights.reach(0, timeout_s=0.5):
+                return True
+            if time.monotonic() > deadline:
+                raise BusError(
+                    f"no weights on the bus after {self._config.actor.weights_timeout_s:.0f} s: is a learner running?"
+                )
+        return False
+
+    async def _pull_until(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            room = self._config.actor.max_rollouts - len(self._rollouts)
+            if room <= 0:
+                await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
+                continue
+            for leased in await self._tickets.pull(room, timeout_s=0.5):
+                self._start(leased)
+
+    def _start(self, leased: LeasedTicket) -> None:
+        task = asyncio.create_task(self._serve(leased), name=f"ticket-{leased.ticket.number}")
+        self._rollouts.add(task)
+        self._announcer.in_flight = len(self._rollouts)
+        self._busy.set(True)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._rollouts.discard(task)
+        self._announcer.in_flight = len(self._rollouts)
+        self._busy.set(bool(self._rollouts))
+
+    async def _wind_up(self) -> None:
+        """Gives rollouts their grace, then hands the rest back."""
+        if self._rollouts:
+            await asyncio.wait(self._rollouts, timeout=self._config.actor.grace_s)
+        for rollout in self._rollouts:
+            rollout.cancel()
+        await asyncio.gather(*self._rollouts, return_exceptions=True)
+
+    async def _serve(self, leased: LeasedTicket) -> None:
+        """One ticket to its end: a stored result and an acknowledgement, or a hand-back."""
+        ticket = leased.ticket
+        try:
+            async with leased.kept_alive(self._config.actor.lease_s):
+                result = await self._answer(leased)
+                if result is None:
+                    self._handed_back += 1
+                    await leased.hand_back()
+                    return
+                await self._bus.publish_until_stored(self._bus.names.results, result, STORE_PATIENCE_S)
+                await leased.done()
+        except asyncio.CancelledError:
+            self._handed_back += 1
+            await leased.hand_back(delay_s=0.1)
+            raise
+        if isinstance(result, Failure):
+            self._failed += 1
+            log.warning("ticket failed", ticket=ticket.number, reason=result.reason)
+        else:
+            self._finished += 1
+
+    async def _answer(self, leased: LeasedTicket) -> Trajectory | Failure | None:
+        """A trajectory, a failure that is final, or None for a hand-back."""
+        ticket = leased.ticket
+        if leased.deliveries > self._config.actor.max_deliveries:
+            return self._failure(leased, f"delivered {leased.deliveries} times without a result")
+        try:
+            prompt = render_prompt(ticket.prompt, ticket.problem, self._engine.tokenizer)
+        except PromptError as error:
+            return self._failure(leased, f"prompt: {error}")
+        if len(prompt) > ticket.rollout.max_prompt_tokens:
+            return self._failure(leased, f"prompt of {len(prompt)} tokens, limit {ticket.rollout.max_prompt_tokens}")
+        if not await self._weights.reach(ticket.min_version, VERSION_PATIENCE_S):
+            return None
+        started_at = time.time()
+        try:
+            response = await roll_out(prompt, self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
+            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
+        except TimeoutError:
+            return self._failure(leased, f"deadline of {ticket.rollout.deadline_s:.0f} s passed")
+        except (SandboxError, GradingError, EngineError) as error:
+            log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
+            return None
+        return self._trajectory(ticket, prompt, response, grade, started_at)
+
+    def _trajectory(
+        self, ticket: Ticket, prompt: list[int], response: Response, grade: Grade, started_at: float
+    ) -> Trajectory:
+        tokens, mask, logprobs = response.arrays(prompt)
+        return Trajectory(
+            ticket=ticket.number,
+            group=ticket.group,
+            tokens=tokens,
+            prompt_length=len(prompt),
+            loss_mask=mask,
+            logprobs=logprobs,
+            versions=tuple(response.versions),
+            temperature=ticket.rollout.temperature,
+            reward=grade.reward,
+            reward_parts=grade.parts,
+            tool_calls=tuple(response.tool_calls),
+            finish_reason=response.finish_reason,
+            actor=self._announcer.id,
+            seed=self._seed,
+            issued_at=ticket.issued_at,
+            started_at=started_at,
+            first_token_at=response.first_token_at,
+            published_at=time.time(),
+        )
+
+    def _failure(self, leased: LeasedTicket, reason: str) -> Failure:
+        return Failure(
+            ticket=leased.ticket.number,
+            group=leased.ticket.group,
+            reason=reason,
+            attempts=leased.deliveries,
+            actor=self._announcer.id,
+            published_at=time.time(),
+        )
+
+    async def _follow_weights(self) -> None:
+        while True:
+            if await self._weights.update(timeout_s=60.0):
+                self._announcer.version = str(self._engine.version)
+
+    async def _watch_bus(self) -> None:
+        while not self._bus.lost.is_set():
+            if self._engine.failed:
+                raise EngineError("the engine died; this actor hands its tickets back and ends")
+            await asyncio.sleep(0.5)
+        raise BusError(f"the bus at {self._bus.address.url} did not come back in {self._bus.config.reconnect_s:.0f} s")
+
+    def _measure(self) -> dict[str, float]:
+        now, tokens = time.monotonic(), self._engine.generated_tokens
+        then, before = self._last
+        self._last = (now, tokens)
+        return {
+            "tokens_per_s": (tokens - before) / (now - then),
+            "in_flight": len(self._rollouts),
+            "finished": self._finished,
+            "failed": self._failed,
+            "handed_back": self._handed_back,
+            "idle_ratio": 1.0 - self._busy.share(),
+            "weight_version": self._weights.newest,
+            "weight_sync_seconds": self._weights.sync_seconds,
+            "weight_pause_seconds": self._weights.pause_seconds,
+            "weight_bytes": self._weights.bytes_received,
+        }
+
+
+class BusyClock:
+    """Share of the time since the last question in which there was work."""
+
+    def __init__(self) -> None:
+        self._asked = self._since = time.monotonic()
+        self._busy = False
+        self._total = 0.0
+
+    def set(self, busy: bool) -> None:
+        """Starts or ends a stretch of work."""
+        now = time.monotonic()
+        if self._busy:
+            self._total += now - self._since
+        self._since, self._busy = now, busy
+
+    def share(self) -> float:
+        """Between 0 and 1; starts a new period."""
+        self.set(self._busy)
+        now = time.monotonic()
+        share = self._total / max(now - self._asked, 1e-9)
+        self._asked, self._total = now, 0.0
+        return min(share, 1.0)

@@ -1,0 +1,116 @@
+"""The actor's hold on the ticket stream: leases that are kept alive, hand-backs, acknowledgements.
+
+All actors share one durable consumer. A ticket is pulled only when there is room to run it, its lease is renewed while it
+runs, and it is acknowledged only after its result is stored; otherwise another actor gets it.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from bus.codec import MessageError, decode
+from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.messages import Ticket
+from bus.streams import ACTOR_CONSUMER
+
+log = structlog.get_logger()
+
+HAND_BACK_DELAY_S = 2.0
+MAX_ACK_PENDING = 100_000
+"""Above any backlog that admission allows: staleness bounds outstanding work, not the consumer."""
+
+
+class LeasedTicket:
+    """A ticket that this actor holds."""
+
+    def __init__(self, message: Msg, ticket: Ticket) -> None:
+        self._message = message
+        self.ticket = ticket
+        self.deliveries: int = message.metadata.num_delivered or 1
+
+    @contextlib.asynccontextmanager
+    async def kept_alive(self, lease_s: float) -> AsyncIterator[None]:
+        """Renews the lease three times per period while the body runs."""
+
+        async def renew() -> None:
+            while True:
+                await asyncio.sleep(lease_s / 3)
+                await self._tell(self._message.in_progress)
+
+        renewing = asyncio.create_task(renew())
+        try:
+            yield
+        finally:
+            renewing.cancel()
+
+    async def done(self) -> None:
+        """The result is stored: the ticket leaves the stream."""
+        await self._tell(self._message.ack)
+
+    async def hand_back(self, delay_s: float = HAND_BACK_DELAY_S) -> None:
+        """Another actor, or this one later, gets it."""
+
+        async def nak() -> None:
+            await self._message.nak(delay=delay_s)
+
+        await self._tell(nak)
+
+    async def _tell(self, action) -> None:  # noqa: ANN001 (a bound coroutine function of nats-py)
+        try:
+            await action()
+        except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
+            # The lease runs out by itself, and the learner ignores a second result: nothing is lost or doubled.
+            log.warning("could not settle a ticket with the bus", ticket=self.ticket.number, error=str(error))
+
+
+class TicketSource:
+    """Pulls tickets from the consumer that all actors share."""
+
+    def __init__(self, bus: Bus, lease_s: float) -> None:
+        self._bus = bus
+        self._lease_s = lease_s
+        self._subscription: JetStreamContext.PullSubscription | None = None
+
+    async def pull(self, room: int, timeout_s: float) -> list[LeasedTicket]:
+        """At most `room` tickets; an empty list when none came within `timeout_s`."""
+        try:
+            if self._subscription is None:
+                self._subscription = await self._subscribe()
+            messages = await self._subscription.fetch(room, timeout=timeout_s)
+        except nats.js.errors.FetchTimeoutError:
+            return []
+        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
+            if not isinstance(error, nats.errors.TimeoutError):
+                log.warning("cannot pull tickets, will try again", error=str(error))
+                self._subscription = None
+            await asyncio.sleep(min(timeout_s, 0.5))
+            return []
+        leased = []
+        for message in messages:
+            try:
+                leased.append(LeasedTicket(message, decode(message.data, Ticket)))
+            except MessageError as error:
+                stream = self._bus.names.stream("TICKETS")
+                await self._bus.bury(stream, message.metadata.sequence.stream, message.data, str(error))
+                await message.term()
+        return leased
+
+    async def _subscribe(self) -> JetStreamContext.PullSubscription:
+        return await self._bus.js.pull_subscribe(
+            self._bus.names.tickets,
+            durable=ACTOR_CONSUMER,
+            stream=self._bus.names.stream("TICKETS"),
+            config=ConsumerConfig(
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=self._lease_s,
+                max_deliver=-1,
+                max_ack_pending=MAX_ACK_PENDING,
+            ),
+        )
