@@ -62,7 +62,7 @@ class LeasedTicket:
 
         await self._tell(nak)
 
-    async def _tell(self, action) -> None:  # noqa: ANN001 (a bound coroutine function of nats-py)
+    async def _tell(self, action) -> None:
         try:
             await action()
         except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:

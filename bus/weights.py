@@ -108,7 +108,9 @@ class WeightWriter:
                     first = first or sequence
                 return first, len(starts)
             except (*TRANSIENT_ERRORS, TimeoutError, nats.js.errors.APIError) as error:
-                log.warning("weight chunks not stored, starting over", subject=subject, attempt=attempt, error=str(error))
+                log.warning(
+                    "weight chunks not stored, starting over", subject=subject, attempt=attempt, error=str(error)
+                )
                 await asyncio.sleep(attempt)
         raise WeightsError(f"could not store the weight chunks of {subject} in {ATTEMPTS} attempts: is the bus full?")
 
@@ -146,9 +148,7 @@ async def fetch_weights(bus: Bus, manifest: Manifest, into: memoryview, timeout_
     """
     if len(into) != manifest.nbytes:
         raise ValueError(f"{len(into)} bytes of room for {manifest.nbytes} bytes of weights")
-    reader = LogReader(
-        bus, bus.names.stream("WEIGHTS"), bus.names.chunks(str(manifest.version)), manifest.first_chunk
-    )
+    reader = LogReader(bus, bus.names.stream("WEIGHTS"), bus.names.chunks(str(manifest.version)), manifest.first_chunk)
     position = taken = 0
     deadline = asyncio.get_running_loop().time() + timeout_s
     try:

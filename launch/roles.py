@@ -130,7 +130,7 @@ async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> No
             raise ServerError(f"nats-server ended with status {died.result()}: see {folder / 'nats' / 'server.log'}")
 
 
-async def _check(jail) -> None:  # noqa: ANN001
+async def _check(jail) -> None:
     sys.stdout.write(await jail.check() + "\n")
 
 
@@ -166,9 +166,10 @@ async def _require_same_run(bus: Bus, config: RunConfig, folder: Path) -> None:
 
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from bus.metrics import MetricsWriter
     from sandbox.jail import Jail, SandboxUnavailable
     from sandbox.service import SandboxService
+
+    from bus.metrics import MetricsWriter
 
     jail = Jail(config.sandbox)
     try:
@@ -206,8 +207,9 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
 
     await announcer.say("loading the engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from actors.actor import Actor
     from actors.engine import Engine
+
+    from actors.actor import Actor
     from tasks.grading import Grader
 
     seed = secrets.randbits(31)
@@ -225,8 +227,9 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from learner.loop import Learner
     from learner.trainer import Trainer
+
+    from learner.loop import Learner
     from tasks.problems import ProblemOrder, load_problems
 
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)

@@ -8,10 +8,10 @@ import pytest
 import xxhash
 
 from bus.address import AddressError, BusAddress
+from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, Metrics, TensorEntry
-from bus.codec import decode
 from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics
 from bus.presence import Announcer, who_is_alive
 from bus.server import embedded_server

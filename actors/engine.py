@@ -1,0 +1,246 @@
+"""The vLLM engine of one actor: tokens in, tokens out, weights exchanged with requests in flight.
+
+What comes back of a request are the sampled token ids, the log-probability of each under the distribution that it was
+really drawn from, and which weight version each came from. A failure of the engine is an `EngineError`, never data.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+
+from bus.messages import TensorEntry, VersionSpan, WeightVersion
+from configs.schema import EngineConfig, ModelConfig
+
+log = structlog.get_logger()
+
+STOP_TIMEOUT_S = 5.0
+LOAD_TIMEOUT_S = 300.0
+
+
+class EngineError(RuntimeError):
+    """vLLM did not start, died, or did not answer: infrastructure."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What the engine sampled for one request of n tokens."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    """[n] under the sampling distribution (temperature and truncation applied)."""
+    versions: list[VersionSpan]
+    """Cover [0, n) in order."""
+    finish_reason: str
+    """`stop` or `length`."""
+    stop: str | None
+    """The stop string that ended it; None for the end of the sequence or of the budget."""
+    first_token_at: float
+
+
+class Engine:
+    """One `AsyncLLM`. Make it with `start`, end it with `stop`."""
+
+    def __init__(self, llm: Any, tokenizer: Any, vllm: Any) -> None:
+        self._llm = llm
+        self._vllm = vllm
+        self._ids = itertools.count()
+        self._loading = asyncio.Lock()
+        self.tokenizer = tokenizer
+        self.version: WeightVersion | None = None
+        self.failed = False
+        self.generated_tokens = 0
+
+    @classmethod
+    async def start(cls, folder: Path, model: ModelConfig, config: EngineConfig, max_model_len: int, seed: int) -> Self:
+        """Starts the engine process. Raises EngineError when it is not up within `start_timeout_s`."""
+        _prepare_environment(config)
+        try:
+            vllm, llm = await asyncio.wait_for(
+                asyncio.to_thread(_make, folder, model, config, max_model_len, seed), config.start_timeout_s
+            )
+        except TimeoutError as error:
+            raise EngineError(
+                f"vLLM was not up after {config.start_timeout_s:g} s: see its log lines, or raise "
+                "actor.engine.start_timeout_s"
+            ) from error
+        engine = cls(llm, llm.get_tokenizer(), vllm)
+        await llm.init_weight_transfer_engine(vllm["WeightTransferInitRequest"](init_info={}))
+        return engine
+
+    async def generate(
+        self,
+        tokens: list[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str],
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int | None,
+    ) -> Completion:
+        """Continues `tokens`. Cancelling the caller aborts the request. Raises EngineError."""
+        if self.version is None:
+            raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
+        vllm = self._vllm
+        sampling = vllm["SamplingParams"](
+            max_tokens=max_tokens,
+            stop=list(stop),
+            include_stop_str_in_output=True,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            logprobs=0,
+            output_kind=vllm["RequestOutputKind"].FINAL_ONLY,
+        )
+        # Blocks computed under one version are never reused under another.
+        prompt = {"prompt_token_ids": list(tokens), "cache_salt": str(self.version)}
+        asked_at = time.time()
+        last = None
+        try:
+            async for output in self._llm.generate(prompt, sampling, request_id=str(next(self._ids))):
+                last = output
+            self.generated_tokens += len(last.outputs[0].token_ids) if last else 0
+        except vllm["EngineDeadError"] as error:
+            self.failed = True
+            raise EngineError(f"the engine died: {error}") from error
+        except (vllm["VLLMError"], ValueError) as error:
+            raise EngineError(f"the engine refused a request: {error}") from error
+        answer = last.outputs[0] if last else None
+        if answer is None or answer.finish_reason not in ("stop", "length") or not answer.token_ids:
+            raise EngineError(f"the engine gave a request up ({answer and answer.finish_reason})")
+        tokens = list(answer.token_ids)
+        return Completion(
+            tokens=tokens,
+            logprobs=[entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=True)],
+            versions=[
+                VersionSpan(version=WeightVersion.parse(span.version), start=span.start, end=span.end)
+                for span in answer.weight_versions
+            ],
+            finish_reason=answer.finish_reason,
+            stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
+            first_token_at=asked_at + last.metrics.first_token_latency,
+        )
+
+    async def load(self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str) -> float:
+        """Loads the host copy at `path`; returns the seconds for which generation paused. Raises EngineError.
+
+        Requests in flight are kept with their keys and values; tokens that they sample later carry the new version.
+        """
+        vllm, llm = self._vllm, self._llm
+        update = {"path": path, "tensors": [(t.name, t.dtype, list(t.shape), t.offset) for t in tensors]}
+        async with self._loading:
+            started = time.monotonic()
+            try:
+                async with asyncio.timeout(LOAD_TIMEOUT_S):
+                    await llm.pause_generation(mode="keep", clear_cache=False)
+                    await llm.start_weight_update()
+                    await llm.update_weights(vllm["WeightTransferUpdateRequest"](update_info=update))
+                    await llm.finish_weight_update(weight_version=str(version))
+                    await llm.resume_generation()
+            except asyncio.CancelledError:
+                self.failed = True  # left in the middle: nobody knows what the weights are
+                raise
+            except Exception as error:
+                # vLLM passes on whatever a worker raised as a bare Exception.
+                self.failed = True
+                raise EngineError(f"weights {version} could not be loaded: {error or 'time-out'}") from error
+            self.version = version
+            return time.monotonic() - started
+
+    async def stop(self) -> None:
+        """Ends the engine process."""
+        await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
+
+
+def _prepare_environment(config: EngineConfig) -> None:
+    """vLLM is set up by environment variables, read when it is imported."""
+    defaults = {
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gb:g}",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if config.tensor_parallel == 1:
+        # One worker needs no process beside the engine's: with one, the two poll each other, which costs a core.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@contextlib.contextmanager
+def _on_cores() -> Iterator[None]:
+    """The engine process, started in the body, computes on `ZEROTIR_ENGINE_CORES` (such as `0,1`), one thread each.
+
+    Where the variable is not set (an actor that was started by hand beside others), it takes half the cores' worth of
+    threads, wherever the kernel finds room.
+    """
+    allowed = os.sched_getaffinity(0)
+    named = os.environ.get("ZEROTIR_ENGINE_CORES")
+    cores = {int(core) for core in named.split(",")} & allowed if named else allowed
+    threads = len(cores) if named else max(1, len(cores) // 2)
+    before = os.environ.get("OMP_NUM_THREADS")
+    # Children inherit both; this process goes back to what it had.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.sched_setaffinity(0, cores or allowed)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _make(
+    folder: Path, model: ModelConfig, config: EngineConfig, max_model_len: int, seed: int
+) -> tuple[dict[str, Any], Any]:
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.config import WeightTransferConfig
+    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+    from vllm.exceptions import VLLMError
+    from vllm.sampling_params import RequestOutputKind
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    from actors.weight_transfer import BACKEND
+
+    arguments = AsyncEngineArgs(
+        model=str(folder),
+        dtype=model.dtype,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_running,
+        tensor_parallel_size=config.tensor_parallel,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager,
+        enable_prefix_caching=True,
+        logprobs_mode="processed_logprobs",
+        seed=seed,
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        worker_extension_cls="actors.weight_transfer.WorkerExtension",
+        disable_log_stats=False,
+        generation_config="vllm",
+        load_format="dummy",
+    )
+    try:
+        with _on_cores():
+            llm = AsyncLLM.from_engine_args(arguments)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise EngineError(f"vLLM did not start on {folder}: {error}") from error
+    return {
+        "SamplingParams": SamplingParams,
+        "RequestOutputKind": RequestOutputKind,
+        "WeightTransferInitRequest": WeightTransferInitRequest,
+        "WeightTransferUpdateRequest": WeightTransferUpdateRequest,
+        "EngineDeadError": EngineDeadError,
+        "VLLMError": VLLMError,
+    }, llm

@@ -1,0 +1,88 @@
+"""The part of a weight update that runs inside vLLM's workers: from shared memory into the model.
+
+Registered with vLLM as the weight transfer engine `zerotir`; workers import this module as their extension class. Every
+worker of a host maps the same host copy, read-only, so tensor parallelism costs no further copies.
+"""
+
+import math
+import mmap
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+BACKEND = "zerotir"
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """Nothing is set up ahead of time."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """A host copy and the tensors in it: (name, dtype, shape, offset in bytes)."""
+
+    path: str
+    tensors: list[tuple[str, str, list[int], int]]
+
+
+class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Loads tensors from a file in shared memory."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        """Nothing to do."""
+
+    def start_weight_update(self) -> None:
+        """Linear layers are re-packed after loading: loading must go through vLLM's layerwise reload."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, which synchronises an accelerator whether there is one or not."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Views the tensors in place; the model's loader copies them."""
+        with open(update_info.path, "rb") as file:
+            # Unmapped with the last view of it: a loader may keep tensors until their layer is whole.
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        views = (
+            (
+                name,
+                torch.frombuffer(memory, dtype=getattr(torch, dtype), count=math.prod(shape), offset=offset).reshape(
+                    shape
+                ),
+            )
+            for name, dtype, shape, offset in update_info.tensors
+        )
+        self.model.load_weights(views)
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.model_config.hf_text_config.tie_word_embeddings:
+            # A tied head gets no weights of its own, but on a CPU it keeps a packed copy, which would stay the old one.
+            head = self.model.lm_head
+            head.quant_method.process_weights_after_loading(head)
+
+    def finish_weight_update(self) -> None:
+        """Everything is in place already."""
+
+    def shutdown(self) -> None:
+        """Nothing is held."""
+
+
+class WorkerExtension:
+    """vLLM mixes this class into its workers; importing it registers the backend there."""
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, SharedMemoryTransfer)

@@ -1,0 +1,180 @@
+"""`zerotir up`: every role on this machine, each by the command that a user would type.
+
+    supervisor --starts--> bus, then sandbox, actors and learner
+               --reads---> presence (start-up and progress) and the metrics log (one line a step)
+
+A sandbox or actor that dies is started again, a few times; the run ends when the learner has done its steps (status 0),
+on Ctrl-C (130), or with an error when the bus or the learner fails. In every case all roles are stopped and their process
+groups cleared before the command returns.
+"""
+
+import asyncio
+import signal
+import sys
+import time
+from pathlib import Path
+
+import structlog
+
+from bus.address import BusAddress
+from bus.connection import Bus, BusError, open_bus
+from bus.logs import set_up_logs
+from bus.metrics import follow_metrics
+from bus.presence import who_is_alive
+from configs.loading import dump_config
+from configs.schema import RunConfig
+from launch.cores import shares
+from launch.plots import plot_run
+from launch.processes import RoleProcess
+from launch.roles import new_run_id
+from launch.views import step_line, summary
+
+log = structlog.get_logger()
+
+RESTARTS = 5
+BUS_TIMEOUT_S = 60.0
+STILL_WAITING_S = 20.0
+
+
+class RunFailedError(RuntimeError):
+    """The run cannot go on; the text holds the failed role's last words."""
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+    sys.stdout.flush()
+
+
+def up(config: RunConfig, resume: Path | None) -> int:
+    """Runs everything; returns the exit status."""
+    folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
+    try:
+        code = asyncio.run(_Supervisor(config, folder).run())
+    except (RunFailedError, BusError) as error:
+        log.error("run failed", error=str(error))
+        say(f"FAILED: {error}")
+        say(f"logs: {folder / 'logs'}; go on with: zerotir up {config.name} --resume {folder}")
+        return 1
+    say(summary(folder, plot_run(folder)))
+    if code == 130:
+        say(f"stopped; go on with: zerotir up {config.name} --resume {folder}")
+    return code
+
+
+class _Supervisor:
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self._config = config
+        self._folder = folder
+        self._given_shares = shares(config)
+        self._roles: dict[str, RoleProcess] = {}
+        self._restarts = 0
+        self._stop = asyncio.Event()
+
+    async def run(self) -> int:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
+        say(f"run {self._folder.name}: logs, metrics and results in {self._folder}")
+        (self._folder / "up.yaml").write_text(dump_config(self._config))
+        try:
+            address = await self._start_bus()
+            if address is None:
+                return 130
+            async with open_bus(address, self._config.bus, "up") as bus:
+                for name in ("sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"):
+                    await self._start(name, name.partition("-")[0], joins=True)
+                return await self._watch(bus)
+        finally:
+            say("stopping every role")
+            await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
+            if "bus" in self._roles:
+                await self._roles["bus"].stop()
+
+    async def _start(self, name: str, role: str, *, joins: bool) -> None:
+        where = ["--run", str(self._folder / "bus.json"), "--id", name] if joins else ["--folder", str(self._folder)]
+        arguments = [role, str(self._folder / "up.yaml"), *where]
+        share = self._given_shares.get(name)
+        process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
+        await process.start()
+        self._roles[name] = process
+
+    async def _start_bus(self) -> BusAddress | None:
+        """Waits for the bus to answer; None when told to stop meanwhile."""
+        path = self._folder / "bus.json"
+        started = time.time()
+        await self._start("bus", "bus", joins=False)
+        deadline = time.monotonic() + BUS_TIMEOUT_S
+        # On resume an earlier bus.json is there already: only a newer one says that the bus is up.
+        while not (path.exists() and path.stat().st_mtime >= started - 1.0):
+            if self._stop.is_set():
+                return None
+            if self._roles["bus"].code is not None or time.monotonic() > deadline:
+                raise RunFailedError(f"the bus did not start:\n{self._roles['bus'].last_words()}")
+            await asyncio.sleep(0.05)
+        return BusAddress.read(path)
+
+    async def _watch(self, bus: Bus) -> int:
+        tasks = {
+            asyncio.create_task(self._show_steps(bus)),
+            asyncio.create_task(self._show_presence(bus)),
+            asyncio.create_task(self._until_done()),
+            asyncio.create_task(self._stop.wait()),
+        }
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        for task in done:
+            task.result()
+        return 130 if self._stop.is_set() else 0
+
+    async def _until_done(self) -> None:
+        """Returns once the learner has ended well; restarts what may be restarted."""
+        while True:
+            for name, role in list(self._roles.items()):
+                if role.code is None:
+                    continue
+                if name == "learner" and role.code == 0:
+                    # The metrics of the last step are on their way to the screen.
+                    await asyncio.sleep(1.0)
+                    return
+                await self._mend(name, role)
+            await asyncio.sleep(0.2)
+
+    async def _mend(self, name: str, role: RoleProcess) -> None:
+        # Status 2 is for the user to mend: trying again would not help.
+        if name in ("bus", "learner") or role.code == 2 or self._restarts >= RESTARTS:
+            raise RunFailedError(f"{name} ended with status {role.code}:\n{role.last_words()}")
+        self._restarts += 1
+        say(f"{name} ended with status {role.code} and is started again ({self._restarts} of {RESTARTS} restarts)")
+        await role.stop()
+        await self._start(name, name.partition("-")[0], joins=True)
+
+    async def _show_presence(self, bus: Bus) -> None:
+        """Says what each role is doing whenever that changes, and now and then while nothing does."""
+        states: dict[str, str] = {}
+        spoken = time.monotonic()
+        begun = spoken
+        while True:
+            for presence in await who_is_alive(bus):
+                # Counts change all the time: they are told only when it was quiet for long.
+                headline = presence.state.partition(":")[0]
+                if states.get(presence.id) != headline:
+                    states[presence.id] = headline
+                    say(f"{presence.id:<10} {presence.state}")
+                    spoken = time.monotonic()
+                elif presence.role == "learner" and time.monotonic() - spoken > STILL_WAITING_S:
+                    say(f"{presence.id:<10} {presence.state}")
+                    spoken = time.monotonic()
+            if len(states) < len(self._roles) and time.monotonic() - begun > self._config.launch.start_timeout_s:
+                missing = ", ".join(sorted(set(self._roles) - set(states)))
+                raise RunFailedError(f"not ready after {self._config.launch.start_timeout_s:.0f} s: {missing}")
+            await asyncio.sleep(0.5)
+
+    async def _show_steps(self, bus: Bus) -> None:
+        async for _, metrics in follow_metrics(bus):
+            if metrics.role == "learner" and metrics.step is not None:
+                say(step_line(metrics, self._config.learner.steps))

@@ -1,0 +1,56 @@
+"""Prompts: a template filled with a problem, as token ids.
+
+Templates are text files that contain `{problem}` exactly once and nothing else that is replaced; a last line break is
+not part of them. The shipped ones lie in `tasks/templates/`: `zerotir` is the prompt of ZeroTIR for base models
+(arXiv 2505.07773), `plain` suits small instruction-tuned models, `tiny` is the problem alone. Those named `-text` do
+not mention code.
+"""
+
+import difflib
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.schema import PromptConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATES = Path(__file__).parent / "templates"
+PLACEHOLDER = "{problem}"
+
+
+class PromptError(ValueError):
+    """A template that is unknown or unusable; the text says why."""
+
+
+def render_prompt(prompt: PromptConfig, problem: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Token ids of the prompt for `problem`.
+
+    Plain prompts get the special tokens that the tokenizer itself adds, chat prompts those of the chat template, up to
+    the beginning of the model's turn. Raises PromptError for an unusable template and for a missing chat template.
+    """
+    text = load_template(prompt.template).replace(PLACEHOLDER, problem)
+    if not prompt.chat:
+        return list(tokenizer(text)["input_ids"])
+    if tokenizer.chat_template is None:
+        raise PromptError("the model's tokenizer has no chat template: set tasks.prompt.chat to false")
+    # Without return_dict=False, transformers 5 returns a mapping, whose list() would be its keys.
+    turns = [{"role": "user", "content": text}]
+    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+@lru_cache(maxsize=16)
+def load_template(name: str) -> str:
+    """The text of a shipped template, or of the file at path `name`. Raises PromptError."""
+    shipped = {path.stem: path for path in TEMPLATES.glob("*.txt")}
+    path = shipped.get(name) or Path(name)
+    try:
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        near = difflib.get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(sorted(shipped))}"
+        raise PromptError(f"no prompt template {name!r}, nor a readable text file of that path: {hint}") from error
+    if text.count(PLACEHOLDER) != 1:
+        raise PromptError(f"template {name!r} contains {PLACEHOLDER} {text.count(PLACEHOLDER)} times, not once")
+    return text

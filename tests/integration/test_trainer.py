@@ -1,0 +1,412 @@
+"""The trainer and the policy on a tiny random model: gradients against plain transformers, checkpoints, exports."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
+from configs.models import model_folder
+from configs.schema import (
+    AlgorithmConfig,
+    DeepSpeedConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProblemsConfig,
+    RunConfig,
+    TasksConfig,
+)
+from learner.batches import micro_batches
+from learner.policy import Policy, TokenLogprobs
+from learner.trainer import NO_METRICS, Trainer
+
+VOCABULARY = 90
+# With an epsilon that dwarfs every gradient AdamW's first step is lr / eps times the gradient: weights show the gradient.
+GRADIENT = OptimizerConfig(lr=1e4, eps=1e4, max_grad_norm=1e9)
+TRAIN = OptimizerConfig(lr=1e-3)
+Weights = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return model_folder("random-tiny")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    """One for all policies of this module."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
+    """Makes trainers and closes them after the test."""
+    made: list[Trainer] = []
+
+    def make(
+        optimizer: OptimizerConfig = TRAIN, budget: int = 4096, dtype: str = "float32", **algorithm: object
+    ) -> Trainer:
+        config = RunConfig(
+            name="test",
+            seed=3,
+            model=ModelConfig(path="random-tiny", dtype=dtype),
+            tasks=TasksConfig(problems=ProblemsConfig(recipe="products")),
+            learner=LearnerConfig(
+                steps=10,
+                algorithm=AlgorithmConfig.model_validate({"minibatches": 1} | algorithm),
+                optimizer=optimizer,
+                deepspeed=DeepSpeedConfig(micro_batch_tokens=budget),
+            ),
+        )
+        made.append(Trainer(config, folder))
+        return made[-1]
+
+    yield make
+    for trainer in made:
+        trainer.policy.close()
+
+
+def trajectory(group: int, reward: float, rng: np.random.Generator, temperature: float = 0.7) -> Trajectory:
+    """Random tokens, with a stretch of inserted ones; behaviour log-probabilities near a random model's."""
+    prompt, response = int(rng.integers(2, 12)), int(rng.integers(6, 40))
+    mask = np.ones(response, np.uint8)
+    mask[response // 3 : response // 2] = 0
+    return Trajectory(
+        ticket=1,
+        group=group,
+        tokens=rng.integers(4, VOCABULARY, prompt + response).astype(np.int32),
+        prompt_length=prompt,
+        loss_mask=mask,
+        logprobs=(rng.normal(-4.8, 0.5, response) * mask).astype(np.float32),
+        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=response),),
+        temperature=temperature,
+        reward=reward,
+        reward_parts={},
+        tool_calls=(),
+        finish_reason=FinishReason.STOP,
+        actor="a",
+        seed=0,
+        issued_at=0.0,
+        started_at=0.0,
+        first_token_at=0.0,
+        published_at=0.0,
+    )
+
+
+def batch(seed: int = 0, temperature: float = 0.7) -> list[list[Trajectory]]:
+    rng = np.random.default_rng(seed)
+    return [[trajectory(group, float(sample % 3 == 0), rng, temperature) for sample in range(4)] for group in range(3)]
+
+
+def weights(trainer: Trainer) -> Weights:
+    return dict(trainer.policy.named_weights())
+
+
+def behave_like(policy: Policy, trajectories: list[Trajectory]) -> list[Trajectory]:
+    """The same trajectories with the policy's own log-probabilities as the behaviour policy's."""
+    result = []
+    for item in trajectories:
+        with torch.no_grad():
+            logprobs = policy.token_logprobs(micro_batches([item], torch.zeros(1), 4096)[0])
+        behaviour = np.zeros(item.response_length, np.float32)
+        behaviour[np.flatnonzero(item.loss_mask)] = logprobs.numpy()
+        result.append(item.model_copy(update={"logprobs": behaviour}))
+    return result
+
+
+def plain_logprobs(model: torch.nn.Module, item: Trajectory) -> torch.Tensor:
+    """Log-probabilities of the sampled tokens from full logits of one sequence, without padding."""
+    tokens = torch.from_numpy(item.tokens.astype(np.int64))
+    logits = model(input_ids=tokens[None]).logits[0] / item.temperature
+    positions = item.prompt_length + np.flatnonzero(item.loss_mask)
+    return torch.log_softmax(logits[positions - 1], dim=-1)[range(len(positions)), tokens[positions]]
+
+
+def plain_gradient(folder: Path, groups: list[list[Trajectory]], cap: float) -> Weights:
+    """Of the on-policy decoupled loss, a sequence at a time, over the number of all sampled tokens."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    everything = [item for group in groups for item in group]
+    rewards = np.array([item.reward for item in everything])
+    means = {group[0].group: np.mean([item.reward for item in group]) for group in groups}
+    centred = np.array([item.reward - means[item.group] for item in everything])
+    advantages = centred / centred.std()
+    assert rewards.std() > 0
+    count = sum(int(item.loss_mask.sum()) for item in everything)
+    for item, advantage in zip(everything, advantages, strict=True):
+        logprobs = plain_logprobs(model, item)
+        behaviour = torch.from_numpy(item.logprobs[np.flatnonzero(item.loss_mask)])
+        weight = (logprobs.detach() - behaviour).exp().clamp(max=cap)
+        (-(weight * logprobs).sum() * float(advantage) / count).backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def difference(after: Weights, before: Weights) -> Weights:
+    return {name: before[name] - after[name] for name in before}
+
+
+@pytest.mark.parametrize("budget", [1, 64, 4096])
+def test_gradient_is_that_of_plain_transformers(folder, new_trainer, budget):
+    trainer, groups = new_trainer(GRADIENT, budget), batch()
+    before = weights(trainer)
+    trainer.train(groups, 1)
+    expected = plain_gradient(folder, groups, cap=2.0)
+    for name, gradient in difference(weights(trainer), before).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_order_of_trajectories_changes_no_gradient(new_trainer):
+    groups = batch()
+    changes = []
+    for order in (groups, [group[::-1] for group in groups[::-1]]):
+        trainer = new_trainer(GRADIENT, budget=100)
+        before = weights(trainer)
+        trainer.train(order, 1)
+        changes.append(difference(weights(trainer), before))
+    for name, change in changes[0].items():
+        assert change.abs().max() > 1e-5
+        torch.testing.assert_close(change, changes[1][name], rtol=1e-3, atol=2e-6)
+
+
+def test_logits_in_chunks_change_neither_logprobs_nor_gradient(folder):
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    micro = micro_batches([item for group in batch() for item in group], torch.zeros(12), 4096)[0]
+    results = []
+    for rows in (1000, 7):
+        module = TokenLogprobs(model, max_logits=rows * model.config.vocab_size)
+        model.zero_grad()
+        logprobs = module(micro.input_ids, micro.index, micro.targets, micro.temperatures)
+        logprobs.square().sum().backward()
+        results.append((logprobs, model.lm_head.weight.grad.clone(), model.model.embed_tokens.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("minibatches", [1, 3])
+def test_on_policy_ratios_are_exactly_one_at_a_temperature(new_trainer, minibatches):
+    trainer = new_trainer(OptimizerConfig(lr=1e-12), budget=4096, minibatches=minibatches)
+    groups = [behave_like(trainer.policy, group) for group in batch(temperature=0.7)]
+    metrics = trainer.train(groups, 1)
+    assert metrics["clip_fraction"] == 0.0
+    assert metrics["importance_weight_mean"] == pytest.approx(1.0, abs=1e-5)
+    assert metrics["importance_weight_ess"] == pytest.approx(1.0, abs=1e-6)
+    assert metrics["behaviour_kl"] == pytest.approx(0.0, abs=1e-6)
+    # All weights 1: the loss is minus the mean advantage over tokens.
+    everything = [item for group in groups for item in group]
+    centred = np.array([item.reward - np.mean([o.reward for o in groups[item.group]]) for item in everything])
+    tokens = np.array([item.loss_mask.sum() for item in everything])
+    if minibatches == 1:
+        assert metrics["loss"] == pytest.approx(-(centred / centred.std() * tokens).sum() / tokens.sum(), abs=1e-5)
+    assert metrics["trained_tokens"] == tokens.sum()
+
+
+def test_temperature_acts_on_the_ratio(new_trainer):
+    trainer = new_trainer()
+    at_one = [behave_like(trainer.policy, group) for group in batch(temperature=1.0)]
+    # The same tokens and probabilities, said to have been sampled at 0.7: the policies differ.
+    groups = [[item.model_copy(update={"temperature": 0.7}) for item in group] for group in at_one]
+    assert trainer.train(groups, 1)["behaviour_kl"] > 1e-3
+
+
+def test_later_minibatches_are_clipped_against_the_policy_that_the_batch_met(new_trainer):
+    trainer = new_trainer(OptimizerConfig(lr=1e-2), minibatches=2)
+    groups = [behave_like(trainer.policy, group) for group in batch()]
+    metrics = trainer.train(groups, 1)
+    # The first update moves the policy far enough to clip in the second minibatch, while the proximal policy is still
+    # the behaviour policy.
+    assert 0.0 < metrics["clip_fraction"] < 0.6
+    assert metrics["behaviour_kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["decoupled_ppo", "ppo"])
+def test_training_raises_the_probability_of_rewarded_tokens(new_trainer, loss):
+    trainer = new_trainer(OptimizerConfig(lr=1e-3), loss=loss)
+    groups = [behave_like(trainer.policy, group) for group in batch()]
+    trainer.train(groups, 1)
+    for item in (item for group in groups for item in group):
+        with torch.no_grad():
+            now = trainer.policy.token_logprobs(micro_batches([item], torch.zeros(1), 4096)[0]).sum()
+        assert (now > float(item.logprobs.sum())) == (item.reward == 1.0)
+
+
+def test_ppo_clips_against_the_behaviour_policy(new_trainer):
+    trainer = new_trainer(loss="ppo")
+    rng = np.random.default_rng(0)
+    groups = batch()
+    for group in groups:
+        group[:] = [
+            item.model_copy(update={"logprobs": (item.logprobs - rng.normal(0, 0.5)).clip(max=0).astype(np.float32)})
+            for item in behave_like(trainer.policy, group)
+        ]
+    assert trainer.train(groups, 1)["clip_fraction"] > 0.1
+
+
+def test_nothing_to_train_on_changes_nothing(new_trainer):
+    trainer = new_trainer()
+    before = weights(trainer)
+    assert trainer.train([], 1) == NO_METRICS
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(trainer).items())
+
+
+def test_an_update_that_is_not_finite_is_left_out(new_trainer):
+    trainer = new_trainer()
+    before = weights(trainer)
+    # Logits over a temperature near the smallest float are infinite.
+    metrics = trainer.train(batch(temperature=1e-44), 1)
+    assert metrics["skipped_updates"] == 1
+    assert metrics["loss"] == metrics["grad_norm"] == 0.0
+    assert all(torch.equal(weight, before[name]) for name, weight in weights(trainer).items())
+    # And the next one is applied as if it had not been.
+    metrics = trainer.train(batch(), 2)
+    other = new_trainer()
+    other.train(batch(), 2)
+    assert metrics["skipped_updates"] == 0
+    assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(trainer).items())
+
+
+def test_minibatches_depend_on_seed_and_version_alone(new_trainer):
+    results = []
+    for version in (1, 1, 2):
+        trainer = new_trainer(minibatches=3)
+        torch.manual_seed(len(results))
+        trainer.train(batch(), version)
+        results.append(weights(trainer)["lm_head.weight"])
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_a_restored_trainer_continues_bit_for_bit(new_trainer, tmp_path):
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
+    trainer = new_trainer(optimizer, minibatches=2)
+    trainer.train(batch(1), 1)
+    trainer.policy.save(tmp_path)
+    expected = trainer.train(batch(2), 2)
+    restored = new_trainer(optimizer, minibatches=2)
+    assert not torch.equal(weights(restored)["lm_head.weight"], weights(trainer)["lm_head.weight"])
+    restored.policy.load(tmp_path)
+    metrics = restored.train(batch(2), 2)
+    assert all(torch.equal(weight, weights(trainer)[name]) for name, weight in weights(restored).items())
+    # Four of five steps of warm-up.
+    assert metrics["learning_rate"] == expected["learning_rate"] == pytest.approx(1e-3 * 4 / 5)
+    assert metrics["loss"] == expected["loss"]
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_every_engine_trains_saves_and_restores(folder, tmp_path, stage, compute):
+    def new() -> Policy:
+        return Policy(
+            folder,
+            ModelConfig(path="random-tiny", dtype="bfloat16"),
+            TRAIN,
+            DeepSpeedConfig(zero_stage=stage, gradient_checkpointing=stage == 2),
+            seed=0,
+            total_steps=2,
+            compute_dtype=compute,
+        )
+
+    micros = micro_batches([item for group in batch() for item in group], torch.ones(12), 100)
+    tokens = sum(len(micro.targets) for micro in micros)
+
+    def step(policy: Policy) -> float:
+        total = 0.0
+        for micro in micros:
+            loss = -policy.token_logprobs(micro).sum() / tokens
+            policy.backward(loss)
+            total += loss.item()
+        assert policy.optimizer_step().applied
+        return total
+
+    policy, restored = new(), new()
+    first = step(policy)
+    policy.save(tmp_path)
+    assert step(policy) < first
+    restored.load(tmp_path)
+    step(restored)
+    expected = dict(policy.named_weights())
+    for name, weight in restored.named_weights():
+        assert weight.dtype == torch.bfloat16
+        assert torch.equal(weight, expected[name])
+    policy.close()
+    restored.close()
+
+
+def test_a_missing_checkpoint_is_an_error(new_trainer, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        new_trainer().policy.load(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_export_is_a_hugging_face_checkpoint(new_trainer, tmp_path, dtype):
+    trainer = new_trainer(dtype=str(dtype).removeprefix("torch."))
+    trainer.train(batch(), 1)
+    trainer.policy.export(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert model.dtype == dtype
+    assert all(torch.equal(model.get_parameter(name), weight) for name, weight in weights(trainer).items())
+    item = batch()[0][0]
+    with torch.no_grad():
+        ours = trainer.policy.token_logprobs(micro_batches([item], torch.zeros(1), 4096)[0])
+        theirs = plain_logprobs(model.float(), item)
+    torch.testing.assert_close(ours, theirs, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path).decode([10, 20])
+
+
+def test_tied_weights_are_named_once(tmp_path, folder):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tied")
+    policy = Policy(tmp_path / "tied", ModelConfig(path="tied"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
+    names = [name for name, _ in policy.named_weights()]
+    assert "model.embed_tokens.weight" in names
+    assert "lm_head.weight" not in names
+    assert len(names) == len(set(names)) == 20
+    policy.export(tmp_path / "export")
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert reloaded.lm_head.weight is reloaded.model.embed_tokens.weight
+    assert torch.equal(reloaded.lm_head.weight, dict(policy.named_weights())["model.embed_tokens.weight"])
+    policy.close()
+
+
+def test_a_model_that_caps_its_logits_is_refused(tmp_path, folder):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        final_logit_softcapping=0.01,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="logits"):
+        Policy(tmp_path, ModelConfig(path="capped"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
+
+
+def test_several_ranks_are_refused(folder, monkeypatch):
+    # As `torchrun --nproc-per-node 2` starts a process, with no process group yet.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="several ranks are not supported yet"):
+        Policy(folder, ModelConfig(path="random-tiny"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused(folder):
+    with pytest.raises(ValueError, match="warmup_steps"):
+        Policy(
+            folder,
+            ModelConfig(path="random-tiny"),
+            OptimizerConfig(warmup_steps=11),
+            DeepSpeedConfig(),
+            seed=0,
+            total_steps=10,
+        )

@@ -1,0 +1,291 @@
+"""Grading with real math-verify processes."""
+
+import asyncio
+import json
+import os
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from configs.schema import GradingConfig
+from tasks.grading import Grader, GradingError
+from tasks.verifier import NoVerdict, Verifier
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+BOXED = GradingConfig(timeout_s=20.0)
+HASTY = GradingConfig(timeout_s=1.0)
+NUMBER = GradingConfig(rule="last_number")
+WRONG = {"correct": 0.0, "answered": 1.0, "ungradable": 0.0}
+RIGHT = {"correct": 1.0, "answered": 1.0, "ungradable": 0.0}
+SILENT = {"correct": 0.0, "answered": 0.0, "ungradable": 0.0}
+CHOKED = {"correct": 0.0, "answered": 1.0, "ungradable": 1.0}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def grader():
+    async with Grader() as grader:
+        yield grader
+
+
+def child_pids(grader: Grader) -> list[int]:
+    return [verifier._process.pid for verifier in grader._verifiers if verifier._process]
+
+
+def proc_file(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "correct"),
+    [
+        ("42", "42", True),
+        ("42", "43", False),
+        ("42", "42.0", True),
+        ("1/2", "0.5", True),
+        (r"\frac{1}{2}", "1/2", True),
+        (r"\frac{1}{2}", r"\dfrac{2}{4}", True),
+        (r"\frac12", "0.5", True),
+        (r"\frac{1}{2}", "0.51", False),
+        (r"\frac{3}{4}", r"\frac{4}{3}", False),
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        ("-5", "5", False),
+        (r"10,\!080", "10080", True),
+        ("10080", "10,080", True),
+        (r"\$18", "18", True),
+        (r"50\%", "50%", True),
+        (r"50\%", "0.5", True),
+        (r"50\%", "60%", False),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        (r"\{1,2\}", r"\{1,2,3\}", False),
+        ("1,2", "2, 1", True),
+        ("(1,2)", "(1, 2)", True),
+        ("(1,2)", "(2,1)", False),
+        ("[0,1]", "[0, 1]", True),
+        ("[0,1]", "[0,1)", False),
+        (r"(-\infty, 3]", r"(-\infty,3]", True),
+        ("x^2-1", "(x-1)(x+1)", True),
+        ("x^2-1", "x^2+1", False),
+        ("5", "x = 5", True),
+        ("5", "5, 6", False),
+        ("5", "5 or 6", False),
+        ("5", "the answer is 5 or 6 or 7", False),
+        ("12", r"12\text{ cm}", True),
+        (r"90^\circ", "90", True),
+        (r"\text{Evelyn}", "Evelyn", True),
+        (r"\text{Evelyn}", "Bob", False),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", False),
+        ("3+4i", "4i + 3", True),
+        ("6", "3!", True),
+        (r"\frac{1}{2004!}", r"\frac{1}{2004!}", True),
+        ("2^{4181}", "2^{4182}", False),
+        ("1", "nan", False),
+        ("5", r"\boxed{5}", True),
+        ("5", "__import__('os').getpid()", False),
+    ],
+)
+async def test_boxed_answers(grader, gold, answer, correct):
+    grade = await grader.grade([f"So it is \\boxed{{{answer}}}."], gold, BOXED)
+    assert grade.parts == (RIGHT if correct else WRONG)
+    assert grade.reward == float(correct)
+
+
+@pytest.mark.parametrize(
+    ("turns", "parts"),
+    [
+        ([r"\boxed{41}, no: \boxed{42}"], RIGHT),
+        ([r"\boxed{42}, no: \boxed{41}"], WRONG),
+        ([r"\boxed{42} and unfinished \boxed{41"], RIGHT),
+        (["```python\nprint(42)\n```", r"It is \boxed{42}."], RIGHT),
+        ([r"I guess \boxed{42} ```python" + "\nprint(41)\n```", " fine."], RIGHT),
+        # A program that printed the right number, and no answer after it.
+        (["```python\nprint(42)\n```", " as the output says."], SILENT),
+        (["```python\nprint(r'\\boxed{42}')\n```", ""], SILENT),
+        (["```python\n# \\boxed{42}"], SILENT),
+        (["```output\n\\boxed{42}\n```"], SILENT),
+        (["```python\nprint(42)\n```output\n\\boxed{42}\n``` done"], SILENT),
+        # Two turns never join.
+        (["\\boxed{4", "2}"], SILENT),
+        (["\\boxed{", "42}"], SILENT),
+        (["\\box", "ed{42}"], SILENT),
+        (["\\boxed{```python\nprint(42)\n```", "42}"], SILENT),
+        (["42"], SILENT),
+        ([r"\boxed{}"], SILENT),
+        ([], SILENT),
+    ],
+)
+async def test_where_a_box_counts(grader, turns, parts):
+    assert (await grader.grade(turns, "42", BOXED)).parts == parts
+
+
+@pytest.mark.parametrize(
+    ("turns", "parts"),
+    [
+        ([r"</think> <answer>\boxed{42}</answer>"], RIGHT),
+        ([r"\boxed{42}</think> <answer>forty-two</answer>"], SILENT),
+        ([r"\boxed{42}"], SILENT),
+        ([r"<answer>\boxed{42}"], SILENT),
+        ([r"<answer>\boxed{42}</answer> <answer>\boxed{41}</answer>"], WRONG),
+        (["<answer> ```python\nprint(42)\n```", r"\boxed{42}</answer>"], RIGHT),
+        (["<answer>\\boxed{4", "2}</answer>"], SILENT),
+        (["```python\n'<answer>\\boxed{42}</answer>'\n```"], SILENT),
+    ],
+)
+async def test_only_inside_the_answer_tag(grader, turns, parts):
+    assert (await grader.grade(turns, "42", GradingConfig(answer_tag=True, timeout_s=20.0))).parts == parts
+
+
+@pytest.mark.parametrize(
+    ("turns", "gold", "parts"),
+    [
+        (["23 * 45 = 1035."], "1035", RIGHT),
+        (["It is 1,035"], "1035", RIGHT),
+        (["It is 1035.0"], "1,035", RIGHT),
+        (["It is -1035"], "1035", WRONG),
+        (["1035, not 1036"], "1035", WRONG),
+        (["```python\nprint(23*45)\n```", "The answer is 1035"], "1035", RIGHT),
+        (["First 12. ```python\nprint(1035)\n```", " That is it."], "1035", WRONG),
+        (["```python\nprint(1035)\n```", ""], "1035", SILENT),
+        (["```python\nprint(1035)\n```output\n1035\n```"], "1035", SILENT),
+        (["10", "35"], "1035", WRONG),
+        ([], "1035", SILENT),
+    ],
+)
+async def test_last_number_rule(grader, turns, gold, parts):
+    assert (await grader.grade(turns, gold, NUMBER)).parts == parts
+
+
+async def test_last_number_inside_the_answer_tag(grader):
+    config = GradingConfig(rule="last_number", answer_tag=True)
+    assert (await grader.grade(["41 <answer>42</answer> 43"], "42", config)).parts == RIGHT
+    assert (await grader.grade(["42"], "42", config)).parts == SILENT
+
+
+async def test_last_number_starts_no_process_and_needs_a_number():
+    async with Grader() as grader:
+        assert (await grader.grade(["5"], "5", NUMBER)).reward == 1
+        with pytest.raises(GradingError, match="not a number"):
+            await grader.grade(["5"], "x + 1", NUMBER)
+        assert child_pids(grader) == []
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "9^{9^{9^{9}}}",
+        "10000000!!",
+        "123456789!-1",
+        "2^{10000000}",
+        "1+" * 600 + "1",
+        # These pass the bounds and are stopped in the process.
+        r"9^{9^9} + \sqrt{2}",
+        r"(9999!)^{9999} \cdot 7^{88888}",
+    ],
+)
+async def test_choking_answers_earn_nothing_and_hurt_nobody(grader, answer):
+    assert (await grader.grade([f"\\boxed{{{answer}}}"], "42", HASTY)).parts == CHOKED
+    assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+
+
+async def test_a_gold_answer_that_chokes_is_an_error(grader):
+    with pytest.raises(GradingError, match="against itself fails as well"):
+        await grader.grade([r"\boxed{42}"], r"\binom{10000000}{5000000}", HASTY)
+    assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+
+
+async def test_memory_is_limited():
+    """The child's own limit, read from the kernel."""
+    async with Grader() as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        limits = proc_file(child_pids(grader)[0], "limits").splitlines()
+    assert next(line for line in limits if line.startswith("Max address space")).split()[3] == str(2 << 30)
+
+
+async def test_a_child_killed_from_outside_costs_no_reward():
+    async with Grader() as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        (pid,) = child_pids(grader)
+        os.kill(pid, 9)
+        assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+        assert child_pids(grader) != [pid]
+
+
+async def test_a_cancelled_grade_leaves_no_late_reply():
+    async with Grader() as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        (pid,) = child_pids(grader)
+        task = asyncio.create_task(grader.grade([r"\boxed{9^{9^9}}"], "42", BOXED))
+        await asyncio.sleep(0.2)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not is_running(pid)
+        assert (await grader.grade([r"\boxed{41}"], "42", BOXED)).parts == WRONG
+        assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+
+
+async def test_concurrent_grades_get_their_own_verdicts_and_no_process_stays():
+    async with Grader(workers=2) as grader:
+        grades = await asyncio.gather(*(grader.grade([f"\\boxed{{{i % 3}}}"], "1", BOXED) for i in range(30)))
+        pids = child_pids(grader)
+        assert len(pids) == 2
+        assert all(map(is_running, pids))
+    assert [grade.reward for grade in grades] == [float(i % 3 == 1) for i in range(30)]
+    assert not any(map(is_running, pids))
+    with pytest.raises(GradingError, match="closed"):
+        await grader.grade([r"\boxed{1}"], "1", BOXED)
+
+
+async def test_the_child_ends_with_its_input_and_does_not_import_big_libraries():
+    verifier = Verifier()
+    assert await verifier.equal("1/2", "0.5", 20.0)
+    process = verifier._process
+    assert process is not None
+    assert process.stdin is not None
+    assert "libtorch" not in proc_file(process.pid, "maps")
+    process.stdin.close()
+    async with asyncio.timeout(60):
+        assert await process.wait() == 0
+
+
+async def test_the_child_ends_itself_when_its_parent_is_gone():
+    """Nobody limits this comparison but the child's watchdog: no parent's time-out, and the input stays open."""
+    verifier = Verifier()
+    await verifier.equal("1", "1", 20.0)
+    process = verifier._process
+    assert process is not None
+    assert process.stdin is not None
+    request = {"gold": "1", "answer": r"9^{9^9} + \sqrt{2}", "timeout_s": 0.1}
+    process.stdin.write(json.dumps(request).encode() + b"\n")
+    try:
+        async with asyncio.timeout(60):
+            assert await process.wait() != 0
+    finally:
+        await verifier.close()
+
+
+async def test_no_verdict_says_why():
+    verifier = Verifier()
+    with pytest.raises(NoVerdict, match=r"within 0\.5 s"):
+        await verifier.equal("1", r"9^{9^9} + \sqrt{2}", 0.5)
+    await verifier.close()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the measured problem sets are not on this machine")
+@pytest.mark.parametrize("name", ["aime24", "aime25", "gsm8k_test", "math500", "math_train"])
+async def test_gold_answers_equal_themselves(grader, name):
+    with (DATA / f"{name}.jsonl").open() as lines:
+        answers = [json.loads(line)["answer"] for line in islice(lines, 0, None, 1 if "aime" in name else 5)][:100]
+    assert len(answers) >= 30
+    grades = [await grader.grade([f"\\boxed{{{answer}}}"], answer, BOXED) for answer in answers]
+    assert [answer for answer, grade in zip(answers, grades, strict=True) if grade.reward != 1] == []

@@ -1,0 +1,92 @@
+"""Templates and their rendering to token ids, with a real tokenizer of transformers that has one id a character."""
+
+import pytest
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from configs.schema import PromptConfig
+from tasks.prompts import TEMPLATES, PromptError, load_template, render_prompt
+
+PROBLEM = "Solve {x} for \\frac{a}{b}: {problem}?"
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    vocabulary = {"<s>": 0} | {chr(i): i for i in [10, *range(32, 127)]}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", chat_template=CHAT)
+
+
+def text_of(ids: list[int]) -> str:
+    return "".join("<s>" if i == 0 else chr(i) for i in ids)
+
+
+def test_plain_prompts_keep_the_tokenizers_own_beginning(tokenizer):
+    ids = render_prompt(PromptConfig(template="tiny"), "2+3=", tokenizer)
+    assert ids == [0, *map(ord, "2+3=")]
+    assert all(type(i) is int for i in ids)
+
+
+def test_braces_of_template_and_problem_stay_as_they_are(tokenizer):
+    rendered = text_of(render_prompt(PromptConfig(template="plain"), PROBLEM, tokenizer))
+    assert rendered == f"<s>{PROBLEM} You can use Python code to solve it. Give the final answer as \\boxed{{answer}}."
+
+
+def test_chat_prompts_end_where_the_model_begins(tokenizer):
+    rendered = text_of(render_prompt(PromptConfig(template="plain-text", chat=True), "What is 2 * 3?", tokenizer))
+    assert rendered == "<user>What is 2 * 3? Give the final answer as \\boxed{answer}.</><assistant>"
+
+
+def test_a_tokenizer_without_chat_template(tokenizer):
+    from copy import deepcopy
+
+    plain = deepcopy(tokenizer)
+    plain.chat_template = None
+    with pytest.raises(PromptError, match=r"tasks\.prompt\.chat"):
+        render_prompt(PromptConfig(template="plain", chat=True), "1", plain)
+
+
+def test_every_template_of_the_schema_is_shipped():
+    names = {path.stem for path in TEMPLATES.glob("*.txt")}
+    assert names == {"zerotir", "zerotir-text", "plain", "plain-text", "tiny"}
+    for name in names:
+        assert load_template(name).count("{problem}") == 1
+        assert ("python" in load_template(name).lower()) == (name in {"zerotir", "plain"})
+
+
+def test_the_papers_template():
+    template = load_template("zerotir")
+    for part in ("<think> </think>", "<answer> </answer>", "\\boxed{}", "User:"):
+        assert part in template
+    code = " In your reasoning-process, You can use python-code to solve your problem."
+    assert template.endswith("{problem}\nAssistant: <think>")
+    assert template.replace(code, "") == load_template("zerotir-text") != template
+
+
+def test_a_template_of_the_users_own(tokenizer, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("Q: {problem}\nA:\n\n")
+    assert text_of(render_prompt(PromptConfig(template=str(path)), "1+1", tokenizer)) == "<s>Q: 1+1\nA:\n"
+
+
+@pytest.mark.parametrize("content", ["no place", "{problem} and {problem}", "{ problem }"])
+def test_the_place_of_the_problem_must_be_there_once(tokenizer, tmp_path, content):
+    path = tmp_path / "bad.txt"
+    path.write_text(content)
+    with pytest.raises(PromptError, match=r"\{problem\} [02] times"):
+        render_prompt(PromptConfig(template=str(path)), "1", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("zerotirr", "did you mean 'zerotir'"), ("qqq", "shipped are plain, "), (".", "no prompt temp")],
+)
+def test_an_unknown_template(tokenizer, name, message):
+    with pytest.raises(PromptError, match=message):
+        render_prompt(PromptConfig(template=name), "1", tokenizer)
