@@ -14,7 +14,6 @@ import asyncio
 import time
 
 import structlog
-from sandbox.client import SandboxClient, SandboxError
 
 from actors.engine import Engine, EngineError
 from actors.rollout import Response, roll_out
@@ -25,6 +24,7 @@ from bus.messages import Failure, Ticket, Trajectory
 from bus.metrics import MetricsWriter
 from bus.presence import Announcer
 from configs.schema import RunConfig
+from sandbox.client import SandboxClient, SandboxError
 from tasks.grading import Grade, Grader, GradingError
 from tasks.prompts import PromptError, render_prompt
 

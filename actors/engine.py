@@ -104,7 +104,7 @@ class Engine:
         # Blocks computed under one version are never reused under another.
         prompt = {"prompt_token_ids": list(tokens), "cache_salt": str(self.version)}
         asked_at = time.time()
-        last = None
+        last: Any = None
         try:
             async for output in self._llm.generate(prompt, sampling, request_id=str(next(self._ids))):
                 last = output
@@ -166,7 +166,6 @@ def _prepare_environment(config: EngineConfig) -> None:
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_CPU_KVCACHE_SPACE": f"{config.kv_cache_gb:g}",
         "TOKENIZERS_PARALLELISM": "false",
     }
     for name, value in defaults.items():
@@ -208,12 +207,17 @@ def _make(
     from vllm.config import WeightTransferConfig
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
     from vllm.exceptions import VLLMError
+    from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
     from actors.weight_transfer import BACKEND
 
+    on_cpu: dict[str, Any] = {}
+    if current_platform.is_cpu():
+        # Small blocks: samples of one problem share the cached keys and values of their prompt, whole blocks of it.
+        on_cpu = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": 32}
     arguments = AsyncEngineArgs(
         model=str(folder),
         dtype=model.dtype,
@@ -230,6 +234,7 @@ def _make(
         disable_log_stats=False,
         generation_config="vllm",
         load_format="dummy",
+        **on_cpu,
     )
     try:
         with _on_cores():

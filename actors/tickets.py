@@ -87,7 +87,7 @@ class TicketSource:
         except nats.js.errors.FetchTimeoutError:
             return []
         except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
-            if not isinstance(error, nats.errors.TimeoutError):
+            if not isinstance(error, TimeoutError):
                 log.warning("cannot pull tickets, will try again", error=str(error))
                 self._subscription = None
             await asyncio.sleep(min(timeout_s, 0.5))

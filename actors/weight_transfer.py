@@ -58,20 +58,17 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         with open(update_info.path, "rb") as file:
             # Unmapped with the last view of it: a loader may keep tensors until their layer is whole.
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        views = (
-            (
-                name,
-                torch.frombuffer(memory, dtype=getattr(torch, dtype), count=math.prod(shape), offset=offset).reshape(
-                    shape
-                ),
-            )
-            for name, dtype, shape, offset in update_info.tensors
-        )
-        self.model.load_weights(views)
+
+        def view(dtype: str, shape: list[int], offset: int) -> torch.Tensor:
+            count = math.prod(shape)
+            return torch.frombuffer(memory, dtype=getattr(torch, dtype), count=count, offset=offset).reshape(shape)
+
+        model: Any = self.model
+        model.load_weights((name, view(dtype, shape, offset)) for name, dtype, shape, offset in update_info.tensors)
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_text_config.tie_word_embeddings:
             # A tied head gets no weights of its own, but on a CPU it keeps a packed copy, which would stay the old one.
-            head = self.model.lm_head
+            head = model.lm_head
             head.quant_method.process_weights_after_loading(head)
 
     def finish_weight_update(self) -> None:

@@ -30,7 +30,7 @@ STREAM_FULL = 10077
 WRONG_LAST_SEQUENCE = (10071, 10164)
 
 TRANSIENT_ERRORS = (
-    nats.errors.TimeoutError,
+    TimeoutError,
     nats.errors.NoRespondersError,
     nats.errors.ConnectionReconnectingError,
     nats.js.errors.NoStreamResponseError,

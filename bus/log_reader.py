@@ -63,7 +63,7 @@ class LogReader:
         except nats.js.errors.FetchTimeoutError:
             return []
         except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
-            if not isinstance(error, nats.errors.TimeoutError):
+            if not isinstance(error, TimeoutError):
                 log.warning("reading interrupted, will resume", stream=self._stream, at=self._next, error=str(error))
             await self.close()
             await asyncio.sleep(min(timeout_s, 0.5))
