@@ -1,8 +1,8 @@
 """From trajectories to padded micro-batches under a token budget.
 
-Sequences are padded on the right. Under causal attention no real token sees what follows it, so padding needs no attention
-mask and changes no result. A sequence is cut after the position that predicts its last sampled token: what comes later
-(that token itself, inserted output at the end) could only cost time.
+Sequences are padded on the right. Under causal attention no real token sees what follows it, so padding needs no
+attention mask and changes no result. A sequence is cut after the position that predicts its last sampled token: what
+comes later (that token itself, inserted output at the end) could only cost time.
 """
 
 from collections.abc import Sequence
@@ -45,13 +45,11 @@ def sampled_tokens(trajectory: Trajectory) -> int:
     return int(trajectory.loss_mask.sum())
 
 
-def micro_batches(
-    trajectories: Sequence[Trajectory], advantages: torch.Tensor, budget: int
-) -> list[MicroBatch]:
+def micro_batches(trajectories: Sequence[Trajectory], advantages: torch.Tensor, budget: int) -> list[MicroBatch]:
     """Packs trajectories, longest first, into micro-batches of at most `budget` tokens, padding included.
 
-    Neighbours in length share a micro-batch, which keeps padding small; the largest comes first, so memory that will not
-    suffice fails at once. A sequence longer than the budget is a micro-batch of its own.
+    Neighbours in length share a micro-batch, which keeps padding small; the longest come first, so memory that will
+    not suffice fails at once. A sequence longer than the budget is a micro-batch of its own.
 
     Args:
         trajectories: B of them.
@@ -66,9 +64,7 @@ def micro_batches(
             packed[-1].append(i)
         else:
             packed.append([i])
-    return [
-        _pad([trajectories[i] for i in members], advantages[members], lengths[members[0]]) for members in packed
-    ]
+    return [_pad([trajectories[i] for i in members], advantages[members], lengths[members[0]]) for members in packed]
 
 
 def _pad(trajectories: list[Trajectory], advantages: torch.Tensor, length: int) -> MicroBatch:

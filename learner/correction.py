@@ -7,8 +7,8 @@ temperature, without truncation.
 import torch
 
 MAX_LOG_RATIO = 20.0
-"""Log ratios are clamped to it before `exp`: exp(20) is far beyond every clip and cap, while exp(89) is infinite in float32
-and would turn a zero advantage into NaN."""
+"""Log ratios are clamped to it before `exp`: exp(20) is far beyond every clip and cap, while exp(89) is infinite in
+float32 and would turn a zero advantage into NaN."""
 
 
 def log_ratio(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:

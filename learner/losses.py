@@ -1,7 +1,7 @@
 """Policy losses, as pure functions over flat sampled tokens.
 
-N is the number of sampled tokens of one micro-batch. Each loss is a *sum* over them: the caller divides by the number of
-sampled tokens of the whole minibatch, so how tokens fall into micro-batches changes no gradient.
+N is the number of sampled tokens of one micro-batch. Each loss is a *sum* over them: the caller divides by the number
+of sampled tokens of the whole minibatch, so how tokens fall into micro-batches changes no gradient.
 """
 
 import torch
@@ -47,8 +47,8 @@ def decoupled_ppo_loss(
         The summed loss (scalar), and `clip_fraction`: the share of tokens whose gradient the clip stops.
 
     Sources: decoupled objective, Hilton et al. https://arxiv.org/abs/2110.00641 and AReaL
-    https://arxiv.org/abs/2505.24298; PPO, Schulman et al. https://arxiv.org/abs/1707.06347 equation 7; separate lower and
-    upper clip, DAPO https://arxiv.org/abs/2503.14476.
+    https://arxiv.org/abs/2505.24298; PPO, Schulman et al. https://arxiv.org/abs/1707.06347 equation 7; separate lower
+    and upper clip, DAPO https://arxiv.org/abs/2503.14476.
     """
     objective, clipped = _clipped_objective(logprobs, proximal_logprobs, advantages, clip_low, clip_high)
     return -(weights * objective).sum(), {"clip_fraction": clipped.float().mean().item()}

@@ -1,8 +1,8 @@
 """One training step: from groups of trajectories to updated weights and the step's metrics.
 
-The result depends on the configuration, the weights, the groups in their order and the version alone: `train` draws nothing
-from a global random state, so a replay of the same groups repeats it. It blocks for as long as the computation takes and is
-meant for a worker thread.
+The result depends on the configuration, the weights, the groups in their order and the version alone: `train` draws
+nothing from a global random state, so a replay of the same groups repeats it. It blocks for as long as the computation
+takes and is meant for a worker thread.
 """
 
 import random
@@ -68,8 +68,8 @@ class Trainer:
             version: that this step makes; with the seed it decides which trajectories share a minibatch.
 
         Returns:
-            The step's metrics (names: `NO_METRICS`). `loss` is per sampled token and, like `grad_norm`, the mean over the
-            updates that were applied; an update whose gradients were not finite is left out and counted in
+            The step's metrics (names: `NO_METRICS`). `loss` is per sampled token and, like `grad_norm`, the mean over
+            the updates that were applied; an update whose gradients were not finite is left out and counted in
             `skipped_updates`. The importance weights and `behaviour_kl` compare the policy that the batch met with the
             behaviour policy; under the loss `ppo`, which has no such weights, they are computed for information.
             `train_tokens_per_s` counts sampled tokens. No groups: all zero, and no weight is touched.
@@ -96,14 +96,18 @@ class Trainer:
         seconds = time.perf_counter() - started
         proximal_logprobs, behaviour_logprobs = (torch.cat(parts) for parts in zip(*met, strict=True))
         _, correction = importance_weights(proximal_logprobs, behaviour_logprobs, self._algorithm.weight_cap)
-        return total | correction | {
-            "loss": total["loss"] / max(applied, 1),
-            "grad_norm": total["grad_norm"] / max(applied, 1),
-            "clip_fraction": total["clip_fraction"] / tokens,
-            "trained_tokens": float(tokens),
-            "train_seconds": seconds,
-            "train_tokens_per_s": tokens / seconds,
-        }
+        return (
+            total
+            | correction
+            | {
+                "loss": total["loss"] / max(applied, 1),
+                "grad_norm": total["grad_norm"] / max(applied, 1),
+                "clip_fraction": total["clip_fraction"] / tokens,
+                "trained_tokens": float(tokens),
+                "train_seconds": seconds,
+                "train_tokens_per_s": tokens / seconds,
+            }
+        )
 
     def _split(self, count: int, version: int) -> list[list[int]]:
         """Indices of the trajectories of each minibatch: sizes differ by one at most, none is empty."""
@@ -124,7 +128,7 @@ class Trainer:
         met: list[tuple[torch.Tensor, torch.Tensor]],
         version: int,
     ) -> None:
-        """One optimiser step. Adds to `total`, and to `met` the log-probabilities (proximal, behaviour) of its tokens."""
+        """One optimiser step. Adds to `total`, and its tokens' log-probabilities (proximal, behaviour) to `met`."""
         tokens = sum(len(micro.targets) for micro in minibatch)
         loss_sum = 0.0
         for position, on_host in enumerate(minibatch):
@@ -145,9 +149,7 @@ class Trainer:
             total["skipped_updates"] += 1
             log.warning("update left out: gradients are not finite", version=version, loss=loss_sum / tokens)
 
-    def _loss(
-        self, logprobs: torch.Tensor, reference: torch.Tensor, micro: MicroBatch
-    ) -> tuple[torch.Tensor, float]:
+    def _loss(self, logprobs: torch.Tensor, reference: torch.Tensor, micro: MicroBatch) -> tuple[torch.Tensor, float]:
         """The algorithm's loss, summed over the micro-batch's tokens, and its clip fraction."""
         clip = (self._algorithm.clip_low, self._algorithm.clip_high)
         if self._algorithm.loss == "ppo":

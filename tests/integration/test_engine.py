@@ -1,7 +1,9 @@
 """The vLLM engine on a tiny model with random weights, held against a Hugging Face forward pass in float32."""
 
 import asyncio
+import json
 import os
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,12 @@ PROMPT = "What is 2 + 3?\n"
 class Reference:
     """The same model in transformers, and its weights as a host copy that an engine loads."""
 
-    def __init__(self, folder: Path, memory: Path) -> None:
+    def __init__(self, folder: Path, memory: Path, drop: tuple[str, ...] = ()) -> None:
         self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.prompt: list[int] = self.tokenizer.encode(PROMPT, add_special_tokens=False)
         self._memory = memory
+        self._drop = drop
         self._original = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self._version = 0
 
@@ -67,6 +70,8 @@ class Reference:
         """Writes the present weights as the next version: the arguments of `Engine.load`."""
         entries, data = [], bytearray()
         for name, tensor in self.model.state_dict().items():
+            if name in self._drop:
+                continue
             raw = tensor.contiguous().numpy().tobytes()
             entries.append(
                 TensorEntry(name=name, dtype="float32", shape=tuple(tensor.shape), offset=len(data), nbytes=len(raw))
@@ -133,6 +138,19 @@ def assert_covered(completion: Completion) -> None:
         assert before.version != after.version
 
 
+def our_children(before: set[psutil.Process]) -> set[psutil.Process]:
+    """Live children that are new since `before`; Python's own resource tracker stays until the end of the tests."""
+    new = set(psutil.Process().children(recursive=True)) - before
+    return {process for process in new if process.is_running() and "resource_tracker" not in str(process.cmdline())}
+
+
+def assert_agree(completion: Completion, reference: Reference, prompt: list[int], temperature: float = 1.0) -> None:
+    """Each token's log-probability is the reference's."""
+    rows = reference.logprobs(prompt, completion.tokens, temperature)
+    expected = rows[range(len(completion.tokens)), completion.tokens]
+    torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
+
+
 # First in the file: no other test has loaded weights yet.
 async def test_nothing_is_generated_before_weights_are_known(tiny_engine: Engine):
     assert tiny_engine.version is None
@@ -154,8 +172,7 @@ async def test_logprobs_are_of_the_sampling_distribution(tiny_engine: Engine, re
     )
     assert len({tuple(c.tokens) for c in completions}) == 6
     for c in completions:
-        expected = reference.logprobs(reference.prompt, c.tokens, temperature)[range(len(c.tokens)), c.tokens]
-        torch.testing.assert_close(torch.tensor(c.logprobs), expected, atol=1e-4, rtol=0)
+        assert_agree(c, reference, reference.prompt, temperature)
 
 
 async def test_loaded_weights_are_generated_with(tiny_engine: Engine, reference: Reference):
@@ -169,9 +186,7 @@ async def test_loaded_weights_are_generated_with(tiny_engine: Engine, reference:
     after = await sample(tiny_engine, reference.prompt, temperature=0.0)
     assert after.tokens == reference.greedy(reference.prompt, 40) != before.tokens
     assert [span.version for span in after.versions] == [version]
-    sampled = await sample(tiny_engine, reference.prompt, seed=11)
-    expected = reference.logprobs(reference.prompt, sampled.tokens, 1.0)[range(len(sampled.tokens)), sampled.tokens]
-    torch.testing.assert_close(torch.tensor(sampled.logprobs), expected, atol=1e-4, rtol=0)
+    assert_agree(await sample(tiny_engine, reference.prompt, seed=11), reference, reference.prompt)
 
 
 async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_engine: Engine, reference: Reference):
@@ -179,9 +194,7 @@ async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_e
     await sample(tiny_engine, prompt, temperature=0.0)
     reference.perturb(seed=4)
     await tiny_engine.load(*reference.publish())
-    again = await sample(tiny_engine, prompt, seed=5)
-    expected = reference.logprobs(prompt, again.tokens, 1.0)[range(len(again.tokens)), again.tokens]
-    torch.testing.assert_close(torch.tensor(again.logprobs), expected, atol=1e-4, rtol=0)
+    assert_agree(await sample(tiny_engine, prompt, seed=5), reference, prompt)
 
 
 async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, reference: Reference):
@@ -281,48 +294,51 @@ async def test_a_request_that_cannot_be_served_is_an_error(tiny_engine: Engine, 
     assert (await sample(tiny_engine, reference.prompt)).tokens
 
 
-async def test_weights_that_do_not_fit_end_the_engine(folder: Path, shared_reference: Reference):
-    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=4)
-    version, tensors, memory = shared_reference.publish()
-    wrong = tensors[0].model_copy(update={"shape": (1, *tensors[0].shape)})
-    with pytest.raises(EngineError, match="could not be loaded"):
-        await engine.load(version, (wrong, *tensors[1:]), memory)
-    assert engine.failed
-    assert engine.version is None
-    await engine.stop()
-
-
 async def test_a_killed_engine_is_an_error_and_stop_leaves_no_process(folder: Path, shared_reference: Reference):
     before = set(psutil.Process().children(recursive=True))
     engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=2)
     shared_reference.restore()
     shared_reference.bias({shared_reference.end: -20.0})
     await engine.load(*shared_reference.publish())
-    started = set(psutil.Process().children(recursive=True)) - before
+    started = our_children(before)
     assert started
     task = asyncio.create_task(sample(engine, shared_reference.prompt, max_tokens=450))
     await asyncio.sleep(0.2)
     for process in started:
-        if process.is_running() and "resource_tracker" not in " ".join(process.cmdline()):
-            process.kill()
+        process.kill()
     async with asyncio.timeout(60):
         with pytest.raises(EngineError):
             await task
     assert engine.failed
     await engine.stop()
-    left = {
-        process
-        for process in set(psutil.Process().children(recursive=True)) - before
-        if "resource_tracker" not in " ".join(process.cmdline())
-    }
-    assert not left
+    assert not our_children(before)
 
 
-async def test_stop_ends_every_process(folder: Path):
+async def test_a_tied_head_follows_and_stop_ends_every_process(
+    folder: Path, shared_reference: Reference, tmp_path: Path
+):
+    tied_folder = tmp_path / "tied"
+    shutil.copytree(folder, tied_folder)
+    config = json.loads((tied_folder / "config.json").read_text())
+    (tied_folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    tied = Reference(tied_folder, tmp_path / "weights", drop=("lm_head.weight",))
     before = set(psutil.Process().children(recursive=True))
-    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=3)
-    started = set(psutil.Process().children(recursive=True)) - before
-    assert any("resource_tracker" not in " ".join(process.cmdline()) for process in started)
+    engine = await Engine.start(tied_folder, MODEL, CONFIG, MAX_LENGTH, seed=3)
+    for seed in (1, 2):
+        tied.perturb(seed)
+        tied.model.tie_weights()
+        await engine.load(*tied.publish())
+        assert_agree(await sample(engine, tied.prompt), tied, tied.prompt)
+
+    version, tensors, memory = tied.publish()
+    wrong = tensors[0].model_copy(update={"shape": (1, *tensors[0].shape)})
+    with pytest.raises(EngineError, match="could not be loaded"):
+        await engine.load(version, (wrong, *tensors[1:]), memory)
+    assert engine.failed
+    assert engine.version != version
+
+    started = our_children(before)
+    assert started
     await engine.stop()
-    left = [p for p in started if p.is_running() and "resource_tracker" not in " ".join(p.cmdline())]
-    assert not left, left
+    assert not our_children(before)
+    assert not any(process.is_running() for process in started)

@@ -24,8 +24,8 @@ from learner.batches import micro_batches
 from learner.policy import Policy, TokenLogprobs
 from learner.trainer import NO_METRICS, Trainer
 
-VOCABULARY = 90
-# With an epsilon that dwarfs every gradient AdamW's first step is lr / eps times the gradient: weights show the gradient.
+VOCABULARY = 80
+# With an epsilon that dwarfs every gradient, AdamW's first step is lr / eps times the gradient: the weights show it.
 GRADIENT = OptimizerConfig(lr=1e4, eps=1e4, max_grad_norm=1e9)
 TRAIN = OptimizerConfig(lr=1e-3)
 Weights = dict[str, torch.Tensor]
@@ -83,7 +83,7 @@ def trajectory(group: int, reward: float, rng: np.random.Generator, temperature:
         tokens=rng.integers(4, VOCABULARY, prompt + response).astype(np.int32),
         prompt_length=prompt,
         loss_mask=mask,
-        logprobs=(rng.normal(-4.8, 0.5, response) * mask).astype(np.float32),
+        logprobs=(rng.normal(-4.4, 0.5, response) * mask).astype(np.float32),
         versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=response),),
         temperature=temperature,
         reward=reward,
@@ -143,7 +143,7 @@ def plain_gradient(folder: Path, groups: list[list[Trajectory]], cap: float) -> 
         behaviour = torch.from_numpy(item.logprobs[np.flatnonzero(item.loss_mask)])
         weight = (logprobs.detach() - behaviour).exp().clamp(max=cap)
         (-(weight * logprobs).sum() * float(advantage) / count).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 def difference(after: Weights, before: Weights) -> Weights:
@@ -157,7 +157,7 @@ def test_gradient_is_that_of_plain_transformers(folder, new_trainer, budget):
     trainer.train(groups, 1)
     expected = plain_gradient(folder, groups, cap=2.0)
     for name, gradient in difference(weights(trainer), before).items():
-        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-6)
 
 
 def test_order_of_trajectories_changes_no_gradient(new_trainer):
@@ -183,7 +183,7 @@ def test_logits_in_chunks_change_neither_logprobs_nor_gradient(folder):
         logprobs = module(micro.input_ids, micro.index, micro.targets, micro.temperatures)
         logprobs.square().sum().backward()
         results.append((logprobs, model.lm_head.weight.grad.clone(), model.model.embed_tokens.weight.grad.clone()))
-    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("minibatches", [1, 3])
@@ -269,7 +269,7 @@ def test_an_update_that_is_not_finite_is_left_out(new_trainer):
 
 
 def test_minibatches_depend_on_seed_and_version_alone(new_trainer):
-    results = []
+    results: list[torch.Tensor] = []
     for version in (1, 1, 2):
         trainer = new_trainer(minibatches=3)
         torch.manual_seed(len(results))

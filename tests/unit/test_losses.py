@@ -81,6 +81,7 @@ def test_without_an_update_the_ratio_is_one_and_the_gradient_that_of_the_policy_
     # -(1.5 * 2 - 0.5 * 1), and -w A as gradient: the proximal side of the ratio carries none.
     assert loss.item() == -2.5
     assert metrics["clip_fraction"] == 0.0
+    assert logprobs.grad is not None
     assert logprobs.grad.tolist() == [-3.0, 0.5]
 
 
@@ -89,4 +90,5 @@ def test_extreme_ratios_stay_finite():
     loss, _ = ppo_loss(logprobs, torch.tensor([-500.0, -0.1]), torch.tensor([0.0, -1.0]), LOW, HIGH)
     loss.backward()
     assert math.isfinite(loss.item())
+    assert logprobs.grad is not None
     assert logprobs.grad.isfinite().all()

@@ -1,0 +1,29 @@
+# Two commands for newcomers: `make demo` and `make test`. Both do their own set-up.
+STEPS ?= 20
+CONFIG ?= quickstart
+
+.PHONY: demo test test-all check setup lock clean
+
+demo: setup
+	@.venv/bin/python -m configs.models smollm2-135m >/dev/null
+	@.venv/bin/zerotir up $(CONFIG) --set learner.steps=$(STEPS)
+
+test: setup check
+	@.venv/bin/python -m pytest -m "not slow"
+
+test-all: setup check
+	@.venv/bin/python -m pytest
+
+check: setup
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+
+setup:
+	@scripts/setup
+
+lock:
+	@scripts/lock
+
+clean:
+	rm -rf .venv .tools .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -1,0 +1,69 @@
+"""Every shipped configuration loads, and whatever is wrong gets one clear sentence."""
+
+import pytest
+
+from configs.loading import ConfigError, dump_config, fingerprint, load_config, shipped_names
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_shipped_configurations_load_and_survive_a_round_trip(name: str, tmp_path):
+    config = load_config(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(str(copy)) == config
+    assert config.name == name
+
+
+def test_the_shipped_set_is_complete():
+    assert shipped_names() == ["quickstart", "quickstart-text", "tiny", "zerotir-32b", "zerotir-7b"]
+
+
+def test_the_baseline_differs_from_the_quickstart_in_tools_and_prompt_alone():
+    tools, text = load_config("quickstart").model_dump(), load_config("quickstart-text").model_dump()
+    assert text["rollout"].pop("max_tool_calls") == 0
+    assert tools["rollout"].pop("max_tool_calls") == 1
+    for values in (tools, text):
+        del values["name"], values["tasks"]["prompt"]["template"]
+    assert tools == text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.optimiser.lr=1", "unknown field learner.optimiser: did you mean optimizer?"),
+        ("learner.steps=many", r"learner.steps: .*integer.* \(got 'many'\)"),
+        ("learner.steps=0", r"learner.steps: .*greater than 0 \(got 0\)"),
+        ("rollout.top_p=0.9", "top_p must be 1"),
+        ("rollout.temperature=.nan", "rollout.temperature"),
+        ("learner.steps", "write it as field.name=value"),
+        ("name.x=1", "name is a value, not a section"),
+        ("tasks.problems.file=x.jsonl", "name exactly one of recipe, file and dataset"),
+    ],
+)
+def test_a_bad_override_is_explained(override: str, message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config("tiny", [override])
+
+
+def test_a_missing_file_and_a_wrong_name_are_explained(tmp_path):
+    with pytest.raises(ConfigError, match="did you mean quickstart"):
+        load_config("quickstrat")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(str(tmp_path / "absent.yaml"))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(str(broken))
+    broken.write_text("- 1")
+    with pytest.raises(ConfigError, match="top level must be a mapping"):
+        load_config(str(broken))
+
+
+def test_numbers_in_scientific_notation_are_numbers():
+    assert load_config("tiny", ["learner.optimizer.lr=1e-6"]).learner.optimizer.lr == 1e-6
+
+
+def test_the_fingerprint_covers_what_roles_must_agree_on():
+    base = load_config("tiny")
+    assert fingerprint(load_config("tiny", ["learner.steps=9", "actor.max_rollouts=3"])) == fingerprint(base)
+    assert fingerprint(load_config("tiny", ["rollout.temperature=0.9"])) != fingerprint(base)

@@ -1,0 +1,74 @@
+"""The project's own shape: imports point one way, the command line is quick and explains itself."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT = {
+    "configs": set(),
+    "bus": {"configs"},
+    "tasks": {"configs"},
+    "sandbox": {"bus", "configs"},
+    "actors": {"bus", "configs", "sandbox", "tasks"},
+    "learner": {"bus", "configs", "tasks"},
+    "launch": {"actors", "bus", "configs", "learner", "sandbox", "tasks"},
+}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_point_one_way_and_resolve_inside_the_project(package: str):
+    assert Path(importlib.import_module(package).__file__ or "").is_relative_to(ROOT)
+    allowed = MAY_IMPORT[package] | {package}
+    for path in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            for name in names:
+                top = name.partition(".")[0]
+                assert top not in MAY_IMPORT or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch.cli", *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys, launch.cli\n"
+        "try: launch.cli._parser().parse_args(['--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'vllm', 'nats', 'pydantic', 'deepspeed')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_a_wrong_configuration_ends_with_one_line():
+    result = zerotir("config", "quickstart", "--set", "learner.stepps=3")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "zerotir: quickstart: unknown field learner.stepps: did you mean steps?\n"
+
+
+def test_config_prints_what_it_resolved():
+    result = zerotir("config", "tiny", "--set", "learner.steps=7")
+    assert result.returncode == 0
+    assert "steps: 7" in result.stdout
+
+
+def test_a_role_without_a_run_says_how_to_start_one(tmp_path):
+    started = time.monotonic()
+    result = zerotir("actor", "tiny", "--run", str(tmp_path / "bus.json"))
+    assert result.returncode == 2
+    assert "zerotir up" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert time.monotonic() - started < 60
