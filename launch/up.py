@@ -17,7 +17,7 @@ from pathlib import Path
 import structlog
 
 from bus.address import BusAddress
-from bus.connection import Bus, BusError, open_bus
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
 from bus.logs import set_up_logs
 from bus.metrics import follow_metrics
 from bus.presence import who_is_alive
@@ -159,7 +159,14 @@ class _Supervisor:
         spoken = time.monotonic()
         begun = spoken
         while True:
-            for presence in await who_is_alive(bus):
+            try:
+                alive = await who_is_alive(bus)
+            except TRANSIENT_ERRORS as error:
+                log.warning("presence not readable", error=str(error))
+                alive = []
+            if bus.lost.is_set():
+                raise RunFailedError(f"the bus at {bus.address.url} did not come back")
+            for presence in alive:
                 # Counts change all the time: they are told only when it was quiet for long.
                 headline = presence.state.partition(":")[0]
                 if states.get(presence.id) != headline:
