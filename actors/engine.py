@@ -10,12 +10,12 @@ import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import structlog
 
+from actors.rollout import Completion
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
 from configs.schema import EngineConfig, ModelConfig
 
@@ -27,22 +27,6 @@ LOAD_TIMEOUT_S = 300.0
 
 class EngineError(RuntimeError):
     """vLLM did not start, died, or did not answer: infrastructure."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What the engine sampled for one request of n tokens."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    """[n] under the sampling distribution (temperature and truncation applied)."""
-    versions: list[VersionSpan]
-    """Cover [0, n) in order."""
-    finish_reason: str
-    """`stop` or `length`."""
-    stop: str | None
-    """The stop string that ended it; None for the end of the sequence or of the budget."""
-    first_token_at: float
 
 
 class Engine:

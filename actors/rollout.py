@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan, WeightVersion
+from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
 
 OPENING_FENCE = "```python"
@@ -27,22 +27,19 @@ TRUNCATED = "\n[output truncated]"
 _INFO_STRING = re.compile(r"^[ \t]*[0-9.]*[ \t]*\n")
 
 
-class Span(Protocol):
-    """Tokens [start, end) of a completion were sampled under `version`."""
-
-    version: WeightVersion
-    start: int
-    end: int
-
-
-class Completion(Protocol):
-    """What an engine made of one request."""
+@dataclass(frozen=True)
+class Completion:
+    """What an engine sampled for one request of n tokens."""
 
     tokens: list[int]
     logprobs: list[float]
-    versions: Sequence[Span]
+    """[n] under the sampling distribution (temperature and truncation applied)."""
+    versions: list[VersionSpan]
+    """Cover [0, n) in order."""
     finish_reason: str
+    """`stop` or `length`."""
     stop: str | None
+    """The stop string that ended it; None for the end of the sequence or of the budget."""
     first_token_at: float
 
 

@@ -6,7 +6,7 @@ runs, and it is acknowledged only after its result is stored; otherwise another 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import nats.errors
 import nats.js.errors
@@ -62,7 +62,7 @@ class LeasedTicket:
 
         await self._tell(nak)
 
-    async def _tell(self, action) -> None:
+    async def _tell(self, action: Callable[[], Awaitable[object]]) -> None:
         try:
             await action()
         except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:

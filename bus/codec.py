@@ -4,7 +4,7 @@ A packed message is the msgpack array `[kind, schema version, fields]`. `decode`
 of the expected kinds or raises `MessageError`; it has no other outcome, whatever the bytes are.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, overload
 
 import msgpack
 import numpy as np
@@ -65,7 +65,15 @@ def encode(message: Message) -> bytes:
     return msgpack.packb([type(message).__name__, message.VERSION, fields], default=_pack_array)
 
 
-def decode[M: Message](data: bytes, *kinds: type[M]) -> M:
+@overload
+def decode[A: Message](data: bytes, kind: type[A], /) -> A: ...
+
+
+@overload
+def decode[A: Message, B: Message](data: bytes, kind: type[A], other: type[B], /) -> A | B: ...
+
+
+def decode(data: bytes, *kinds: type[Message]) -> Message:
     """Unpacks a message of one of `kinds`. Raises MessageError for anything else."""
     try:
         envelope = msgpack.unpackb(data, ext_hook=_unpack_array, use_list=False)

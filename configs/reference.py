@@ -21,7 +21,8 @@ def configuration_reference() -> str:
 
 def _section(model: type[BaseModel], path: str) -> list[str]:
     title = f"`{path}`" if path else "Top level"
-    lines = [f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n\n| field | type | default | meaning |\n| --- | --- | --- | --- |\n"]
+    table = "| field | type | default | meaning |\n| --- | --- | --- | --- |\n"
+    lines = [f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n\n{table}"]
     below: list[str] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation

@@ -49,9 +49,7 @@ def start(arguments: argparse.Namespace, config: RunConfig) -> int:
         folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
         return _guarded(lambda stop: _serve_bus(config, folder, stop))
     if arguments.command == "sandbox" and arguments.check:
-        from sandbox.jail import Jail
-
-        return _guarded(lambda stop: _check(Jail(config.sandbox)))
+        return _guarded(lambda stop: _check(config))
     role = arguments.command
     id = arguments.id or f"{role}-{secrets.token_hex(3)}"
     return _guarded(lambda stop: _join(role, id, config, arguments.run, stop))
@@ -130,8 +128,13 @@ async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> No
             raise ServerError(f"nats-server ended with status {died.result()}: see {folder / 'nats' / 'server.log'}")
 
 
-async def _check(jail) -> None:
-    sys.stdout.write(await jail.check() + "\n")
+async def _check(config: RunConfig) -> None:
+    from sandbox.jail import Jail, SandboxUnavailable
+
+    try:
+        sys.stdout.write(await Jail(config.sandbox).check() + "\n")
+    except SandboxUnavailable as error:
+        raise UsageError(str(error)) from error
 
 
 async def _join(role: str, id: str, config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
@@ -166,10 +169,9 @@ async def _require_same_run(bus: Bus, config: RunConfig, folder: Path) -> None:
 
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
+    from bus.metrics import MetricsWriter
     from sandbox.jail import Jail, SandboxUnavailable
     from sandbox.service import SandboxService
-
-    from bus.metrics import MetricsWriter
 
     jail = Jail(config.sandbox)
     try:
@@ -207,9 +209,8 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
 
     await announcer.say("loading the engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from actors.engine import Engine
-
     from actors.actor import Actor
+    from actors.engine import Engine
     from tasks.grading import Grader
 
     seed = secrets.randbits(31)
@@ -227,9 +228,8 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from learner.trainer import Trainer
-
     from learner.loop import Learner
+    from learner.trainer import Trainer
     from tasks.problems import ProblemOrder, load_problems
 
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)

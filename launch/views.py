@@ -4,13 +4,14 @@ import asyncio
 import json
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from bus.address import AddressError, BusAddress
 from bus.codec import decode
-from bus.connection import BusError, open_bus
+from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Metrics
 from bus.metrics import follow_metrics, metrics_line
@@ -98,7 +99,7 @@ def show_status(address_file: Path) -> int:
     return _view(show)
 
 
-async def _last_step(bus) -> Metrics | None:
+async def _last_step(bus: Bus) -> Metrics | None:
     last = None
     reader = LogReader(bus, bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*")
     while messages := await reader.read(500, 0.5):
@@ -128,7 +129,7 @@ def show_metrics(address_file: Path, role: str | None, *, as_json: bool) -> int:
     return _view(show)
 
 
-def _view(show) -> int:
+def _view(show: Callable[[], Coroutine[None, None, None]]) -> int:
     try:
         asyncio.run(show())
     except (AddressError, BusError) as error:

@@ -63,6 +63,7 @@ class Dispatcher:
     async def _publish(self, ticket: Ticket) -> None:
         headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
         deadline = time.monotonic() + PATIENCE_S
+        refused: Exception
         while True:
             try:
                 self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers)

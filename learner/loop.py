@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -107,7 +108,7 @@ class Learner:
             waited = time.monotonic() - started
             await self._announcer.say(f"training step {version + 1} of {self._config.learner.steps}")
             groups = [list(group) for group in batch.trained]
-            trained = await _unless_stopped(lambda v=version: self._trainer.train(groups, v), stop)
+            trained = await _unless_stopped(partial(self._trainer.train, groups, version), stop)
             if trained is None:
                 return False
             version += 1

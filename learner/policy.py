@@ -28,6 +28,29 @@ REDUCE_BUCKET = 2**24
 """Elements that ZeRO reduces at once; its default would hold 2 GB of buffers."""
 
 
+class _SelectedLogSoftmax(torch.autograd.Function):
+    """log softmax(logits / temperature) at the targets, with `logits` [N, V] as the only array of its size.
+
+    On a CPU the passes over such arrays, and their allocation, cost as much as a good part of the matrix products. So
+    both directions overwrite `logits`, which must be float32 and of no other use.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+        logits.div_(temperatures[:, None])
+        normaliser = logits.logsumexp(dim=-1)
+        ctx.save_for_backward(logits, targets, temperatures, normaliser)
+        return logits.gather(1, targets[:, None]).squeeze(1) - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logits, targets, temperatures, normaliser = ctx.saved_tensors
+        # d log p_t / d logits = (onehot_t - p) / temperature
+        scaled = (gradient / temperatures)[:, None]
+        result = logits.sub_(normaliser[:, None]).exp_().mul_(-scaled)
+        return result.scatter_add_(1, targets[:, None], scaled), None, None
+
+
 class TokenLogprobs(nn.Module):
     """A causal model that computes logits only where a sampled token is predicted."""
 
@@ -54,9 +77,7 @@ class TokenLogprobs(nn.Module):
     def _head(self, hidden: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
         # Rounded to the model's dtype before the division, as the engine that sampled the tokens does.
         logits = self.model.get_output_embeddings()(hidden).float()
-        # In place: a second array of this size costs more than the division.
-        logits.div_(temperatures[:, None])
-        return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+        return _SelectedLogSoftmax.apply(logits, targets, temperatures)
 
 
 @dataclass(frozen=True)
@@ -246,6 +267,7 @@ def _engine_config(optimizer: OptimizerConfig, deepspeed: DeepSpeedConfig, compu
             "type": "AdamW",
             "params": {
                 "torch_adam": True,
+                "fused": True,
                 "lr": optimizer.lr,
                 "betas": list(optimizer.betas),
                 "eps": optimizer.eps,

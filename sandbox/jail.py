@@ -33,14 +33,21 @@ STOP_GRACE_S = 2.0
 POLICY = Path(__file__).with_name("seccomp.kafel")
 SYSTEM_LIBRARIES = (f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-ENVIRONMENT = ("PATH=/runtime/bin", "LD_LIBRARY_PATH=/runtime/lib", "HOME=/box", "TMPDIR=/box", "LANG=C.UTF-8", "OPENBLAS_NUM_THREADS=1")
+ENVIRONMENT = (
+    "PATH=/runtime/bin",
+    "LD_LIBRARY_PATH=/runtime/lib",
+    "HOME=/box",
+    "TMPDIR=/box",
+    "LANG=C.UTF-8",
+    "OPENBLAS_NUM_THREADS=1",
+)
 
 _EXITED = re.compile(r"exited with status: (\d+)")
 _SIGNALLED = re.compile(r"terminated with signal: \S+ \((\d+)\)")
 _SIGKILL, _SIGXCPU = 9, 24
 
 
-class SandboxUnavailable(RuntimeError):  # noqa: N818 (a state, not a mistake)
+class SandboxUnavailable(RuntimeError):
     """No jail can be had on this host; the text says what is missing and the one command that mends it."""
 
 
@@ -104,9 +111,7 @@ class Jail:
             lines = await jail_log
         return self._result(streams, lines, stopped_for, time.monotonic() - started)
 
-    def _result(
-        self, streams: "_Streams", lines: str, stopped_for: Outcome | None, seconds: float
-    ) -> ExecutionResult:
+    def _result(self, streams: "_Streams", lines: str, stopped_for: Outcome | None, seconds: float) -> ExecutionResult:
         exited, signalled = _EXITED.search(lines), _SIGNALLED.search(lines)
         outcome, exit_code, signal, detail = stopped_for, None, None, ""
         # nsjail reports a jail that it could not set up as an exit as well: its fatal lines come first.
@@ -196,7 +201,7 @@ def _settings(config: SandboxConfig, runtime: Path) -> NsJailConfig:
     )
 
 
-class _TooMuchOutput(Exception):  # noqa: N818
+class _TooMuchOutput(Exception):
     """A stream passed its bound."""
 
 

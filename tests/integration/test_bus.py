@@ -62,10 +62,15 @@ async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_
     async with open_bus(bus_address, config, "test") as bus:
         await create_streams(bus.js, bus.names, config)
         stored = 0
-        with pytest.raises(BusError, match="could not store"):
+
+        async def fill() -> None:
+            nonlocal stored
             for number in range(1, 100):
                 await bus.publish_until_stored(bus.names.results, failure(number), patience_s=0.5)
                 stored = number
+
+        with pytest.raises(BusError, match="could not store"):
+            await fill()
         assert 0 < stored < 99
         waiting = asyncio.create_task(bus.publish_until_stored(bus.names.results, failure(1000), patience_s=20))
         await asyncio.sleep(0.5)
@@ -76,10 +81,9 @@ async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_
 
 async def test_streams_survive_a_restart_of_the_server(tmp_path):
     config = BusConfig(timeout_s=5, reconnect_s=30)
-    async with embedded_server(tmp_path, config, "again") as (address, _):
-        async with open_bus(address, config, "first") as bus:
-            await create_streams(bus.js, bus.names, config)
-            await bus.publish(bus.names.results, failure(7))
+    async with embedded_server(tmp_path, config, "again") as (address, _), open_bus(address, config, "first") as bus:
+        await create_streams(bus.js, bus.names, config)
+        await bus.publish(bus.names.results, failure(7))
     async with embedded_server(tmp_path, config, "again", known=address) as (second, _):
         assert second == address
         async with open_bus(address, config, "second") as bus:

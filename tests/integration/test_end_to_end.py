@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,7 +48,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
+def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """`zerotir up tiny` with a second actor that is started by hand, and stopped once it was trained on."""
     home = tmp_path_factory.mktemp("run")
     environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
@@ -78,7 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FinishedRun]:
                     process.terminate()
                     process.wait(timeout=60)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    yield FinishedRun(
+    return FinishedRun(
         folder=folder,
         output=output.read_text(),
         code=code,
@@ -166,9 +165,9 @@ def test_the_checkpoint_loads_and_has_learned_weights(run: FinishedRun):
     first = AutoModelForCausalLM.from_pretrained(model_folder("random-tiny"))
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
     assert tokenizer.decode(tokenizer.encode("1+1=2")) == "1+1=2"
-    assert any(
-        not torch.equal(a, b) for a, b in zip(trained.parameters(), first.parameters(), strict=True)
-    ), "training changed nothing"
+    assert any(not torch.equal(a, b) for a, b in zip(trained.parameters(), first.parameters(), strict=True)), (
+        "training changed nothing"
+    )
 
 
 def test_logs_metrics_and_plots_are_there(run: FinishedRun):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from actors.rollout import Rollout, output_text, program_of
+from actors.rollout import Completion, Rollout, output_text, program_of
 from bus.messages import ExecutionResult, FinishReason, Outcome, VersionSpan, WeightVersion
 from configs.schema import RolloutConfig
 
@@ -33,7 +33,7 @@ class Scripted:
     async def generate(
         self, tokens: list[int], *, max_tokens: int, stop: Sequence[str], temperature: float, top_p: float,
         top_k: int, seed: int | None,
-    ) -> "Answer":  # fmt: skip
+    ) -> Completion:  # fmt: skip
         self.requests.append((Characters().decode(tokens), tuple(stop), max_tokens))
         text, reason, stopped = "", "stop", None
         for character in self.script:
@@ -47,7 +47,7 @@ class Scripted:
         self.script = self.script[len(text) :]
         version = WeightVersion(epoch=0, n=self.version)
         self.version += 1
-        return Answer(
+        return Completion(
             tokens=[ord(character) for character in text],
             logprobs=[-0.5] * len(text),
             versions=[VersionSpan(version=version, start=0, end=len(text))],
@@ -55,16 +55,6 @@ class Scripted:
             stop=stopped,
             first_token_at=float(len(self.requests)),
         )
-
-
-@dataclass
-class Answer:
-    tokens: list[int]
-    logprobs: list[float]
-    versions: list[VersionSpan]
-    finish_reason: str
-    stop: str | None
-    first_token_at: float
 
 
 @dataclass
@@ -172,8 +162,9 @@ async def test_failures_of_infrastructure_are_raised():
         async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
             raise RuntimeError("no sandbox")
 
+    rollout = Rollout(Scripted(CODE), Broken(), Characters(), RolloutConfig())
     with pytest.raises(RuntimeError, match="no sandbox"):
-        await Rollout(Scripted(CODE), Broken(), Characters(), RolloutConfig()).run([1])
+        await rollout.run([1])
     with pytest.raises(ValueError, match="never shown"):
         output_text(result(Outcome.SANDBOX_FAILURE, None), 5)
 
