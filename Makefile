@@ -5,7 +5,7 @@ CONFIG ?= quickstart
 .PHONY: demo test test-all check setup lock clean
 
 demo: setup
-	@.venv/bin/python -m configs.models smollm2-135m >/dev/null
+	@echo "preparing SmolLM2-135M (once)"; .venv/bin/python -m configs.models smollm2-135m >/dev/null
 	@.venv/bin/zerotir up $(CONFIG) --set learner.steps=$(STEPS)
 
 test: setup check

@@ -142,6 +142,9 @@ class Engine:
 
     async def stop(self) -> None:
         """Ends the engine process."""
+        if self._llm.output_handler is not None:
+            # Or it would report the end of the process as a crash.
+            self._llm.output_handler.cancel()
         await asyncio.to_thread(self._llm.shutdown, STOP_TIMEOUT_S)
 
 

