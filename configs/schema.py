@@ -313,6 +313,9 @@ class RunConfig(Section):
             )
         if self.learner.algorithm.minibatches > self.learner.batch_groups * self.learner.samples_per_problem:
             raise ValueError("learner.algorithm.minibatches is larger than the batch")
-        if self.sandbox.cpu_s < self.rollout.tool_timeout_s / 100:
-            raise ValueError("sandbox.cpu_s is too small for rollout.tool_timeout_s")
+        if self.sandbox.request_timeout_s < self.rollout.tool_timeout_s + 30:
+            raise ValueError(
+                "sandbox.request_timeout_s must be at least 30 s above rollout.tool_timeout_s: a program that runs to its "
+                "limit would become a failure of infrastructure"
+            )
         return self

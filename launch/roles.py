@@ -173,13 +173,13 @@ async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     from sandbox.jail import Jail, SandboxUnavailable
     from sandbox.service import SandboxService
 
-    jail = Jail(config.sandbox)
     try:
+        jail = Jail(config.sandbox)
         log.info("sandbox checked", isolation=await jail.check())
+        service = SandboxService(bus.client, bus.names.execution, jail, config.sandbox)
+        await service.start()
     except SandboxUnavailable as error:
         raise UsageError(str(error)) from error
-    service = SandboxService(bus.client, bus.names.execution, jail, config.sandbox)
-    await service.start()
     last = (time.monotonic(), 0, 0.0)
 
     def measure() -> dict[str, float]:

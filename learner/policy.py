@@ -28,29 +28,6 @@ REDUCE_BUCKET = 2**24
 """Elements that ZeRO reduces at once; its default would hold 2 GB of buffers."""
 
 
-class _SelectedLogSoftmax(torch.autograd.Function):
-    """log softmax(logits / temperature) at the targets, with `logits` [N, V] as the only array of its size.
-
-    On a CPU the passes over such arrays, and their allocation, cost as much as a good part of the matrix products. So
-    both directions overwrite `logits`, which must be float32 and of no other use.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-        logits.div_(temperatures[:, None])
-        normaliser = logits.logsumexp(dim=-1)
-        ctx.save_for_backward(logits, targets, temperatures, normaliser)
-        return logits.gather(1, targets[:, None]).squeeze(1) - normaliser
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        logits, targets, temperatures, normaliser = ctx.saved_tensors
-        # d log p_t / d logits = (onehot_t - p) / temperature
-        scaled = (gradient / temperatures)[:, None]
-        result = logits.sub_(normaliser[:, None]).exp_().mul_(-scaled)
-        return result.scatter_add_(1, targets[:, None], scaled), None, None
-
-
 class TokenLogprobs(nn.Module):
     """A causal model that computes logits only where a sampled token is predicted."""
 
@@ -77,7 +54,9 @@ class TokenLogprobs(nn.Module):
     def _head(self, hidden: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
         # Rounded to the model's dtype before the division, as the engine that sampled the tokens does.
         logits = self.model.get_output_embeddings()(hidden).float()
-        return _SelectedLogSoftmax.apply(logits, targets, temperatures)
+        # In place: a second array of this size costs more than the division.
+        logits.div_(temperatures[:, None])
+        return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
 
 
 @dataclass(frozen=True)
@@ -103,14 +82,12 @@ class Policy:
         deepspeed: DeepSpeedConfig,
         seed: int,
         total_steps: int,
-        compute_dtype: torch.dtype | None = None,
     ) -> None:
         """Loads the model and builds the engine.
 
         Args:
             model_folder: a Hugging Face checkpoint with tokenizer.
             total_steps: optimiser steps of the whole run; warm-up must fit in.
-            compute_dtype: of the forward pass; by default the model's on a GPU and float32 on a CPU.
 
         Raises ValueError for several ranks, for a warm-up longer than the run, and for a model that does more to its
         logits than one matrix product.
@@ -131,7 +108,9 @@ class Policy:
         torch.manual_seed(seed)
         self._folder = model_folder
         self._dtype: torch.dtype = getattr(torch, model.dtype)
-        compute = compute_dtype or (self._dtype if torch.cuda.is_available() else torch.float32)
+        # The engine generates with weights of this type: a forward pass with the finer master weights would be another
+        # policy, whose sub-rounding updates the engine never sees.
+        compute = self._dtype
         hf_model = transformers.AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=compute, attn_implementation="sdpa"
         )
@@ -267,7 +246,8 @@ def _engine_config(optimizer: OptimizerConfig, deepspeed: DeepSpeedConfig, compu
             "type": "AdamW",
             "params": {
                 "torch_adam": True,
-                "fused": True,
+                # On a CPU fewer passes and no temporaries as large as the model.
+                "fused": not torch.cuda.is_available(),
                 "lr": optimizer.lr,
                 "betas": list(optimizer.betas),
                 "eps": optimizer.eps,

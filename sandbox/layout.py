@@ -1,0 +1,163 @@
+"""What a jail contains and what it may use, as nsjail's configuration.
+
+The jail's file system is an empty read-only tmpfs with: the base interpreter and its standard library under `/python`,
+the configured packages under `/packages`, the C library's folders, `/dev/{null,zero,urandom}`, and `/box`, a small
+writable tmpfs without devices, set-user-id or execution. No `/proc`, no `/sys`, nothing of the host's users or
+configuration. All namespaces are new; the loopback interface stays down.
+"""
+
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
+from nsjail.enums import LogLevel, Mode, RLimitType
+from nsjail.serializers import to_textproto
+
+from configs.schema import SandboxConfig
+
+INSIDE_ID = 65534
+"""User and group of a jailed program, as it sees them; root's jails have them outside as well."""
+MAX_OPEN_FILES = 64
+MAX_INODES = 4096
+HERE = Path(__file__).parent
+
+
+class SandboxUnavailable(RuntimeError):
+    """Jails cannot run on this machine; the text says what is missing and what mends it."""
+
+
+@dataclass(frozen=True)
+class Mount:
+    """A file or folder of the host and where it lies, read-only, in the jail."""
+
+    source: Path
+    target: str
+    hidden: tuple[str, ...] = ()
+    """Folders directly inside it that are empty in the jail."""
+
+
+def interpreter_mounts() -> list[Mount]:
+    """The base interpreter that this environment was made from: executable, shared library, standard library."""
+    executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+    stdlib = Path(os.__file__).resolve().parent
+    # What is installed beside the standard library is not part of it.
+    hidden = tuple(name for name in ("site-packages", "dist-packages") if (stdlib / name).is_dir())
+    mounts = [
+        Mount(executable, "/python/bin/python3"),
+        Mount(stdlib, f"/python/{sys.platlibdir}/{stdlib.name}", hidden),
+    ]
+    shared = Path(sys.base_prefix) / "lib" / (sysconfig.get_config_var("INSTSONAME") or "")
+    if shared.is_file():
+        mounts.append(Mount(shared.resolve(), f"/python/lib/{shared.name}"))
+    return mounts
+
+
+def package_mounts(packages: Sequence[str]) -> list[Mount]:
+    """The importable packages and the shared libraries that their wheels carry. Raises SandboxUnavailable."""
+    mounts = []
+    for name in packages:
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise SandboxUnavailable(
+                f"sandbox.packages names {name!r}, which is not installed: `pip install {name}`, or take it out"
+            )
+        source = Path(spec.origin)
+        if spec.submodule_search_locations:
+            source = source.parent
+        mounts.append(Mount(source.resolve(), f"/packages/{source.name}"))
+        libraries = source.with_name(f"{name}.libs")
+        if libraries.is_dir():
+            mounts.append(Mount(libraries.resolve(), f"/packages/{libraries.name}"))
+    return mounts
+
+
+def library_mounts() -> list[Mount]:
+    """The folders where the dynamic loader and the C library are, at the loader's default paths."""
+    triplet = sysconfig.get_config_var("MULTIARCH") or ""
+    folders = (
+        ["/lib64", "/usr/lib64", f"/lib/{triplet}", f"/usr/lib/{triplet}"] if triplet else ["/lib64", "/usr/lib64"]
+    )
+    mounts: dict[Path, Mount] = {}
+    for folder in folders:
+        real = Path(folder).resolve()
+        if real.is_dir():
+            mounts.setdefault(real, Mount(real, folder))
+    return list(mounts.values())
+
+
+def nsjail_config(config: SandboxConfig, mounts: Sequence[Mount], outside_uid: int, outside_gid: int) -> str:
+    """nsjail's configuration in protobuf's text form.
+
+    The program finds its source on descriptor 0 and pipes on 1 and 3; nsjail's log goes to its descriptor 2.
+    """
+    points = [_bind(str(mount.source), mount.target) for mount in mounts]
+    points += [
+        MountPt(dst=f"{mount.target}/{name}", fstype="tmpfs", is_dir=True, options="size=4096")
+        for mount in mounts
+        for name in mount.hidden
+    ]
+    points += [_bind(f"/dev/{name}", f"/dev/{name}", device=True) for name in ("null", "zero", "urandom")]
+    points.append(
+        MountPt(
+            dst="/box",
+            fstype="tmpfs",
+            options=f"size={config.max_file_mb}m,nr_inodes={MAX_INODES},mode=0777",
+            is_dir=True,
+            rw=True,
+            nosuid=True,
+            nodev=True,
+            noexec=True,
+        )
+    )
+    return to_textproto(
+        NsJailConfig(
+            name="zerotir",
+            mode=Mode.ONCE,
+            hostname="jail",
+            cwd="/box",
+            log_fd=2,
+            log_level=LogLevel.INFO,
+            pass_fd=[3],
+            envar=[
+                "PATH=/python/bin",
+                "LD_LIBRARY_PATH=/python/lib",
+                "PYTHONPATH=/packages",
+                "HOME=/box",
+                "TMPDIR=/box",
+                "LANG=C.UTF-8",
+                # One thread: pools are as large as the host's cores and would count against the limits.
+                "OMP_NUM_THREADS=1",
+                "OPENBLAS_NUM_THREADS=1",
+            ],
+            rlimit_as=config.memory_mb,
+            rlimit_cpu=config.cpu_s,
+            rlimit_fsize=config.max_file_mb,
+            rlimit_nofile=MAX_OPEN_FILES,
+            rlimit_nproc=config.max_processes,
+            rlimit_nproc_type=RLimitType.VALUE,
+            rlimit_core=0,
+            rlimit_msgqueue=0,
+            rlimit_msgqueue_type=RLimitType.VALUE,
+            rlimit_memlock=0,
+            rlimit_memlock_type=RLimitType.VALUE,
+            uidmap=[IdMap(inside_id=str(INSIDE_ID), outside_id=str(outside_uid))],
+            gidmap=[IdMap(inside_id=str(INSIDE_ID), outside_id=str(outside_gid))],
+            iface_no_lo=True,
+            mount=points,
+            seccomp_string=(HERE / "policy.kafel").read_text().splitlines(),
+            exec_bin=Exe(
+                path="/python/bin/python3",
+                # Isolated, without the site module, nothing written beside sources, no output held back, UTF-8.
+                arg=["-I", "-S", "-B", "-u", "-X", "utf8", "-c", (HERE / "bootstrap.py").read_text()],
+            ),
+        )
+    )
+
+
+def _bind(source: str, target: str, device: bool = False) -> MountPt:
+    return MountPt(src=source, dst=target, is_bind=True, rw=device, nosuid=True, nodev=not device)

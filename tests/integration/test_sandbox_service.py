@@ -1,0 +1,169 @@
+"""The execution service and its client over a real server, with real jails."""
+
+import asyncio
+
+import pytest
+from nats.micro.request import ERROR_CODE_HEADER
+
+from bus.codec import decode, encode
+from bus.messages import Busy, ExecutionRequest, ExecutionResult, Outcome
+from configs.schema import SandboxConfig
+from sandbox.client import SandboxClient, SandboxError
+from sandbox.jail import Jail, SandboxUnavailable
+from sandbox.service import SandboxService
+
+CONFIG = SandboxConfig(concurrency=2, packages=(), max_output_bytes=10_000, request_timeout_s=60.0)
+
+
+@pytest.fixture(scope="module")
+def jail() -> Jail:
+    return Jail(CONFIG)
+
+
+@pytest.fixture
+def subject(bus_address) -> str:
+    return f"{bus_address.run}.execute"
+
+
+@pytest.fixture
+async def service(connection, subject, jail):
+    service = SandboxService(connection, subject, jail, CONFIG)
+    await service.start()
+    yield service
+    await service.drain(0.0)
+
+
+@pytest.fixture
+def client(connection, subject) -> SandboxClient:
+    return SandboxClient(connection, subject, CONFIG)
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_round_trip(service, client):
+    result = await client.execute("import sys\nprint(6 * 7)\nsys.exit(2)", 10.0)
+    assert (result.outcome, result.exit_code, result.stdout) == (Outcome.EXITED, 2, "42\n")
+    assert (service.executions, service.failures, service.in_flight) == (1, 0, 0)
+    assert service.busy_seconds >= result.seconds > 0
+
+
+async def test_what_the_model_caused_is_a_result(service, client):
+    assert (await client.execute("while True: pass", 0.3)).outcome is Outcome.TIMEOUT
+    assert (await client.execute("while True: print('y' * 100)", 10.0)).outcome is Outcome.OUTPUT_LIMIT
+    assert "longer than the limit" in (await client.execute("#" * (CONFIG.max_code_bytes + 1), 10.0)).stderr
+    assert "not valid Unicode" in (await client.execute("'\udc80'", 10.0)).stderr
+    assert "null bytes" in (await client.execute("\0", 10.0)).stderr
+    assert service.failures == 0
+
+
+async def test_output_that_grows_in_decoding_still_travels(service, client):
+    code = "import os; os.write(1, b'\\xff' * 10_000); os.write(2, b'\\xff' * 10_000)"
+    assert (await client.execute(code, 10.0)).stdout == "\ufffd" * 10_000
+
+
+async def test_too_long_code_from_another_client_is_the_models_error(service, connection, subject):
+    request = ExecutionRequest(code="#" * (CONFIG.max_code_bytes + 1), timeout_s=1.0)
+    result = decode((await connection.request(subject, encode(request), timeout=10)).data, ExecutionResult)
+    assert (result.outcome, result.exit_code) == (Outcome.EXITED, 1)
+
+
+async def test_a_full_service_answers_busy_at_once_and_the_client_comes_back(service, client, connection, subject):
+    long = [asyncio.create_task(client.execute("import time; time.sleep(1)", 10.0)) for _ in range(CONFIG.concurrency)]
+    await until(lambda: service.in_flight == CONFIG.concurrency)
+    request = encode(ExecutionRequest(code="print(1)", timeout_s=1.0))
+    assert decode((await connection.request(subject, request, timeout=5)).data, Busy, ExecutionResult) == Busy()
+    assert (await client.execute("print(1)", 10.0)).stdout == "1\n"
+    await asyncio.gather(*long)
+    assert service.executions == CONFIG.concurrency + 1
+
+
+async def test_many_calls_on_few_places_are_all_served(service, client):
+    results = await asyncio.gather(*(client.execute(f"print({n})", 10.0) for n in range(10)))
+    assert [result.stdout for result in results] == [f"{n}\n" for n in range(10)]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\xff", encode(Busy()), encode(ExecutionRequest(code="", timeout_s=1.0))[:-3]], ids=repr
+)
+async def test_a_malformed_request_is_an_error_response(service, client, connection, subject, data):
+    reply = await connection.request(subject, data, timeout=5)
+    assert reply.headers[ERROR_CODE_HEADER] == "400"
+    assert (await client.execute("print(1)", 10.0)).stdout == "1\n"
+
+
+async def test_without_a_service_the_client_gives_up_at_its_deadline(connection, subject):
+    client = SandboxClient(connection, subject, CONFIG.model_copy(update={"request_timeout_s": 0.5}))
+    with pytest.raises(SandboxError, match=rf"{subject} .*no sandbox service is there"):
+        await client.execute("print(1)", 10.0)
+
+
+async def test_the_client_waits_for_a_service_that_starts_later(connection, subject, client, jail):
+    waiting = asyncio.create_task(client.execute("print(1)", 10.0))
+    await asyncio.sleep(0.2)
+    service = SandboxService(connection, subject, jail, CONFIG)
+    await service.start()
+    assert (await waiting).stdout == "1\n"
+    await service.drain(0.0)
+
+
+async def test_a_failing_sandbox_is_an_error_never_a_result(connection, subject):
+    """A jail whose interpreter cannot start within its address space."""
+    config = CONFIG.model_copy(update={"memory_mb": 1, "request_timeout_s": 2.0})
+    service = SandboxService(connection, subject, Jail(config), config)
+    await service.start()
+    with pytest.raises(SandboxError, match="the sandbox failed: nsjail returned"):
+        await SandboxClient(connection, subject, config).execute("print(1)", 10.0)
+    assert service.failures == service.executions > 1
+    await service.drain(0.0)
+
+
+async def test_draining_lets_programs_finish(service, client):
+    running = asyncio.create_task(client.execute("import time; time.sleep(0.5); print('done')", 10.0))
+    await until(lambda: service.in_flight == 1)
+    await service.drain(20.0)
+    assert (service.in_flight, service.executions) == (0, 1)
+    assert (await running).stdout == "done\n"
+
+
+async def test_what_a_drained_service_cut_runs_elsewhere(service, client, connection, subject, jail):
+    running = asyncio.create_task(client.execute("import time; time.sleep(2); print('done')", 10.0))
+    await until(lambda: service.in_flight == 1)
+    await service.drain(0.0)
+    assert (service.in_flight, service.executions) == (0, 0)
+    other = SandboxService(connection, subject, jail, CONFIG)
+    await other.start()
+    assert (await running).stdout == "done\n"
+    assert (service.executions, other.executions) == (0, 1)
+    await other.drain(0.0)
+
+
+async def test_two_services_share_the_work_and_one_may_leave(service, client, connection, subject, jail):
+    other = SandboxService(connection, subject, jail, CONFIG)
+    await other.start()
+    calls = [asyncio.create_task(client.execute(f"import time; time.sleep(0.2); print({n})", 10.0)) for n in range(12)]
+    await until(lambda: other.executions > 0)
+    await other.drain(0.0)
+    assert [(await call).stdout for call in calls] == [f"{n}\n" for n in range(12)]
+    assert service.executions > 0
+    assert service.executions + other.executions == 12
+
+
+async def test_limits_beyond_the_servers_messages_are_refused_at_the_start(connection, subject, jail):
+    config = CONFIG.model_copy(update={"max_output_bytes": connection.max_payload})
+    with pytest.raises(SandboxUnavailable, match="max_payload"):
+        await SandboxService(connection, subject, jail, config).start()
+
+
+def test_a_package_that_is_not_installed_is_named():
+    with pytest.raises(SandboxUnavailable, match="pip install no_such_package"):
+        Jail(CONFIG.model_copy(update={"packages": ("no_such_package",)}))
+
+
+async def test_a_jail_too_small_for_its_packages_is_refused_by_the_check():
+    config = SandboxConfig(packages=("numpy",), memory_mb=40)
+    with pytest.raises(SandboxUnavailable, match=r"raise sandbox\.memory_mb"):
+        await Jail(config).check()
