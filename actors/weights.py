@@ -1,6 +1,7 @@
 """The actor's follower of the weight log: newest version into host memory, then into the engine.
 
-The host copy is a file in shared memory that the engine's workers map; it is written only while no load is under way.
+The host copy is an anonymous file in memory that the engine's workers map through this process's descriptor, so it is gone
+with the process, however that ends; it is written only while no load is under way.
 An actor never generates with weights that it did not get from the log.
 """
 
@@ -8,7 +9,6 @@ import asyncio
 import mmap
 import os
 import time
-from pathlib import Path
 
 import structlog
 
@@ -27,7 +27,7 @@ class WeightLoader:
         self._bus = bus
         self._engine = engine
         self._follower = WeightFollower(bus)
-        self._path = Path(f"/dev/shm/zerotir-{os.getpid()}-weights")  # noqa: S108 (shared memory, mode 0600)
+        self._descriptor = -1
         self._memory: mmap.mmap | None = None
         self._changed = asyncio.Condition()
         self.sync_seconds = 0.0
@@ -64,7 +64,9 @@ class WeightLoader:
             log.warning("weights not usable, taking the newest again", error=str(error))
             self._follower.forget()
             return False
-        self.pause_seconds = await self._engine.load(manifest.version, manifest.tensors, str(self._path))
+        self.pause_seconds = await self._engine.load(
+            manifest.version, manifest.tensors, f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        )
         self.sync_seconds = time.monotonic() - started
         self.bytes_received += manifest.nbytes
         log_version(str(manifest.version))
@@ -79,14 +81,13 @@ class WeightLoader:
     def _room_for(self, nbytes: int) -> memoryview:
         if self._memory is None or len(self._memory) != nbytes:
             self.close()
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            os.ftruncate(descriptor, nbytes)
-            self._memory = mmap.mmap(descriptor, nbytes)
-            os.close(descriptor)
+            self._descriptor = os.memfd_create("zerotir-weights")
+            os.ftruncate(self._descriptor, nbytes)
+            self._memory = mmap.mmap(self._descriptor, nbytes)
         return memoryview(self._memory)
 
     def close(self) -> None:
-        """Gives the shared memory back."""
+        """Gives the memory back."""
         if self._memory is not None:
             self._memory = None
-            self._path.unlink(missing_ok=True)
+            os.close(self._descriptor)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import ServerError
 
 from configs.schema import BusConfig
 
@@ -15,6 +16,11 @@ ALIVE_TTL_S = 15.0
 MAX_MESSAGE_BYTES = 8 * 1024**2
 MAX_METRICS_BYTES = 512 * 1024**2
 MAX_DEAD_LETTERS = 1_000
+NO_ROOM = 10047
+
+
+class StreamError(RuntimeError):
+    """A stream cannot be made; the text says what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,10 @@ ACTOR_CONSUMER = "actors"
 
 
 async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) -> None:
-    """Makes the run's streams and buckets where they do not exist yet; existing ones are left as they are."""
+    """Makes the run's streams and buckets where they do not exist yet; existing ones are left as they are.
+
+    Raises StreamError when the server has no room for them.
+    """
 
     def stream(kind: str, subjects: list[str], **settings: object) -> StreamConfig:
         return StreamConfig(
@@ -121,7 +130,15 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
         ),
     ]
     for settings in streams:
-        await js.add_stream(config=settings)
+        try:
+            await js.add_stream(config=settings)
+        except ServerError as error:
+            if error.err_code != NO_ROOM:
+                raise
+            raise StreamError(
+                f"the server has no room for {settings.name} (it reserves {(settings.max_bytes or 0) / 2**20:.0f} MiB): "
+                "lower bus.max_results_bytes, or give its store a larger disk"
+            ) from error
     buckets = [
         KeyValueConfig(bucket=names.run_bucket, replicas=config.replicas),
         KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),

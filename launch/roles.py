@@ -25,7 +25,7 @@ from bus.connection import Bus, BusError, open_bus
 from bus.logs import set_up_logs
 from bus.presence import Announcer
 from bus.server import ServerError, embedded_server
-from bus.streams import create_streams
+from bus.streams import StreamError, create_streams
 from configs.loading import dump_config, fingerprint
 from configs.schema import RunConfig
 
@@ -74,7 +74,7 @@ def _guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> in
     code = 0
     try:
         asyncio.run(supervised())
-    except (AddressError, UsageError, ServerError) as error:
+    except (AddressError, UsageError, ServerError, StreamError) as error:
         code = _report(error, 2)
     except Exception as error:  # noqa: BLE001 (the process boundary)
         code = _report(error, 1)

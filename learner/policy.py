@@ -1,8 +1,8 @@
 """The policy under training: a Hugging Face causal model inside a DeepSpeed engine.
 
-The same path runs on a CPU and on a GPU. On a GPU the forward pass has the model's dtype over float32 master weights;
-on a CPU it has float32: without matrix units, bfloat16 products take twice as long there. What leaves the policy
-(`named_weights`, `export`) always has the model's dtype. Nothing here handles a signal or touches asyncio.
+The same path runs on a CPU and on a GPU, with float32 master weights. The forward pass always uses the weights that are
+published, which have the model's dtype; on a CPU it computes with them in float32, since bfloat16 products take twice as
+long there (without matrix units). Nothing here handles a signal or touches asyncio.
 """
 
 import os
@@ -82,12 +82,14 @@ class Policy:
         deepspeed: DeepSpeedConfig,
         seed: int,
         total_steps: int,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         """Loads the model and builds the engine.
 
         Args:
             model_folder: a Hugging Face checkpoint with tokenizer.
             total_steps: optimiser steps of the whole run; warm-up must fit in.
+            compute_dtype: of the forward pass; by default the model's on a GPU and float32 on a CPU.
 
         Raises ValueError for several ranks, for a warm-up longer than the run, and for a model that does more to its
         logits than one matrix product.
@@ -108,12 +110,10 @@ class Policy:
         torch.manual_seed(seed)
         self._folder = model_folder
         self._dtype: torch.dtype = getattr(torch, model.dtype)
-        # The engine generates with weights of this type: a forward pass with the finer master weights would be another
-        # policy, whose sub-rounding updates the engine never sees.
-        compute = self._dtype
-        hf_model = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=compute, attn_implementation="sdpa"
-        )
+        compute = compute_dtype or (self._dtype if torch.cuda.is_available() else torch.float32)
+        hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=self._dtype, attn_implementation="sdpa"
+        ).to(compute)
         _disable_dropout(hf_model)
         if deepspeed.gradient_checkpointing:
             hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -159,6 +159,7 @@ class Policy:
         self._engine.step()
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
+        self._round_weights()
         return StepResult(applied=applied, grad_norm=float(norm), learning_rate=learning_rate)
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -187,6 +188,7 @@ class Policy:
         if not (folder / CHECKPOINT_TAG).is_dir():
             raise FileNotFoundError(f"no checkpoint of the policy in {folder}")
         _, state = self._engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        self._round_weights()
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -209,6 +211,19 @@ class Policy:
         self._engine.destroy()
         if self._owns_process_group:
             ds.comm.destroy_process_group()
+
+    def _round_weights(self) -> None:
+        """Leaves the forward pass the weights that are published, whatever type it computes in.
+
+        The optimiser's float32 master weights are another copy and keep what rounding takes: with finer weights the
+        forward pass would be another policy than the engine's, whose sub-rounding updates the engine never sees.
+        """
+        import deepspeed as ds
+
+        for parameter in self._module.parameters():
+            if parameter.dtype != self._dtype:
+                with ds.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
+                    parameter.copy_(parameter.to(self._dtype))
 
     @property
     def _module(self) -> TokenLogprobs:

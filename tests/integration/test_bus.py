@@ -15,7 +15,7 @@ from bus.messages import Failure, Metrics, TensorEntry
 from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics
 from bus.presence import Announcer, who_is_alive
 from bus.server import embedded_server
-from bus.streams import create_streams
+from bus.streams import StreamError, create_streams
 from bus.weights import DeposedError, WeightFollower, WeightsError, WeightWriter, fetch_weights, newest_manifest
 from configs.schema import BusConfig
 
@@ -77,6 +77,13 @@ async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_
         assert not waiting.done()
         await bus.js.purge_stream(bus.names.stream("RESULTS"))
         assert await waiting > stored
+
+
+async def test_a_server_without_room_is_explained(bus_address: BusAddress):
+    config = BusConfig(timeout_s=5, max_results_bytes=2**50)
+    async with open_bus(bus_address, config, "greedy") as bus:
+        with pytest.raises(StreamError, match=r"lower bus\.max_results_bytes"):
+            await create_streams(bus.js, bus.names, config)
 
 
 async def test_streams_survive_a_restart_of_the_server(tmp_path):
@@ -187,8 +194,9 @@ async def test_an_unreadable_metric_is_buried_and_stops_nobody(bus: Bus):
     async for _, metrics in follow_metrics(bus):
         assert isinstance(metrics, Metrics)
         break
-    await bus.client.flush()
-    assert (await bus.js.stream_info(bus.names.stream("DEADLETTERS"))).state.messages == 1
+    async with asyncio.timeout(10):
+        while (await bus.js.stream_info(bus.names.stream("DEADLETTERS"))).state.messages != 1:
+            await asyncio.sleep(0.05)
 
 
 async def test_presence_is_seen_and_withdrawn(bus: Bus):
