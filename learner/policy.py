@@ -113,7 +113,8 @@ class Policy:
         compute = compute_dtype or (self._dtype if torch.cuda.is_available() else torch.float32)
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=self._dtype, attn_implementation="sdpa"
-        ).to(compute)
+        )
+        hf_model.to(compute)
         _disable_dropout(hf_model)
         if deepspeed.gradient_checkpointing:
             hf_model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
