@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -45,12 +44,3 @@ async def bus(bus_address: BusAddress) -> AsyncIterator[Bus]:
 def connection(bus: Bus):
     """The bus's bare NATS client."""
     return bus.client
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The problem sets beside the project; a test that needs them skips where they are absent."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.exists():
-        pytest.skip(f"no problem sets at {folder}")
-    return folder
