@@ -240,7 +240,7 @@ class DeepSpeedConfig(Section):
     """The training engine."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO stage."""
+    """ZeRO stage; 0 runs as 1, which alone keeps float32 gradients and checks them for infinity on one rank."""
     micro_batch_tokens: PositiveInt = 4096
     """Tokens, padding included, of one forward and backward pass."""
     gradient_checkpointing: bool = False
