@@ -1,8 +1,10 @@
 # Two commands for newcomers: `make demo` and `make test`. Both do their own set-up.
 STEPS ?= 20
 CONFIG ?= quickstart
+ROUNDS ?= 1
+SEED ?= $(shell date +%s)
 
-.PHONY: demo test test-all check setup lock clean
+.PHONY: demo test test-all chaos check setup lock clean
 
 demo: setup
 	@echo "preparing SmolLM2-135M (once)"; .venv/bin/python -m configs.models smollm2-135m >/dev/null
@@ -11,8 +13,12 @@ demo: setup
 test: setup check
 	@.venv/bin/python -m pytest -m "not slow"
 
+# What `make test` leaves out: chaos, ranks, floods.
 test-all: setup check
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -m slow
+
+chaos: setup
+	@.venv/bin/python -m tests.chaos.rounds --rounds $(ROUNDS) --seed $(SEED)
 
 check: setup
 	@.venv/bin/ruff check .

@@ -1,13 +1,14 @@
 """The actor: pulls tickets, runs rollouts, publishes each the moment it is finished.
 
     who                 waits for                              who unblocks it
-    pulling             room (finished rollouts), tickets      rollouts; the dispatcher
+    pulling             room in the cache, tickets             rollouts that end; the dispatcher
     each rollout        a weight version, the engine, a        the weight follower; the engine; the sandbox;
                         sandbox, room in the result stream     the learner, which purges
     weight follower     a manifest newer than its own          the learner
 
-A failure of infrastructure hands the ticket back; it becomes a `Failure` only past the delivery limit or the deadline.
-At most `actor.max_rollouts` tickets are held, each by one task.
+A failure of infrastructure hands the ticket back; it becomes a `Failure` only past the delivery limit or the deadline, and
+only from an actor whose lease has held throughout. At most `actor.max_rollouts` tickets are held, each by one task until its
+result is stored, and no more than the engine's cache has room for: results that the bus does not take hold the actor back.
 """
 
 import asyncio
@@ -15,58 +16,77 @@ import time
 
 import structlog
 
-from actors.engine import Engine, EngineError
-from actors.rollout import Response, roll_out
+from actors.admission import CacheRoom
+from actors.emulated import AnyEngine, EmulatedEngine
+from actors.engine import EngineError
+from actors.outbox import Outbox
+from actors.rollout import DeadlineError, Response, roll_out
 from actors.tickets import LeasedTicket, TicketSource
 from actors.weights import WeightLoader
 from bus.connection import Bus, BusError
-from bus.messages import Failure, Ticket, Trajectory
+from bus.messages import Failure, FinishReason, Ticket, Trajectory
 from bus.metrics import MetricsWriter
-from bus.presence import Announcer
+from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
 from sandbox.client import SandboxClient, SandboxError
-from tasks.grading import Grade, Grader, GradingError
+from tasks.grading import Grade, Grader, GradingError, void_turns
 from tasks.prompts import PromptError, render_prompt
+from tasks.spontaneity import code_unused
 
 log = structlog.get_logger()
 
 METRICS_EVERY_S = 5.0
 VERSION_PATIENCE_S = 30.0
 """How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
-STORE_PATIENCE_S = 3600.0
 
 
 class Actor:
     """Serves tickets until it is told to stop or its engine fails."""
 
     def __init__(
-        self, config: RunConfig, bus: Bus, engine: Engine, grader: Grader, announcer: Announcer, seed: int
+        self,
+        config: RunConfig,
+        bus: Bus,
+        weights_bus: Bus,
+        engine: AnyEngine,
+        grader: Grader,
+        outbox: Outbox,
+        announcer: Announcer,
+        seed: int,
     ) -> None:
         self._config = config
         self._bus = bus
         self._engine = engine
         self._grader = grader
+        self._outbox = outbox
         self._announcer = announcer
         self._seed = seed
         self._sandbox = SandboxClient(bus.client, bus.names.execution, config.sandbox)
         self._tickets = TicketSource(bus, config.actor.lease_s)
-        self._weights = WeightLoader(bus, engine)
-        self._metrics = MetricsWriter(bus, "actor", announcer.id)
+        self._weights = WeightLoader(weights_bus, engine, recompute=config.actor.on_update == "recompute")
+        emulated = isinstance(engine, EmulatedEngine)
+        self._metrics = MetricsWriter(bus, "actor", announcer.id, emulated=emulated)
         self._rollouts: set[asyncio.Task[None]] = set()
+        self._crash: BaseException | None = None
+        """What nobody foresaw in a rollout: the actor ends with it."""
+        self._room = CacheRoom(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
         self._finished = 0
         self._failed = 0
         self._handed_back = 0
+        self._late = 0
+        self._late_tokens = 0
         self._busy = BusyClock()
         self._last = (time.monotonic(), 0)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Raises EngineError, BusError or WeightsError when it cannot go on; returns after `stop`."""
+        """Raises EngineError or BusError when it cannot go on; returns after `stop`."""
         try:
             async with asyncio.TaskGroup() as group:
                 background = [
                     group.create_task(self._follow_weights()),
                     group.create_task(self._metrics.run(self._measure, METRICS_EVERY_S)),
-                    group.create_task(self._watch_bus()),
+                    group.create_task(self._watch()),
+                    group.create_task(self._outbox.run()),
                 ]
                 await self._announcer.say("waiting for weights")
                 if await self._first_weights(stop):
@@ -80,6 +100,7 @@ class Actor:
             for rollout in self._rollouts:
                 rollout.cancel()
             await asyncio.gather(*self._rollouts, return_exceptions=True)
+            self._outbox.keep()
             self._weights.close()
 
     async def _first_weights(self, stop: asyncio.Event) -> bool:
@@ -89,13 +110,14 @@ class Actor:
                 return True
             if time.monotonic() > deadline:
                 raise BusError(
-                    f"no weights on the bus after {self._config.actor.weights_timeout_s:.0f} s: is a learner running?"
+                    f"no weights on {self._bus.names.manifests} after {self._config.actor.weights_timeout_s:.0f} s; "
+                    f"{await last_sign(self._bus, 'learner')}: is a learner running?"
                 )
         return False
 
     async def _pull_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            room = self._config.actor.max_rollouts - len(self._rollouts)
+            room = self._room.places - len(self._rollouts)
             if room <= 0:
                 await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
                 continue
@@ -113,6 +135,8 @@ class Actor:
         self._rollouts.discard(task)
         self._announcer.in_flight = len(self._rollouts)
         self._busy.set(bool(self._rollouts))
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._crash = error
 
     async def _wind_up(self) -> None:
         """Gives rollouts their grace, then hands the rest back."""
@@ -126,13 +150,20 @@ class Actor:
         """One ticket to its end: a stored result and an acknowledgement, or a hand-back."""
         ticket = leased.ticket
         try:
-            async with leased.kept_alive(self._config.actor.lease_s):
+            async with leased.kept_alive():
+                if ticket.number in self._outbox.settled:
+                    await leased.done()
+                    return
                 result = await self._answer(leased)
                 if result is None:
                     self._handed_back += 1
                     await leased.hand_back()
                     return
-                await self._bus.publish_until_stored(self._bus.names.results, result, STORE_PATIENCE_S)
+                if isinstance(result, Failure) and leased.lapsed:
+                    # The bus has given it to another actor, or will: that one may fare better.
+                    log.warning("ticket given up, its lease had run out", ticket=ticket.number, reason=result.reason)
+                    return
+                await self._outbox.store(result)
                 await leased.done()
         except asyncio.CancelledError:
             self._handed_back += 1
@@ -140,7 +171,7 @@ class Actor:
             raise
         if isinstance(result, Failure):
             self._failed += 1
-            log.warning("ticket failed", ticket=ticket.number, reason=result.reason)
+            log.warning("ticket failed", ticket=ticket.number, reason=result.reason, detail=result.detail)
         else:
             self._finished += 1
 
@@ -148,21 +179,29 @@ class Actor:
         """A trajectory, a failure that is final, or None for a hand-back."""
         ticket = leased.ticket
         if leased.deliveries > self._config.actor.max_deliveries:
-            return self._failure(leased, f"delivered {leased.deliveries} times without a result")
+            return self._failure(leased, "too many deliveries", f"delivered {leased.deliveries} times without a result")
         try:
             prompt = render_prompt(ticket.prompt, ticket.problem, self._engine.tokenizer)
         except PromptError as error:
-            return self._failure(leased, f"prompt: {error}")
+            return self._failure(leased, "unusable prompt", str(error))
         if len(prompt) > ticket.rollout.max_prompt_tokens:
-            return self._failure(leased, f"prompt of {len(prompt)} tokens, limit {ticket.rollout.max_prompt_tokens}")
+            limit = ticket.rollout.max_prompt_tokens
+            return self._failure(leased, "prompt too long", f"{len(prompt)} tokens, the limit is {limit}")
         if not await self._weights.reach(ticket.min_version, VERSION_PATIENCE_S):
             return None
         started_at = time.time()
         try:
             response = await roll_out(prompt, self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
+            self._room.ended(len(response.tokens))
             grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
-        except TimeoutError:
-            return self._failure(leased, f"deadline of {ticket.rollout.deadline_s:.0f} s passed")
+            truncated = response.finish_reason is FinishReason.LENGTH
+            limit = ticket.rollout.max_response_tokens
+            grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)
+        except DeadlineError as error:
+            self._room.ended(error.length)
+            self._late += 1
+            self._late_tokens += error.length
+            return self._failure(leased, "deadline passed", str(error), error.length)
         except (SandboxError, GradingError, EngineError) as error:
             log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
             return None
@@ -172,6 +211,7 @@ class Actor:
         self, ticket: Ticket, prompt: list[int], response: Response, grade: Grade, started_at: float
     ) -> Trajectory:
         tokens, mask, logprobs = response.arrays(prompt)
+        outputs = [call.output for call in response.tool_calls]
         return Trajectory(
             ticket=ticket.number,
             group=ticket.group,
@@ -185,22 +225,29 @@ class Actor:
             reward_parts=grade.parts,
             tool_calls=tuple(response.tool_calls),
             finish_reason=response.finish_reason,
+            void_turns=void_turns(response.turns, ticket.grading),
+            hallucinated_outputs=response.hallucinated_outputs,
+            code_unused=bool(outputs and grade.answer) and code_unused(response.turns, outputs, grade.answer or ""),
             actor=self._announcer.id,
             seed=self._seed,
             issued_at=ticket.issued_at,
             started_at=started_at,
             first_token_at=response.first_token_at,
             published_at=time.time(),
+            run=self._bus.address.run,
         )
 
-    def _failure(self, leased: LeasedTicket, reason: str) -> Failure:
+    def _failure(self, leased: LeasedTicket, reason: str, detail: str, response_length: int = 0) -> Failure:
         return Failure(
             ticket=leased.ticket.number,
             group=leased.ticket.group,
             reason=reason,
+            detail=detail,
+            response_length=response_length,
             attempts=leased.deliveries,
             actor=self._announcer.id,
             published_at=time.time(),
+            run=self._bus.address.run,
         )
 
     async def _follow_weights(self) -> None:
@@ -208,8 +255,10 @@ class Actor:
             if await self._weights.update(timeout_s=60.0):
                 self._announcer.version = str(self._engine.version)
 
-    async def _watch_bus(self) -> None:
+    async def _watch(self) -> None:
         while not self._bus.lost.is_set():
+            if self._crash is not None:
+                raise self._crash
             if self._engine.failed:
                 raise EngineError("the engine died; this actor hands its tickets back and ends")
             await asyncio.sleep(0.5)
@@ -219,17 +268,23 @@ class Actor:
         now, tokens = time.monotonic(), self._engine.generated_tokens
         then, before = self._last
         self._last = (now, tokens)
+        self._announcer.rates = {"tokens_per_s": (tokens - before) / (now - then)}
         return {
-            "tokens_per_s": (tokens - before) / (now - then),
+            **self._announcer.rates,
             "in_flight": len(self._rollouts),
+            "places": self._room.places,
+            "late": self._late,
+            "late_length": self._late_tokens / max(self._late, 1),
             "finished": self._finished,
             "failed": self._failed,
             "handed_back": self._handed_back,
+            "waiting_results": len(self._outbox),
             "idle_ratio": 1.0 - self._busy.share(),
             "weight_version": self._weights.newest,
             "weight_sync_seconds": self._weights.sync_seconds,
             "weight_pause_seconds": self._weights.pause_seconds,
             "weight_bytes": self._weights.bytes_received,
+            "weight_fallbacks": self._weights.fallbacks,
         }
 
 

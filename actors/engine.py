@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import structlog
 
@@ -41,6 +41,8 @@ class Engine:
         self.version: WeightVersion | None = None
         self.failed = False
         self.generated_tokens = 0
+        self.cache_tokens: int = llm.vllm_config.cache_config.kv_cache_size_tokens
+        """Tokens whose keys and values fit into the cache."""
 
     @classmethod
     async def start(cls, folder: Path, model: ModelConfig, config: EngineConfig, max_model_len: int, seed: int) -> Self:
@@ -70,7 +72,12 @@ class Engine:
         top_k: int,
         seed: int | None,
     ) -> Completion:
-        """Continues `tokens`. Cancelling the caller aborts the request. Raises EngineError."""
+        """Continues `tokens`. Raises EngineError.
+
+        Cancelling the caller aborts the request; the `CancelledError` then carries how many tokens it had sampled.
+        """
+        async with self._loading:
+            pass  # what comes during a load is salted with the version that it will run under
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
         vllm = self._vllm
@@ -83,16 +90,23 @@ class Engine:
             top_k=top_k,
             seed=seed,
             logprobs=0,
+            # Stop strings are looked for in the text that the rollout decodes, special tokens included.
+            skip_special_tokens=False,
             output_kind=vllm["RequestOutputKind"].FINAL_ONLY,
         )
         # Blocks computed under one version are never reused under another.
         prompt = {"prompt_token_ids": list(tokens), "cache_salt": str(self.version)}
         asked_at = time.time()
-        last: Any = None
+        id = str(next(self._ids))
+        request = asyncio.create_task(self._last_output(prompt, sampling, id))
         try:
-            async for output in self._llm.generate(prompt, sampling, request_id=str(next(self._ids))):
-                last = output
+            last = await asyncio.shield(request)
             self.generated_tokens += len(last.outputs[0].token_ids) if last else 0
+        except asyncio.CancelledError as error:
+            sampled = self._sampled(id)
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+            raise asyncio.CancelledError(sampled) from error
         except vllm["EngineDeadError"] as error:
             self.failed = True
             raise EngineError(f"the engine died: {error}") from error
@@ -114,10 +128,25 @@ class Engine:
             first_token_at=asked_at + last.metrics.first_token_latency,
         )
 
-    async def load(self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str) -> float:
+    async def _last_output(self, prompt: dict[str, Any], sampling: Any, id: str) -> Any:
+        last = None
+        async for output in self._llm.generate(prompt, sampling, request_id=id):
+            last = output
+        return last
+
+    def _sampled(self, id: str) -> int:
+        """Tokens of a request that runs: what vLLM's front end has seen of them."""
+        processor = self._llm.output_processor
+        states = [processor.request_states.get(internal) for internal in processor.external_req_ids.get(id, ())]
+        return sum(state.detokenizer.num_output_tokens() for state in states if state is not None)
+
+    async def load(
+        self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
+    ) -> float:
         """Loads the host copy at `path`; returns the seconds for which generation paused. Raises EngineError.
 
-        Requests in flight are kept with their keys and values; tokens that they sample later carry the new version.
+        Requests in flight are kept; tokens that they sample later carry the new version. Their keys and values stay those of
+        the old weights, or are computed anew from their tokens (`recompute`).
         """
         vllm, llm = self._vllm, self._llm
         update = {"path": path, "tensors": [(t.name, t.dtype, list(t.shape), t.offset) for t in tensors]}
@@ -125,7 +154,7 @@ class Engine:
             started = time.monotonic()
             try:
                 async with asyncio.timeout(LOAD_TIMEOUT_S):
-                    await llm.pause_generation(mode="keep", clear_cache=False)
+                    await llm.pause_generation(mode="keep", clear_cache=recompute)
                     await llm.start_weight_update()
                     await llm.update_weights(vllm["WeightTransferUpdateRequest"](update_info=update))
                     await llm.finish_weight_update(weight_version=str(version))
@@ -160,6 +189,9 @@ def _prepare_environment(config: EngineConfig) -> None:
     if config.tensor_parallel == 1:
         # One worker needs no process beside the engine's: with one, the two poll each other, which costs a core.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if config.enforce_eager:
+        # vLLM's sampler asks for compilation whatever the model runs as, which takes seconds of the first request.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
 
 
 @contextlib.contextmanager
@@ -187,6 +219,20 @@ def _on_cores() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
+def _compute_dtype(model: ModelConfig) -> Literal["float32", "bfloat16"]:
+    """What the engine computes in: the dtype of the published weights, where the machine has arithmetic for it.
+
+    PyTorch multiplies bfloat16 matrices on a CPU without AVX-512 by one scalar product after another, seven times as slow as
+    in float32, which holds every bfloat16 weight exactly.
+    """
+    import torch
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
+        return "float32"
+    return model.dtype
+
+
 def _make(
     folder: Path, model: ModelConfig, config: EngineConfig, max_model_len: int, seed: int
 ) -> tuple[dict[str, Any], Any]:
@@ -207,7 +253,7 @@ def _make(
         on_cpu = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": 32}
     arguments = AsyncEngineArgs(
         model=str(folder),
-        dtype=model.dtype,
+        dtype=_compute_dtype(model),
         max_model_len=max_model_len,
         max_num_seqs=config.max_running,
         tensor_parallel_size=config.tensor_parallel,

@@ -6,11 +6,11 @@
 
 Tokens never pass through text: what the engine sampled is what is trained on, and inserted text is tokenised once. Text
 is decoded only to find code and, later, the answer; inserted tokens are never searched for either. Sampled plus inserted
-tokens never exceed `max_response_tokens`.
+tokens never exceed `max_response_tokens`. Apart from its deadline, the budget is all that ends a response which the model
+does not end.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,13 +18,21 @@ from typing import Protocol
 
 import numpy as np
 
+from actors.tool_output import error_kind, output_text
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
+from tasks.blocks import CLOSING_FENCE, OPENING_FENCE, Block, find_blocks
 
-OPENING_FENCE = "```python"
-CLOSING_FENCE = "```"
 TRUNCATED = "\n[output truncated]"
-_INFO_STRING = re.compile(r"^[ \t]*[0-9.]*[ \t]*\n")
+
+
+class DeadlineError(TimeoutError):
+    """The rollout was not done by its deadline: the engine or the sandbox was slower than the slowest allowed rate."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(f"a response of {length} tokens was not done")
+        self.length = length
+        """Response tokens that were there."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,12 @@ class TokenEngine(Protocol):
         top_p: float,
         top_k: int,
         seed: int | None,
-    ) -> Completion: ...
+    ) -> Completion:
+        """At least one token. The last may reach past the stop string that it completes.
+
+        A cancelled call raises `CancelledError(n)` where it knows that n tokens had been sampled.
+        """
+        ...
 
 
 class Tokenizer(Protocol):
@@ -64,7 +77,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]: ...
 
-    def decode(self, token_ids: list[int]) -> str: ...
+    def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> str: ...
 
 
 class CodeRunner(Protocol):
@@ -85,9 +98,14 @@ class Response:
     turns: list[str] = field(default_factory=list)
     """Text of each run of sampled tokens."""
     refused_calls: int = 0
-    """Code blocks that were not run because the calls were used up."""
+    """Code blocks that were answered by the message that the calls are used up; at most one."""
     finish_reason: FinishReason = FinishReason.STOP
     first_token_at: float = 0.0
+
+    @property
+    def hallucinated_outputs(self) -> int:
+        """Output blocks that the model wrote itself; they are text like any other, never taken for output."""
+        return sum(block.kind == "output" for turn in self.turns for block in find_blocks(turn))
 
     def append_sampled(self, completion: Completion) -> None:
         """Adds sampled tokens; adjacent spans of one version become one."""
@@ -118,35 +136,6 @@ class Response:
         )
 
 
-def program_of(turn: str) -> str:
-    """The code of a turn that ends with a closed ```python block."""
-    code = turn.rpartition(OPENING_FENCE)[2]
-    code = code.rpartition(CLOSING_FENCE)[0]
-    return _INFO_STRING.sub("", code, count=1).strip("\n")
-
-
-def output_text(result: ExecutionResult, timeout_s: float) -> str:
-    """What the model is shown of an execution: stdout, then one line that names an error or a limit."""
-    lines = [result.stdout.rstrip()] if result.stdout.strip() else []
-    match result.outcome:
-        case Outcome.EXITED:
-            if result.exit_code != 0:
-                lines.append(result.stderr.rstrip().rpartition("\n")[2] or f"exit status {result.exit_code}")
-        case Outcome.TIMEOUT:
-            lines.append(f"TimeoutError: the program ran longer than {timeout_s:g} seconds")
-        case Outcome.CPU_LIMIT:
-            lines.append("TimeoutError: the program used up its CPU time")
-        case Outcome.OUT_OF_MEMORY:
-            lines.append("MemoryError: the program used up its memory")
-        case Outcome.OUTPUT_LIMIT:
-            lines.append("OutputLimitError: the program printed too much")
-        case Outcome.CRASHED:
-            lines.append(f"the program was killed by signal {result.signal}")
-        case Outcome.SANDBOX_FAILURE:
-            raise ValueError("a failure of the sandbox is never shown to the model")
-    return "\n".join(lines)
-
-
 class Rollout:
     """One ticket's way through the state machine."""
 
@@ -159,18 +148,33 @@ class Rollout:
 
     async def run(self, prompt: list[int]) -> Response:
         """Generates until the response ends. Raises what the engine and the runner raise: never data."""
-        config, response = self._config, self.response
+        response = self.response
         while True:
-            turn_start = len(response.tokens)
-            may_call = config.max_tool_calls > 0 and response.refused_calls == 0
-            stop = (OPENING_FENCE, *config.stop) if may_call else config.stop
-            stopped_by = await self._sample(prompt, stop)
-            if stopped_by == OPENING_FENCE:
-                stopped_by = await self._sample(prompt, (CLOSING_FENCE,))
-            turn = self._tokenizer.decode(response.tokens[turn_start:])
-            response.turns.append(turn)
-            if stopped_by != CLOSING_FENCE or not await self._call(program_of(turn)):
+            start = len(response.tokens)
+            stopped_by = await self._sample(prompt, self._thinking_stops())
+            block = await self._finish_block(prompt, start) if stopped_by == OPENING_FENCE else None
+            response.turns.append(self._text(start))
+            if block is None or not await self._call(block.program):
                 return response
+
+    def _thinking_stops(self) -> tuple[str, ...]:
+        config, response = self._config, self.response
+        left = len(response.tool_calls) < config.max_tool_calls
+        # One block more than allowed is stopped at, to be answered by the message.
+        to_refuse = bool(config.max_tool_calls and config.exhausted_message and not response.refused_calls)
+        return (OPENING_FENCE, *config.stop) if left or to_refuse else config.stop
+
+    async def _finish_block(self, prompt: list[int], start: int) -> Block | None:
+        """Samples the rest of the code block that the turn from `start` on has opened; None where it stays open."""
+        while True:
+            turn = self._text(start)
+            # The engine stopped at the turn's first block; a token that closes it may reach into another.
+            block = next((block for block in find_blocks(turn) if turn.startswith(OPENING_FENCE, block.start)), None)
+            if block is not None and block.closed:
+                return block
+            # A fence inside a literal or a comment has stopped the engine, but closes nothing.
+            if await self._sample(prompt, (CLOSING_FENCE,)) != CLOSING_FENCE:
+                return None
 
     @property
     def _room(self) -> int:
@@ -198,19 +202,22 @@ class Rollout:
     async def _call(self, code: str) -> bool:
         """Runs code and inserts what came of it; False when the budget is too small for that."""
         config, response = self._config, self.response
+        if not self._fits(self._framed("")):
+            return False
         if len(response.tool_calls) >= config.max_tool_calls:
             response.refused_calls += 1
             return self._insert(config.exhausted_message)
         asked_at = time.monotonic()
         result = await self._runner.execute(code, config.tool_timeout_s)
         seconds = time.monotonic() - asked_at
-        output = self._cut(output_text(result, config.tool_timeout_s))
+        output = self._cut(output_text(result, config.tool_timeout_s, config.traceback))
         response.tool_calls.append(
             ToolCall(
                 code=code,
                 output=output,
                 outcome=result.outcome,
                 success=result.outcome is Outcome.EXITED and result.exit_code == 0,
+                error=error_kind(result),
                 start=len(response.tokens),
                 seconds=seconds,
             )
@@ -225,15 +232,31 @@ class Rollout:
             return output
         # Tokenising a flood costs time for nothing: no vocabulary has tokens of 32 characters on average.
         tokens = self._encode(output[: 32 * limit])
-        return output if len(tokens) <= limit else self._tokenizer.decode(tokens[:limit]) + TRUNCATED
+        return output if len(tokens) <= limit else self._decode(tokens[:limit]) + TRUNCATED
 
     def _insert(self, text: str) -> bool:
-        tokens = self._encode(f"\n```output\n{text}\n```\n")
-        if len(tokens) >= self._room:
-            self.response.finish_reason = FinishReason.LENGTH
-            return False
-        self.response.append_inserted(tokens)
-        return True
+        tokens = self._framed(text)
+        if self._fits(tokens):
+            self.response.append_inserted(tokens)
+            return True
+        return False
+
+    def _fits(self, inserted: list[int]) -> bool:
+        """Whether these tokens leave room for one that is sampled; where not, the response ends for its length."""
+        if len(inserted) < self._room:
+            return True
+        self.response.finish_reason = FinishReason.LENGTH
+        return False
+
+    def _framed(self, output: str) -> list[int]:
+        return self._encode(f"\n```output\n{output}\n```\n")
+
+    def _text(self, start: int) -> str:
+        return self._decode(self.response.tokens[start:])
+
+    def _decode(self, tokens: list[int]) -> str:
+        # Some tokenizers would otherwise take out spaces before punctuation.
+        return self._tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
 
     def _encode(self, text: str) -> list[int]:
         # Output that spells a special token must not become one.
@@ -243,6 +266,14 @@ class Rollout:
 async def roll_out(
     prompt: list[int], engine: TokenEngine, runner: CodeRunner, tokenizer: Tokenizer, config: RolloutConfig
 ) -> Response:
-    """Runs one rollout within its deadline. Raises TimeoutError past it."""
-    async with asyncio.timeout(config.deadline_s):
-        return await Rollout(engine, runner, tokenizer, config).run(prompt)
+    """Runs one rollout within its deadline. Raises DeadlineError past it."""
+    rollout = Rollout(engine, runner, tokenizer, config)
+    try:
+        async with asyncio.timeout(config.deadline_s) as deadline:
+            return await rollout.run(prompt)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        # The deadline cancelled the rollout; its last request tells how much it had sampled.
+        sampled = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else 0
+        raise DeadlineError(len(rollout.response.tokens) + sampled) from error

@@ -1,12 +1,14 @@
 """One role's connection to a run's bus.
 
 `open_bus` yields a `Bus` or raises `BusError` within a bound. A bus that goes away is tried again for
-`bus.reconnect_s` seconds; then `Bus.lost` is set, and whoever runs the role ends it with an error.
+`bus.reconnect_s` seconds; then `Bus.lost` is set, and whoever runs the role ends it with an error. What the role's
+credentials do not allow ends the `async with` block at once, with `AccessDeniedError`: it would fail again, every time.
 """
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Callable
 
 import nats
 import nats.errors
@@ -18,6 +20,7 @@ from nats.js import JetStreamContext
 from bus.address import BusAddress
 from bus.codec import Message, encode
 from bus.messages import DeadLetter
+from bus.store import Store
 from bus.streams import Names
 from configs.schema import BusConfig
 
@@ -33,6 +36,7 @@ TRANSIENT_ERRORS = (
     TimeoutError,
     nats.errors.NoRespondersError,
     nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
     nats.js.errors.NoStreamResponseError,
     nats.js.errors.ServiceUnavailableError,
 )
@@ -43,12 +47,17 @@ class BusError(RuntimeError):
     """The bus cannot be reached, or lacks what this run needs."""
 
 
+class AccessDeniedError(BusError):
+    """This role's credentials do not allow what it did; the text says what that was."""
+
+
 class Bus:
     """A connection, the names of the run's streams, and bounded requests."""
 
     def __init__(self, client: Client, address: BusAddress, config: BusConfig, lost: asyncio.Event) -> None:
         self.client = client
         self.js: JetStreamContext = client.jetstream(timeout=config.timeout_s)
+        self._store = Store(client, config.timeout_s)
         self.address = address
         self.config = config
         self.names = Names(address.run)
@@ -59,20 +68,30 @@ class Bus:
         acknowledged = await self.js.publish(subject, encode(message), headers=headers)
         return acknowledged.seq
 
-    async def publish_until_stored(self, subject: str, message: Message, patience_s: float) -> int:
+    async def publish_until_stored(
+        self, subject: str, message: Message, patience_s: float, on_refusal: Callable[[], None] = lambda: None
+    ) -> int:
         """Publishes again and again until the stream has it: a bus that is away or full holds the caller back.
 
-        Raises BusError after `patience_s` seconds. The message may be stored twice; readers take the first.
+        `on_refusal` is called whenever it was not taken. Raises BusError after `patience_s` seconds, or once the bus is
+        lost for good. The message may be stored twice; readers take the first.
         """
         data = encode(message)
         delay = 0.2
         deadline = asyncio.get_running_loop().time() + patience_s
         while True:
             try:
-                return (await self.js.publish(subject, data)).seq
-            except TRANSIENT_ERRORS as error:
+                if not self.client.is_connected:
+                    # The client would keep every try in its buffer, and send them all once it is back.
+                    raise nats.errors.ConnectionReconnectingError
+                return await self._store.put(subject, data)
+            except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
+                on_refusal()
                 if asyncio.get_running_loop().time() > deadline or self.lost.is_set():
-                    raise BusError(f"could not store a message on {subject} in {patience_s:.0f} s: {error}") from error
+                    raise BusError(
+                        f"could not store a message on {subject} at {self.address.url} in {patience_s:.0f} s "
+                        f"({type(error).__name__}: {error}): is the server up, and a learner that makes room?"
+                    ) from error
                 log.warning("publish refused, will try again", subject=subject, error=str(error), wait_s=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
@@ -93,33 +112,47 @@ class Bus:
             ) from None
 
 
-async def connect(address: BusAddress, config: BusConfig, name: str) -> tuple[Client, asyncio.Event]:
-    """Connects, or raises BusError within `bus.timeout_s`; the event is set once the connection is lost for good."""
+async def connect(
+    address: BusAddress, config: BusConfig, name: str, on_denied: Callable[[str], None]
+) -> tuple[Client, asyncio.Event]:
+    """Connects, or raises BusError within `bus.timeout_s`; the event is set once the connection is lost for good.
+
+    `on_denied` is told what the server refused for want of permission.
+    """
     lost = asyncio.Event()
+    servers = address.url.split(",")
 
     async def on_closed() -> None:
         lost.set()
 
     async def on_disconnected() -> None:
-        log.warning("bus disconnected", url=address.url)
+        if not client.is_closed:
+            log.warning("bus disconnected", url=address.url)
 
     async def on_reconnected() -> None:
-        log.info("bus reconnected", url=address.url)
+        log.info("bus reconnected", url=client.connected_url.netloc if client.connected_url else address.url)
 
     async def on_error(error: Exception) -> None:
-        log.warning("bus error", error=f"{type(error).__name__}: {error}")
+        if "permissions violation" in str(error):
+            log.error("refused by the bus", role=address.role, error=str(error))
+            on_denied(str(error).removeprefix("nats: "))
+        else:
+            log.warning("bus error", error=f"{type(error).__name__}: {error}")
 
     client = Client()
     try:
         async with asyncio.timeout(config.timeout_s):
             await client.connect(
-                servers=address.url.split(","),
+                servers=servers,
                 name=name,
-                user=address.user,
-                password=address.password,
+                nkeys_seed_str=address.seed,
+                inbox_prefix=f"_INBOX.{address.role}",
+                tls=_tls(address),
+                # A server that takes no TLS then cannot be talked to by mistake.
+                tls_handshake_first=address.tls.ca is not None,
                 connect_timeout=5,
                 reconnect_time_wait=RECONNECT_WAIT_S,
-                max_reconnect_attempts=max(1, int(config.reconnect_s / RECONNECT_WAIT_S)),
+                max_reconnect_attempts=max(1, int(config.reconnect_s / RECONNECT_WAIT_S / len(servers))),
                 pending_size=PENDING_BYTES,
                 ping_interval=20,
                 error_cb=on_error,
@@ -135,14 +168,52 @@ async def connect(address: BusAddress, config: BusConfig, name: str) -> tuple[Cl
     return client, lost
 
 
+def _tls(address: BusAddress) -> ssl.SSLContext | None:
+    """Raises BusError where a file is not usable."""
+    files = address.tls
+    if files.ca is None:
+        return None
+    try:
+        context = ssl.create_default_context(cafile=files.ca)
+        if files.certificate is not None:
+            context.load_cert_chain(files.certificate, files.key)
+    except OSError as error:
+        named = [path for path in (files.ca, files.certificate, files.key) if path]
+        raise BusError(f"bus.tls: {', '.join(named)}: {error}") from error
+    return context
+
+
 @contextlib.asynccontextmanager
 async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIterator[Bus]:
-    """A connected `Bus` whose buffered messages are flushed at the end."""
-    client, lost = await connect(address, config, name)
+    """A connected `Bus` whose buffered messages are flushed at the end.
+
+    Raises BusError where there is none, and AccessDeniedError, in the middle of whatever is awaited, once the server
+    refuses something that the role is not allowed.
+    """
+    denied: list[str] = []
     try:
-        yield Bus(client, address, config, lost)
-    finally:
-        with contextlib.suppress(nats.errors.Error, TimeoutError):
-            if client.is_connected:
-                await client.flush(timeout=2)
-        await client.close()
+        async with asyncio.timeout(None) as until_denied:
+
+            def on_denied(what: str) -> None:
+                if not denied:
+                    until_denied.reschedule(0)
+                denied.append(what)
+
+            client, lost = await connect(address, config, name, on_denied)
+            try:
+                yield Bus(client, address, config, lost)
+            finally:
+                with contextlib.suppress(nats.errors.Error, TimeoutError):
+                    if client.is_connected:
+                        await client.flush(timeout=2)
+                # What is still to be sent over a connection that broke makes CPython 3.12 raise a TypeError: it must not
+                # take the place of the error that ends the role.
+                with contextlib.suppress(TypeError):
+                    await client.close()
+    except TimeoutError as error:
+        if not denied:
+            raise
+        raise AccessDeniedError(
+            f"role {address.role} of run {address.run} is not allowed this ({denied[0]}): use the credentials of the role "
+            "that does it; `bus/permissions.py` lists what each may do"
+        ) from error

@@ -59,7 +59,7 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.WARNING)
-    for name in ("actors", "bus", "configs", "launch", "learner", "sandbox", "tasks"):
+    for name in ("actors", "bus", "configs", "evaluation", "launch", "learner", "sandbox", "tasks"):
         logging.getLogger(name).setLevel(logging.INFO)
     structlog.configure(
         processors=[
@@ -73,6 +73,11 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
     )
     _context.clear()
     _context.update(role=role, id=id, run=run)
+
+
+def log_emulated() -> None:
+    """Says on every later line of this process that its run's tokens are made up."""
+    _context["engine"] = "emulated"
 
 
 def log_version(version: str) -> None:

@@ -4,7 +4,7 @@ Token arrays cover prompt and response together: index 0 is the first prompt tok
 response's length. Times are seconds since the epoch, durations seconds.
 """
 
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Self
 
 import numpy as np
@@ -73,8 +73,16 @@ class Outcome(StrEnum):
 class ExecutionRequest(Message):
     """Asks a sandbox service to run one program."""
 
+    id: str = Field(min_length=1, max_length=64)
+    """By which its sender can cancel it; unique in the run."""
     code: str
-    timeout_s: float = Field(gt=0)
+    timeout_s: float = Field(gt=0, le=3600)
+
+
+class CancelExecution(Message):
+    """Nobody waits for this execution any more; sent to all services of the run."""
+
+    id: str
 
 
 class ExecutionResult(Message):
@@ -107,8 +115,10 @@ class ToolCall(Message):
     outcome: Outcome = Field(strict=False)
     success: bool
     """The program exited with 0."""
+    error: str = Field(default="", max_length=64)
+    """Of what kind its error was, see `actors.tool_output.error_kind`; empty for a success."""
     start: NonNegativeInt
-    """Response position at which the inserted tokens begin."""
+    """Response position at which the inserted tokens begin; the response's length where they did not fit any more."""
     seconds: float
     """From request to answer, waiting included."""
 
@@ -132,7 +142,8 @@ class Trajectory(Message):
     loss_mask: BoolArray
     """[R] 1 on sampled tokens, 0 on inserted ones."""
     logprobs: Float32Array
-    """[R] behaviour log-probability of each sampled token at the sampling temperature; 0 on inserted ones."""
+    """[R] behaviour log-probability of each sampled token at the sampling temperature; 0 on inserted ones. Where one is not
+    finite (the engine's arithmetic failed) the learner filters the trajectory, so that its ticket ends."""
     versions: tuple[VersionSpan, ...]
     """Cover every sampled token, in order, without overlap."""
     temperature: float = Field(gt=0)
@@ -140,12 +151,20 @@ class Trajectory(Message):
     reward_parts: dict[str, float]
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason = Field(strict=False)
+    void_turns: NonNegativeInt = 0
+    """Turns (runs of sampled tokens) that close no code block and hold no answer."""
+    hallucinated_outputs: NonNegativeInt = 0
+    """Output blocks that the model wrote itself."""
+    code_unused: bool = False
+    """It made calls and gave an answer, and they had nothing to do with each other as far as one can tell."""
     actor: str
     seed: NonNegativeInt
     issued_at: float
     started_at: float
     first_token_at: float
     published_at: float
+    run: str = ""
+    """Of the ticket; the learner takes no result that does not name its run."""
 
     @property
     def response_length(self) -> int:
@@ -162,22 +181,23 @@ class Trajectory(Message):
         length = len(self.loss_mask)
         if length == 0 or len(self.tokens) != self.prompt_length + length or len(self.logprobs) != length:
             raise ValueError("lengths of tokens, mask and log-probabilities disagree")
-        if self.tokens.min() < 0:
+        # Bytes where they do: a pass of numpy over a short array costs more than all the rest.
+        if not self.tokens.tobytes()[3::4].isascii():
             raise ValueError("negative token id")
-        if self.loss_mask.max() > 1 or not self.loss_mask.any():
+        mask = self.loss_mask.tobytes()
+        if mask.translate(None, b"\0\1") or 1 not in mask:
             raise ValueError("the mask must be 0 or 1 and keep at least one token")
-        if not np.isfinite(self.logprobs).all() or self.logprobs.max() > 1e-3:
-            raise ValueError("log-probabilities must be finite and not positive")
-        if not np.isfinite(self.reward):
-            raise ValueError("the reward must be finite")
-        covered = np.zeros(length, dtype=np.uint8)
+        # What is not finite comes through: the learner's filters leave it out, and its ticket ends.
+        if np.maximum.reduce(self.logprobs) > 1e-3:
+            raise ValueError("log-probabilities must not be positive")
         previous_end = 0
         for span in self.versions:
             if span.start < previous_end or span.end <= span.start or span.end > length:
                 raise ValueError("version spans must be ordered, not empty and inside the response")
-            covered[span.start : span.end] = 1
+            if mask.find(1, previous_end, span.start) >= 0:
+                raise ValueError("a sampled token has no version")
             previous_end = span.end
-        if (covered < self.loss_mask).any():
+        if mask.find(1, previous_end) >= 0:
             raise ValueError("a sampled token has no version")
         return self
 
@@ -188,13 +208,21 @@ class Failure(Message):
     ticket: PositiveInt
     group: NonNegativeInt
     reason: str
+    """A few words, the same for all failures of a kind: they are counted by it."""
+    detail: str = ""
+    """For people."""
+    response_length: NonNegativeInt = 0
+    """Response tokens that were there when the deadline passed; 0 for every other reason."""
     attempts: PositiveInt
+    """Deliveries of the ticket."""
     actor: str
     published_at: float
+    run: str = ""
+    """Of the ticket; the learner takes no result that does not name its run."""
 
 
 class TensorEntry(Message):
-    """Where a tensor lies in a version's bytes."""
+    """Where a tensor lies in an image of the weights."""
 
     name: str
     dtype: str
@@ -204,18 +232,65 @@ class TensorEntry(Message):
     nbytes: NonNegativeInt
 
 
+class Encoding(IntEnum):
+    """How a segment's new bits are written."""
+
+    FULL = 0
+    """As they are."""
+    DELTA = 1
+    """Exclusive or with the old bits, zstd."""
+
+
+class Segment(Message):
+    """New bits of one segment of the weights' image."""
+
+    number: NonNegativeInt
+    encoding: Encoding = Field(strict=False)
+    data: bytes
+    digest: NonNegativeInt
+    """xxh3-64 of the segment's new bits."""
+
+
+class WeightChunk(Message):
+    """Part of a version's snapshot or delta."""
+
+    index: NonNegativeInt
+    """0, 1, ... within it."""
+    segments: tuple[Segment, ...]
+
+
+class ManifestKind(StrEnum):
+    """What a manifest's chunks hold."""
+
+    SNAPSHOT = "snapshot"
+    """The whole state."""
+    DELTA = "delta"
+    """What changed since the parent; nothing, where a learner only takes over from another."""
+
+
 class Manifest(Message):
-    """A complete weight version on the bus: written last, and only if the head is the one that the writer knew."""
+    """Makes a weight version readable: written after its chunks, and only if the head is the one that the writer knew."""
 
     version: WeightVersion
+    kind: ManifestKind = Field(strict=False)
     parent: WeightVersion | None
+    """The version that a delta applies to."""
+    parent_checksum: str
+    layout: str
+    """Digest of the tensors' names, types and places."""
     tensors: tuple[TensorEntry, ...]
-    first_chunk: PositiveInt
-    """Stream sequence of the first chunk."""
-    chunks: PositiveInt
+    """The layout, in snapshots only."""
+    first_chunk: NonNegativeInt
+    """Stream sequence of the first chunk; 0 where there is none."""
+    chunks: NonNegativeInt
+    location: str | None
+    """Path or URL of a snapshot that lies outside the bus, as raw bytes of the image."""
     nbytes: NonNegativeInt
+    """Of the whole state."""
+    wire_bytes: NonNegativeInt
+    """Of what a reader has to fetch."""
     checksum: str
-    """xxh3-128 of all bytes, hexadecimal."""
+    """Of the whole state, see `bus.weight_codec`."""
     published_at: float
 
 
@@ -242,6 +317,8 @@ class Presence(Message):
     version: str
     """Weight version that it holds, or empty."""
     in_flight: NonNegativeInt
+    rates: dict[str, float] = Field(default_factory=dict)
+    """What it gets done, by the metric's name."""
     time: float
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import nats.errors
 import structlog
@@ -18,18 +19,25 @@ from bus.messages import Metrics
 log = structlog.get_logger()
 
 
+def measured(role: str, id: str, values: dict[str, float], step: int | None) -> Metrics:
+    """What `values` hold now; those that are not finite are left out."""
+    finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
+    return Metrics(role=role, id=id, time=time.time(), step=step, values=finite)
+
+
 class MetricsWriter:
     """Writes one role's measurements, without waiting for the bus."""
 
-    def __init__(self, bus: Bus, role: str, id: str) -> None:
+    def __init__(self, bus: Bus, role: str, id: str, *, emulated: bool = False) -> None:
+        """`emulated`: everything that is written says so, by the value `emulated`."""
         self._bus = bus
         self._role = role
         self._id = id
+        self._marks = {"emulated": 1.0} if emulated else {}
 
     async def write(self, values: dict[str, float], step: int | None = None) -> None:
         """Sends finite values; while the bus is away they are dropped."""
-        finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-        metrics = Metrics(role=self._role, id=self._id, time=time.time(), step=step, values=finite)
+        metrics = measured(self._role, self._id, self._marks | values, step)
         try:
             await self._bus.client.publish(f"{self._bus.names.metrics}.{self._role}.{self._id}", encode(metrics))
         except nats.errors.Error as error:
@@ -64,6 +72,24 @@ def metrics_line(metrics: Metrics, sequence: int) -> str:
         **metrics.values,
     }
     return json.dumps(record)
+
+
+def steps_of(folder: Path) -> list[dict[str, Any]]:
+    """The learner's records in the `metrics.jsonl` of a run's folder, one a step, in order.
+
+    A step that was trained again counts once, the last time; a last line that is still being written does not count.
+    """
+    path = folder / "metrics.jsonl"
+    records: dict[int, dict[str, Any]] = {}
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if record["role"] == "learner" and record["step"] is not None:
+                records[record["step"]] = record
+    return [records[step] for step in sorted(records)]
 
 
 def last_sequence(path: Path) -> int:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import nats.errors
 import nats.js.errors
@@ -12,7 +12,8 @@ import structlog
 
 from bus.codec import MessageError, decode, encode
 from bus.connection import TRANSIENT_ERRORS, Bus
-from bus.messages import Presence
+from bus.messages import Metrics, Presence
+from bus.permissions import ENGINES
 from bus.streams import ALIVE_TTL_S
 
 log = structlog.get_logger()
@@ -28,6 +29,7 @@ class Announcer:
     state: str = "starting"
     version: str = ""
     in_flight: int = 0
+    rates: dict[str, float] = field(default_factory=dict)
 
     async def say(self, state: str) -> None:
         """Changes the state and announces it at once."""
@@ -36,7 +38,9 @@ class Announcer:
         await self.announce()
 
     async def announce(self) -> None:
-        """Writes the entry once; a bus that is away is not an error here."""
+        """Writes the entry once; a bus that is away is not an error here, and nobody waits for it."""
+        if not self.bus.client.is_connected:
+            return
         presence = Presence(
             role=self.role,
             id=self.id,
@@ -45,12 +49,13 @@ class Announcer:
             state=self.state,
             version=self.version,
             in_flight=self.in_flight,
+            rates=self.rates,
             time=time.time(),
         )
         try:
             bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
             await bucket.put(f"{self.role}.{self.id}", encode(presence))
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError, nats.errors.ConnectionClosedError) as error:
             log.warning("could not announce presence", error=str(error))
 
     async def run(self) -> None:
@@ -60,16 +65,24 @@ class Announcer:
             await asyncio.sleep(ALIVE_TTL_S / 5)
 
     async def leave(self) -> None:
-        """Removes the entry."""
+        """Removes the entry; where the bus is away it expires by itself."""
+        if not self.bus.client.is_connected:
+            return
         try:
             bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
             await bucket.delete(f"{self.role}.{self.id}")
-        except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError, nats.errors.ConnectionClosedError) as error:
             log.warning("could not leave the registry; the entry expires by itself", error=str(error))
 
 
 async def who_is_alive(bus: Bus) -> list[Presence]:
-    """All entries that have not expired, by role and id."""
+    """All entries that have not expired, by role and id. Raises TimeoutError after `bus.timeout_s` seconds."""
+    # The client's listing has no bound of its own: a bus that goes away in the middle of it would hang the caller.
+    async with asyncio.timeout(bus.config.timeout_s):
+        return await _entries(bus)
+
+
+async def _entries(bus: Bus) -> list[Presence]:
     bucket = await bus.js.key_value(bus.names.alive_bucket)
     try:
         keys = await bucket.keys()
@@ -85,3 +98,23 @@ async def who_is_alive(bus: Bus) -> list[Presence]:
         except MessageError as error:
             log.warning("unreadable presence", key=key, error=str(error))
     return sorted(alive, key=lambda presence: (presence.role, presence.id))
+
+
+async def last_sign(bus: Bus, role: str) -> str:
+    """When a process of `role` was last seen and what it was doing, for the error of whoever waited for it in vain."""
+    now = time.time()
+    try:
+        alive = [presence for presence in await who_is_alive(bus) if presence.role == role]
+        if alive:
+            newest = max(alive, key=lambda presence: presence.time)
+            text = f"{newest.id} on {newest.host} (one of {len(alive)} alive) was {newest.state!r}"
+            return f"last sign of life: {text} {now - newest.time:.0f} s ago"
+        if bus.address.role in ENGINES:
+            return f"no {role} is alive"
+        message = await bus.js.get_last_msg(bus.names.stream("METRICS"), f"{bus.names.metrics}.{role}.*")
+        metrics = decode(message.data or b"", Metrics)
+        return f"last sign of life: {metrics.id} measured something {now - metrics.time:.0f} s ago and is gone"
+    except nats.js.errors.NotFoundError:
+        return f"no {role} has given a sign of life"
+    except (*TRANSIENT_ERRORS, MessageError) as error:
+        return f"no sign of life can be read ({type(error).__name__}: {error})"

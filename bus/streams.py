@@ -3,11 +3,16 @@
 Everything is named per run, so that two runs share a server and nothing else.
 """
 
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import ServerError
+from nats.js.errors import APIError, ServerError
 
 from configs.schema import BusConfig
 
@@ -16,7 +21,12 @@ ALIVE_TTL_S = 15.0
 MAX_MESSAGE_BYTES = 8 * 1024**2
 MAX_METRICS_BYTES = 512 * 1024**2
 MAX_DEAD_LETTERS = 1_000
+READY_S = 60.0
+"""Servers that were just started elect a leader first."""
 NO_ROOM = 10047
+NO_CLUSTER = 10074
+NOT_READY = (10005, 10008, 10009, NO_CLUSTER)
+"""No peers for the copies; no leader yet, twice; no cluster at all."""
 
 
 class StreamError(RuntimeError):
@@ -47,12 +57,22 @@ class Names:
         return f"{self.root}.results"
 
     @property
-    def manifests(self) -> str:
-        return f"{self.root}.weights.manifest"
+    def weights(self) -> str:
+        """Prefix of the subjects of manifests and chunks."""
+        return f"{self.root}.weights"
 
-    def chunks(self, version: str) -> str:
-        """Subject of one weight version's chunks."""
-        return f"{self.root}.weights.chunk.{version.replace('.', '-')}"
+    @property
+    def manifests(self) -> str:
+        return f"{self.weights}.manifest"
+
+    def chunks(self, version: str, kind: str) -> str:
+        """Subject of the chunks of one weight version's snapshot or delta."""
+        return f"{self.weights}.{kind}.{version.replace('.', '-')}"
+
+    @property
+    def snapshot_requests(self) -> str:
+        """Where a follower that cannot go on asks the learner for a snapshot; not a stream."""
+        return f"{self.root}.snapshot-requests"
 
     @property
     def metrics(self) -> str:
@@ -83,7 +103,8 @@ ACTOR_CONSUMER = "actors"
 async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) -> None:
     """Makes the run's streams and buckets where they do not exist yet; existing ones are left as they are.
 
-    Raises StreamError when the server has no room for them.
+    Waits for the servers of a cluster. Raises StreamError where they are not ready within `READY_S` seconds, are too few for
+    the copies, or have no room.
     """
 
     def stream(kind: str, subjects: list[str], **settings: object) -> StreamConfig:
@@ -109,7 +130,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
         ),
         stream(
             "WEIGHTS",
-            [names.manifests, f"{names.root}.weights.chunk.*"],
+            [names.manifests, names.chunks("*", "delta"), names.chunks("*", "snapshot")],
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.NEW,
         ),
@@ -129,9 +150,10 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
             max_msgs=MAX_DEAD_LETTERS,
         ),
     ]
+    deadline = time.monotonic() + READY_S
     for settings in streams:
         try:
-            await js.add_stream(config=settings)
+            await _once_ready(partial(js.add_stream, config=settings), config, deadline)
         except ServerError as error:
             if error.err_code != NO_ROOM:
                 raise
@@ -144,4 +166,26 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
         KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),
     ]
     for bucket in buckets:
-        await js.create_key_value(config=bucket)
+        await _once_ready(partial(js.create_key_value, config=bucket), config, deadline)
+
+
+async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, deadline: float) -> None:
+    """Tries until the cluster has a leader and as many servers as there are to be copies."""
+    while True:
+        try:
+            await make()
+            return
+        except APIError as error:
+            if error.err_code not in NOT_READY:
+                raise
+            reason = str(error)
+            if error.err_code == NO_CLUSTER:
+                deadline = 0.0
+        except (TimeoutError, NoRespondersError) as error:
+            reason = f"{type(error).__name__}: {error}"
+        if time.monotonic() > deadline:
+            raise StreamError(
+                f"the servers of bus.url did not become ready in {READY_S:.0f} s ({reason}): bus.replicas is "
+                f"{config.replicas}, are so many of them up, in one cluster?"
+            )
+        await asyncio.sleep(0.5)

@@ -21,20 +21,20 @@ class ConfigError(ValueError):
     """The configuration cannot be used; the text is one clear sentence for the user."""
 
 
-def shipped_names() -> list[str]:
-    """Names of the configurations that come with the project."""
-    return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
+def shipped_names(folder: Path = SHIPPED) -> list[str]:
+    """Names of the configurations, or other documents, that come with the project."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
     """Loads a shipped configuration by name, or a YAML file by path, and applies `field.path=value` overrides."""
-    values = _read(name)
+    values = read_document(name)
     for override in overrides or []:
         _apply(values, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_explain(error)}") from error
+        raise ConfigError(f"{name}: {explain(error, RunConfig)}") from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -43,17 +43,20 @@ def dump_config(config: RunConfig) -> str:
 
 
 def fingerprint(config: RunConfig) -> str:
-    """Hash over the parts that every role of a run must agree on: model, tasks and rollout."""
-    shared = config.model_dump_json(include={"model", "tasks", "rollout"})
+    """Hash over the parts that every role of a run must agree on: model, tasks, rollout and what kind of engine writes."""
+    shared = config.model_dump_json(
+        include={"model": True, "tasks": True, "rollout": True, "actor": {"engine": {"kind"}}}
+    )
     return hashlib.sha256(shared.encode()).hexdigest()[:16]
 
 
-def _read(name: str) -> dict[str, Any]:
+def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
+    """What a YAML file, or the document shipped in `folder` under that name, says. Raises ConfigError."""
     path = Path(name)
     if not path.suffix:
-        path = SHIPPED / f"{name}.yaml"
+        path = folder / f"{name}.yaml"
         if not path.exists():
-            raise ConfigError(f"no configuration named {name!r}{_nearest(name, shipped_names())}")
+            raise ConfigError(f"no configuration named {name!r}{_nearest(name, shipped_names(folder))}")
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -91,12 +94,13 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError, root: type[BaseModel]) -> str:
+    """One sentence about the first error of a document whose schema is `root`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *parents, last = first["loc"]
-        text = f"unknown field {field}{_nearest(str(last), _fields_at(tuple(parents)))}"
+        text = f"unknown field {field}{_nearest(str(last), _fields_at(root, tuple(parents)))}"
     else:
         text = f"{field}: {first['msg']}" if field else first["msg"]
         if first["type"] not in ("missing", "value_error"):
@@ -105,17 +109,23 @@ def _explain(error: ValidationError) -> str:
     return text + (f" (and {more} more)" if more else "")
 
 
-def _fields_at(location: tuple[Any, ...]) -> list[str]:
-    model: type[BaseModel] = RunConfig
+def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the section at a location; none where that is no section."""
+    kind: Any = root
     for part in location:
-        info = model.model_fields.get(str(part))
-        annotation: Any = info.annotation if info else None
-        candidates = get_args(annotation) if get_origin(annotation) else (annotation,)
-        models = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
-    return list(model.model_fields)
+        if _is_section(kind):
+            info = kind.model_fields.get(str(part))
+            kind = info.annotation if info else None
+            if get_origin(kind) not in (None, dict, tuple):
+                kind = next((option for option in get_args(kind) if _is_section(option)), None)
+        elif get_origin(kind) in (dict, tuple):
+            # The part is a key or a number: on to the type of the values.
+            kind = next(option for option in reversed(get_args(kind)) if option is not ...)
+    return list(kind.model_fields) if _is_section(kind) else []
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _nearest(name: str, valid: list[str]) -> str:

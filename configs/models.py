@@ -167,6 +167,8 @@ def main() -> None:
     """Prepares the model named on the command line and writes its folder to standard output."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m configs.models NAME")
+    # transformers draws some of its progress bars with tqdm itself, which reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         folder = model_folder(sys.argv[1])
     except ModelError as error:

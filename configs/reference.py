@@ -1,6 +1,8 @@
 """The reference of every configuration field, made from the schema's own descriptions."""
 
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
@@ -27,18 +29,52 @@ def _section(model: type[BaseModel], path: str) -> list[str]:
     for name, field in model.model_fields.items():
         kind: Any = field.annotation
         where = f"{path}.{name}" if path else name
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if _is_section(kind):
             below += _section(kind, where)
             continue
+        if named := _named_section(kind):
+            below += _section(named, f"{where}.NAME")
         default = "required" if field.default is PydanticUndefined else f"`{field.default!r}`"
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
-        lines.append(f"| `{where}` | {_type(kind)} | {default} | {meaning} |\n")
+        lines.append(f"| `{where}` | {_type(kind, field.metadata)} | {default} | {meaning} |\n")
     return [*lines, *below] if len(lines) > 1 else below
 
 
-def _type(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return " or ".join(f"`{value}`" for value in get_args(kind))
-    if isinstance(kind, type):
-        return kind.__name__
-    return str(kind).replace("typing.", "").replace("|", "or")
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _named_section(kind: Any) -> type[BaseModel] | None:
+    """The section that a mapping gives to each name."""
+    return get_args(kind)[1] if get_origin(kind) is dict and _is_section(get_args(kind)[1]) else None
+
+
+def _type(kind: Any, limits: Sequence[Any]) -> str:
+    """`kind` in words, with `limits`, pydantic's or those of an `Annotated`."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _type(inner[0], inner[1:])
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if _named_section(kind):
+        return "a section for each name, see below"
+    if origin in (Union, UnionType):
+        return " or ".join(_type(each, ()) for each in inner)
+    if origin is tuple:
+        name = f"({', '.join('...' if each is Ellipsis else _type(each, ()) for each in inner)})"
+    elif origin is dict:
+        name = f"{_type(inner[0], ())} to {_type(inner[1], ())} by name"
+    else:
+        name = "null" if kind is NoneType else kind.__name__
+    return " ".join([name, *_bounds(limits)])
+
+
+def _bounds(limits: Sequence[Any]) -> list[str]:
+    words = {"gt": "above", "ge": "from", "lt": "below", "le": "up to", "min_length": "of at least"}
+    found = []
+    for limit in limits:
+        # A `Field` inside an `Annotated` holds its limits in a list of its own.
+        found += _bounds(getattr(limit, "metadata", ()))
+        values = {word: getattr(limit, name, None) for name, word in words.items()}
+        found += [f"{word} {value:.10g}" for word, value in values.items() if value is not None]
+    return found

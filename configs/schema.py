@@ -8,23 +8,17 @@ that names the field (see `configs.loading` for how files and overrides become a
 from typing import Annotated, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown fields, no silent type coercion beyond int to float."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+from configs.algorithm import AlgorithmConfig, FiltersConfig
+from configs.section import Fraction, Section
 
 
 class ModelConfig(Section):
@@ -41,18 +35,21 @@ class PromptConfig(Section):
     """How a problem is asked."""
 
     template: str = "zerotir"
-    """Name of a shipped template (`zerotir`, `plain`, `plain-text`, `zerotir-text`, `tiny`) or path of a text file that
-    contains `{problem}` once."""
+    """Name of a shipped template (`zerotir`, `few-shot`, `plain`, `plain-text`, `zerotir-text`, `tiny`) or path of a text
+    file that contains `{problem}` once."""
     chat: bool = False
     """Wrap the filled template as a user turn in the model's own chat template."""
 
 
-class ProblemsConfig(Section):
-    """Where problems come from; exactly one of the three sources is named."""
+RecipeOptions = dict[str, int | float | str | bool]
 
-    recipe: str | None = None
-    """A reasoning-gym recipe (`gsm_symbolic`, `products`, ...)."""
-    options: dict[str, int | float | str | bool] = {}
+
+class MixedSource(Section):
+    """One source of a mix: the recipe of the name that the mix gives it, or a file or data set."""
+
+    weight: PositiveFloat = 1.0
+    """Share of the problems, relative to the mix's other weights; each problem's source is drawn."""
+    options: RecipeOptions = {}
     """Options of the recipe, passed on as they are."""
     file: str | None = None
     """A JSON Lines or Parquet file."""
@@ -62,15 +59,40 @@ class ProblemsConfig(Section):
     """Field of a file or data set that holds the problem's text."""
     answer_field: str = "answer"
     """Field that holds the gold answer."""
-    size: PositiveInt = 10_000
-    """How many problems a recipe makes; a file or data set gives all it has."""
 
     @model_validator(mode="after")
     def one_source(self) -> Self:
-        if sum(source is not None for source in (self.recipe, self.file, self.dataset)) != 1:
-            raise ValueError("name exactly one of recipe, file and dataset")
+        if sum(map(bool, (self.file, self.dataset, self.options))) > 1:
+            raise ValueError("a file, a data set and options of a recipe exclude each other")
+        return self
+
+
+class ProblemsConfig(Section):
+    """Where problems come from; exactly one of the four sources is named."""
+
+    recipe: str | None = None
+    """A reasoning-gym recipe (`gsm_symbolic`, `products`, ...)."""
+    options: RecipeOptions = {}
+    """Options of the recipe, passed on as they are."""
+    mix: dict[str, MixedSource] = {}
+    """Several recipes, files and data sets by name, each with its weight; rows of a file or data set come in turn."""
+    file: str | None = None
+    """A JSON Lines or Parquet file."""
+    dataset: str | None = None
+    """A Hugging Face data set, as `name` or `name:split`."""
+    problem_field: str = "problem"
+    """Field of a file or data set that holds the problem's text."""
+    answer_field: str = "answer"
+    """Field that holds the gold answer."""
+    size: PositiveInt = 10_000
+    """How many problems a recipe or a mix makes; a file or data set gives all it has."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        if sum(source is not None for source in (self.recipe, self.mix or None, self.file, self.dataset)) != 1:
+            raise ValueError("name exactly one of recipe, mix, file and dataset")
         if self.options and self.recipe is None:
-            raise ValueError("options belong to a recipe")
+            raise ValueError("options belong to a recipe; in a mix, to each recipe of its own")
         return self
 
 
@@ -83,6 +105,15 @@ class GradingConfig(Section):
     """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
     timeout_s: PositiveFloat = 5.0
     """Seconds that math-verify may take before an answer counts as ungradable."""
+    format_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where there is no answer, or, with `answer_tag`, the response does not end with one `</think>`
+    and one `<answer> </answer>` behind it."""
+    unparsable_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where there is no answer or math-verify can't read it; with 1, such a response earns -1."""
+    overlong_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where the response used up its budget, and in proportion in the last `overlong_tokens`."""
+    overlong_tokens: NonNegativeInt = 0
+    """Stretch before `rollout.max_response_tokens` in which the overlong penalty grows from nothing."""
 
 
 class TasksConfig(Section):
@@ -110,14 +141,49 @@ class RolloutConfig(Section):
     """Top-k truncation; 0 is off, and a training configuration must leave it so."""
     max_output_tokens: PositiveInt = 512
     """Tool output beyond this many tokens is cut, with a marker."""
-    tool_timeout_s: PositiveFloat = 10.0
+    tool_timeout_s: Annotated[float, Field(gt=0.0, le=3600.0)] = 10.0
     """Wall seconds that one execution may take."""
-    deadline_s: PositiveFloat = 1800.0
-    """Wall seconds from start to end of one rollout, after which it is a failure of infrastructure."""
-    stop: tuple[str, ...] = ("User:", "Human:", "Assistant:", "</answer>")
+    traceback: Literal["last_line", "whole"] = "last_line"
+    """What the model is shown of a Python error."""
+    slowest_tokens_per_s: PositiveFloat = 2.0
+    """Slowest rate that a rollout is allowed. It sets the deadline, after which a rollout is a failure of infrastructure:
+    `max_response_tokens` over this rate, and `tool_timeout_s` for each allowed call."""
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("User:", "Human:", "Assistant:", "</answer>")
     """Strings that end a response, beside the end of sequence."""
     exhausted_message: str = "Tool call count has been exhausted. You can no longer call the tool."
-    """Inserted instead of tool output once the calls are used up."""
+    """Inserted instead of tool output once the calls are used up, and only once; empty lets further code stand as text that
+    is not run."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Wall seconds that one rollout may take."""
+        return self.max_response_tokens / self.slowest_tokens_per_s + self.max_tool_calls * self.tool_timeout_s
+
+
+class TlsConfig(Section):
+    """TLS of the bus. Roles prove who they are by their keys; TLS adds secrecy and proves who the servers are."""
+
+    ca: str | None = None
+    """PEM file of the authority that signed the servers' certificates, under the same path on every host; without it, no
+    TLS."""
+    certificate: str | None = None
+    """PEM file of a client certificate, for servers that ask for one."""
+    key: str | None = None
+    """PEM file of its key."""
+    server_certificate: str | None = None
+    """PEM file of the server's certificate, under the same path on every server's host."""
+    server_key: str | None = None
+    """PEM file of its key."""
+
+    @model_validator(mode="after")
+    def pairs(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        if (self.server_certificate is None) != (self.server_key is None):
+            raise ValueError("server_certificate and server_key belong together")
+        if self.ca is None and (self.certificate is not None or self.server_certificate is not None):
+            raise ValueError("certificates need ca, the file of the authority that signed them")
+        return self
 
 
 class BusConfig(Section):
@@ -128,19 +194,31 @@ class BusConfig(Section):
     port: NonNegativeInt = 0
     """Port of the embedded server; 0 takes a free one."""
     url: str | None = None
-    """Address of a NATS server that already runs, instead of the embedded one."""
+    """Addresses of the servers that `zerotir bus CONFIG --init DIR` writes the files of, separated by commas, such as
+    `nats://a:4222,nats://b:4222,nats://c:4222`; without it, the bus is an embedded server."""
+    tls: TlsConfig = TlsConfig()
     replicas: Literal[1, 3, 5] = 1
     """Copies of each stream in a NATS cluster."""
     max_results_bytes: PositiveInt = 2 * 1024**3
     """Size at which the result stream refuses more and actors wait."""
     metrics_age_s: PositiveFloat = 7 * 86400.0
     """Seconds that metrics stay on the bus."""
-    chunk_bytes: PositiveInt = 1024**2
-    """Size of one weight chunk."""
     timeout_s: PositiveFloat = 30.0
     """Bound of one request to the bus."""
     reconnect_s: PositiveFloat = 120.0
     """Seconds that a role tries to reach a lost bus before it gives up."""
+
+
+class WeightsConfig(Section):
+    """The weight log."""
+
+    snapshot_every: PositiveInt = 20
+    """Versions between two snapshots; one is written earlier once the deltas since the last outweigh it."""
+    snapshot_location: str | None = None
+    """Folder or URL (as fsspec takes it, such as `s3://bucket/run`) where snapshots lie instead of on the bus. Every actor
+    must reach it under the same name."""
+    chunk_bytes: Annotated[int, Field(ge=64 * 1024, le=4 * 1024**2)] = 1024**2
+    """Size of one message of a snapshot or delta, about."""
 
 
 class SandboxConfig(Section):
@@ -148,27 +226,63 @@ class SandboxConfig(Section):
 
     concurrency: PositiveInt = 4
     """Executions at once per service; more are answered `busy`."""
-    packages: tuple[str, ...] = ("sympy", "mpmath", "numpy")
+    packages: tuple[str, ...] = ("sympy", "mpmath", "numpy", "scipy")
     """Installed packages that the code may import, mounted read-only."""
     max_code_bytes: PositiveInt = 256 * 1024
     """Longer programs are refused, as the model's error."""
     max_output_bytes: PositiveInt = 64 * 1024
     """Output of each stream beyond this ends the program."""
     memory_mb: PositiveInt = 512
-    """Address space of the program, MiB."""
+    """Address space of each process in a jail, MiB; with cgroups also the memory of all of them and of the working folder
+    together, without swap."""
     cpu_s: PositiveInt = 10
-    """CPU seconds of the program."""
+    """CPU seconds of each process of a program; what a waiting jail has imported before does not count."""
+    cpus: PositiveFloat = 1.0
+    """CPU cores that everything in a jail may use together; only cgroups can limit it."""
     max_processes: PositiveInt = 16
     """Processes and threads inside one jail."""
     max_file_mb: PositiveInt = 16
     """Size of the working folder's tmpfs, MiB."""
+    cgroups: Literal["require", "prefer", "off"] = "require"
+    """`require`: no service without them. `prefer`: where they are missing, the limits of single processes stand alone and
+    the service says which ones are weaker. `off`: as if they were missing."""
+    warm: NonNegativeInt = 4
+    """Jails that wait with a started interpreter; 0 starts each on demand."""
+    warm_with_packages: NonNegativeInt = 1
+    """Jails that wait with all `packages` imported, for code that imports one; 0 lets such code import them itself."""
+    warm_memory_mb: PositiveInt = 1024
+    """Memory that waiting jails may hold together, MiB: fewer wait where it does not suffice."""
     request_timeout_s: PositiveFloat = 120.0
     """Seconds that an actor tries to get one execution served, retries included, before it is a failure."""
 
+    @field_validator("cgroups", mode="before")
+    @classmethod
+    def off_is_a_word(cls, value: object) -> object:
+        # YAML reads a bare `off` as false.
+        return "off" if value is False else value
+
+
+class EmulationConfig(Section):
+    """The emulated engine (`kind: emulated`): tokens and log-probabilities are made up, everything else is real."""
+
+    tokens_per_s: PositiveFloat = 100.0
+    """Tokens of one sequence per second."""
+    median_tokens: PositiveFloat = 40.0
+    """Median length of what is written before a program or an answer, tokens; lengths are log-normal."""
+    spread: NonNegativeFloat = 0.5
+    """Standard deviation of the logarithm of that length; 0 makes all equally long."""
+    call_ratio: Fraction = 0.5
+    """Share of the turns that write a program, where one may be written."""
+    call_s: NonNegativeFloat = 0.0
+    """Seconds for which such a program sleeps in the sandbox."""
+
 
 class EngineConfig(Section):
-    """vLLM."""
+    """vLLM, or its emulation."""
 
+    kind: Literal["vllm", "emulated"] = "vllm"
+    """`emulated`: for tests under load and faults and for capacity planning; nothing is learned from what it writes."""
+    emulation: EmulationConfig = EmulationConfig()
     max_running: PositiveInt = 64
     """Sequences that the engine decodes together."""
     kv_cache_gb: PositiveFloat = 2.0
@@ -195,8 +309,12 @@ class ActorConfig(Section):
     """Seconds without a heartbeat after which a ticket is given to another actor."""
     max_deliveries: PositiveInt = 20
     """Deliveries after which a ticket is answered with a failure."""
+    on_update: Literal["keep", "recompute"] = "keep"
+    """What becomes of the keys and values of running responses when new weights are loaded: `keep` goes on with those of the
+    old weights, `recompute` computes them anew (as much work as their prompts and tokens so far)."""
     grace_s: PositiveFloat = 8.0
-    """Seconds that rollouts may still take after SIGTERM before their tickets are handed back."""
+    """Seconds that rollouts may still take after SIGTERM before their tickets are handed back; `zerotir up` ends a role 11
+    seconds after it was told to stop."""
 
 
 class OptimizerConfig(Section):
@@ -210,41 +328,44 @@ class OptimizerConfig(Section):
     """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 at the end of the run, straight or as half a cosine."""
     warmup_steps: NonNegativeInt = 0
     """Optimiser steps over which the learning rate rises linearly."""
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are clipped to this norm."""
 
 
-class AlgorithmConfig(Section):
-    """Advantages, policy loss and off-policy correction."""
+class CriticOptimizerConfig(OptimizerConfig):
+    """AdamW of the critic, with PyTorch's meaning of each field."""
 
-    advantage: Literal["reinforce++-baseline"] = "reinforce++-baseline"
-    """Reward minus the group's mean, then whitened over the batch."""
-    loss: Literal["decoupled_ppo", "ppo"] = "decoupled_ppo"
-    """`decoupled_ppo`: clipped against the proximal policy, weighted by the truncated importance weight to the behaviour
-    policy. `ppo`: clipped straight against the behaviour policy."""
-    clip_low: Fraction = 0.2
-    """Lower clip: the ratio counts down to 1 - clip_low."""
-    clip_high: PositiveFloat = 0.28
-    """Upper clip: the ratio counts up to 1 + clip_high."""
-    weight_cap: PositiveFloat = 2.0
-    """Truncation of the importance weight of the proximal against the behaviour policy."""
-    minibatches: PositiveInt = 2
-    """Optimiser steps per batch."""
-    drop_no_signal: bool = True
-    """Leave out groups whose rewards are all equal: they carry no gradient."""
+    lr: PositiveFloat = 5e-6
+    """Peak learning rate."""
+
+
+class CriticConfig(Section):
+    """The critic, a model like the policy with one value for each token; only with the advantages `gae` and `vtrace`."""
+
+    optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
+    minibatches: PositiveInt = 12
+    """Optimiser steps per batch; each trajectory is in one."""
+    value_clip: PositiveFloat | None = 0.2
+    """How far a value may move from what it was when the batch was formed before its gradient stops; null for no bound."""
+    frozen_policy_steps: NonNegativeInt = 0
+    """First training steps in which only the critic learns."""
 
 
 class DeepSpeedConfig(Section):
     """The training engine."""
 
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO stage; 0 runs as 1, which alone keeps float32 gradients and checks them for infinity on one rank."""
+    """ZeRO stage; 0 runs as 1, which alone keeps float32 gradients and checks them for infinity."""
     micro_batch_tokens: PositiveInt = 4096
     """Tokens, padding included, of one forward and backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
+    offload_optimizer: bool = False
+    """Keep the master weights and moments in host memory, and step there."""
 
 
 class CheckpointConfig(Section):
@@ -254,6 +375,9 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always writes one."""
     keep: PositiveInt = 2
     """Newest checkpoints that are kept."""
+    best: str | None = None
+    """Name of a metric of the learner, such as `accuracy`: the checkpoint of the step with its highest value is kept as
+    well."""
 
 
 class LearnerConfig(Section):
@@ -268,11 +392,43 @@ class LearnerConfig(Section):
     max_staleness: NonNegativeInt = 2
     """Bound of the version being trained minus the lowest version in a trajectory; 0 is on-policy."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    critic: CriticConfig = CriticConfig()
+    filters: FiltersConfig = FiltersConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     batch_timeout_s: PositiveFloat = 3600.0
     """Seconds without any new result after which the learner stops with an error; its checkpoint stays."""
+    max_skipped_updates: PositiveInt = 10
+    """Updates of policy and critic left out because gradients were not finite, without a step free of them in between, at
+    which the learner stops and saves the batch."""
+
+
+class EvaluationData(ProblemsConfig):
+    """One data set of an evaluation."""
+
+    limit: PositiveInt | None = None
+    """How many of its problems are asked, from the first on; all where it is absent."""
+    rule: Literal["boxed", "last_number"] | None = None
+    """How its answers are judged, instead of `tasks.grading.rule`."""
+
+
+class EvaluationConfig(Section):
+    """`zerotir eval`, and the evaluator of a live run."""
+
+    data: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], EvaluationData] = {}
+    """Data sets by name; without any, the source of `tasks.problems`, of which a recipe makes others than in
+    training; a file or data set gives the training problems themselves."""
+    samples: PositiveInt = 4
+    """k, the responses to each problem under each tool budget."""
+    tool_calls: tuple[NonNegativeInt, ...] = ()
+    """Tool budgets, each of which all problems are asked under; without any, `rollout.max_tool_calls`."""
+    temperature: PositiveFloat | None = None
+    """Sampling temperature, instead of `rollout.temperature`."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Nucleus truncation, instead of `rollout.top_p`."""
+    every: PositiveInt = 10
+    """Weight versions from one evaluation of a live run to the next."""
 
 
 class LaunchConfig(Section):
@@ -280,10 +436,13 @@ class LaunchConfig(Section):
 
     actors: PositiveInt = 1
     """Actors that it starts."""
+    evaluator: bool = False
+    """Start an evaluator as well, which follows the run with an engine of its own; on one machine it takes cores from the
+    actors."""
     runs_dir: str = "runs"
     """Folder of the runs, relative to the working folder."""
     start_timeout_s: PositiveFloat = 900.0
-    """Seconds that every role together may take to be ready."""
+    """Seconds within which every role must have given a first sign of life."""
     learner_threads: NonNegativeInt = 0
     """CPU cores of the learner; 0 shares the machine's cores evenly between actors and learner."""
 
@@ -299,9 +458,11 @@ class RunConfig(Section):
     tasks: TasksConfig
     rollout: RolloutConfig = RolloutConfig()
     bus: BusConfig = BusConfig()
+    weights: WeightsConfig = WeightsConfig()
     sandbox: SandboxConfig = SandboxConfig()
     actor: ActorConfig = ActorConfig()
     learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     launch: LaunchConfig = LaunchConfig()
 
     @model_validator(mode="after")
@@ -311,8 +472,15 @@ class RunConfig(Section):
                 "rollout.top_p must be 1 and rollout.top_k 0 in training: importance weights need the probabilities of "
                 "the whole distribution"
             )
-        if self.learner.algorithm.minibatches > self.learner.batch_groups * self.learner.samples_per_problem:
+        batch = self.learner.batch_groups * self.learner.samples_per_problem
+        if self.learner.algorithm.minibatches > batch:
             raise ValueError("learner.algorithm.minibatches is larger than the batch")
+        if self.learner.algorithm.has_critic and self.learner.critic.minibatches > batch:
+            raise ValueError("learner.critic.minibatches is larger than the batch")
+        if self.learner.algorithm.has_critic and self.learner.critic.frozen_policy_steps >= self.learner.steps:
+            raise ValueError(
+                "learner.critic.frozen_policy_steps must be below learner.steps: the policy would never learn"
+            )
         if self.sandbox.request_timeout_s < self.rollout.tool_timeout_s + 30:
             raise ValueError(
                 "sandbox.request_timeout_s must be at least 30 s above rollout.tool_timeout_s: a program that runs to its "

@@ -22,14 +22,29 @@ def _parser() -> argparse.ArgumentParser:
             )
         if joins:
             command.add_argument(
-                "--run", type=Path, default=LATEST, metavar="FILE", help=f"bus.json of the run to join ({LATEST})"
+                "--bus",
+                type=Path,
+                default=LATEST,
+                metavar="FILE",
+                help=f"bus.json of the run to join, or its file for this role ({LATEST})",
             )
         return command
+
+    def ranks(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--ranks", type=int, metavar="N", help="start N ranks on this machine (one a GPU), as torchrun would"
+        )
 
     up = add("up", "run every role on this machine, with an embedded NATS server")
     up.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
     bus = add("bus", "start a run: its NATS server, streams and bus.json")
     bus.add_argument("--folder", type=Path, help="folder of the run (runs/<id>)")
+    bus.add_argument(
+        "--init",
+        type=Path,
+        metavar="DIR",
+        help="write the files of the servers in bus.url and each role's credentials to a new run's folder, exit",
+    )
     for role, text in (
         ("sandbox", "execute model-written code in nsjail"),
         ("actor", "generate trajectories with vLLM"),
@@ -37,14 +52,86 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = add(role, text, joins=True)
         command.add_argument("--id", help="name of this process in the run (made up if absent)")
+        if role == "learner":
+            ranks(command)
         if role == "sandbox":
             command.add_argument("--check", action="store_true", help="test the isolation, say what is in force, exit")
-    add("status", "who is in the run, and the balance of tickets", config=False, joins=True)
+            command.add_argument(
+                "--run", type=Path, metavar="FILE", help="run one program in a jail, print how it ended as JSON, exit"
+            )
+    status = add("status", "who is in the run, and the balance of tickets", config=False, joins=True)
+    status.add_argument("--watch", action="store_true", help="again every two seconds, until Ctrl-C")
+    _add_evaluation(add("eval", "evaluate a checkpoint, or the weights of a live run", joins=True))
     metrics = add("metrics", "follow the metrics log", config=False, joins=True)
     metrics.add_argument("--json", action="store_true", help="one JSON object a line")
     metrics.add_argument("--role", help="only this role's")
+    weights = add("weights", "the versions on a run's weight log, and how far its followers are behind", config=False)
+    weights.add_argument(
+        "run", type=Path, nargs="?", default=LATEST.parent, metavar="RUN", help="folder of the run (runs/latest)"
+    )
+    weights.add_argument(
+        "--export",
+        nargs=2,
+        metavar=("VERSION", "DIR"),
+        help="write one version, or `newest`, as a Hugging Face checkpoint",
+    )
+    replay = add("replay", "train again from a run's archive, without actors or bus", config=False)
+    replay.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
+    replay.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field; may be repeated"
+    )
+    replay.add_argument("--out", type=Path, metavar="FOLDER", help="takes model and metrics (RUN/replays/...)")
+    ranks(replay)
+    scaling = add("scaling", "correlations, fits, forecasts and plots from the metrics of runs", config=False)
+    scaling.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; seeds of a setting are pooled"
+    )
+    scaling.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="folder of the report (scaling/, in or beside the runs)"
+    )
+    matrix = commands.add_parser(
+        "matrix", help="run a matrix of experiments, one after another, and report them as one"
+    )
+    matrix.add_argument("matrix", metavar="FILE", help="a YAML file or the name of a shipped matrix")
+    matrix.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field of every run"
+    )
+    matrix.add_argument(
+        "--list", action="store_true", help="say which runs there are and how far they got, run nothing"
+    )
     add("config", "print the resolved configuration, validated")
     return parser
+
+
+def _add_evaluation(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", metavar="DIR", help="a checkpoint's folder or a model's name; else the run's newest weights"
+    )
+    command.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME_OR_FILE",
+        help="data sets: of the configuration, files, or Hugging Face `name:split`",
+    )  # fmt: skip
+    command.add_argument(
+        "--tool-calls", type=_budgets, default=(), metavar="N,N,...", help="tool budgets, one after another: 0,1,2,4,8"
+    )
+    command.add_argument("--samples", type=_positive, metavar="K", help="responses to each problem")
+    command.add_argument("--limit", type=_positive, metavar="N", help="the first N problems of each data set")
+    command.add_argument("--out", type=Path, metavar="DIR", help="folder of the results; the same one goes on")
+    command.add_argument("--follow", action="store_true", help="stay in the run, evaluate every so many versions")
+    command.add_argument("--id", help="name of this process in the run (made up if absent)")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _budgets(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1,2,4,8")
+    return tuple(map(int, parts))
 
 
 def main() -> None:
@@ -62,17 +149,33 @@ def main() -> None:
         sys.stdout.write(dump_config(config))
         return
     try:
-        if config is None:
+        if arguments.command == "weights":
+            from launch.weights import show_weights
+
+            code = show_weights(arguments.run, arguments.export)
+        elif arguments.command == "replay":
+            from launch import replay
+
+            code = replay.start(arguments)
+        elif arguments.command in ("scaling", "matrix"):
+            from launch import experiments
+
+            code = experiments.start(arguments)
+        elif config is None:
             from launch.views import show_metrics, show_status
 
             if arguments.command == "status":
-                code = show_status(arguments.run)
+                code = show_status(arguments.bus, watch=arguments.watch)
             else:
-                code = show_metrics(arguments.run, arguments.role, as_json=arguments.json)
+                code = show_metrics(arguments.bus, arguments.role, as_json=arguments.json)
         elif arguments.command == "up":
             from launch.up import up
 
             code = up(config, arguments.resume)
+        elif arguments.command == "eval":
+            from launch import evaluate
+
+            code = evaluate.start(arguments, config)
         else:
             from launch import roles
 

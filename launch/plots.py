@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launch.views import steps_of
+from bus.metrics import steps_of
 
 PLOTS = {
     "accuracy": ("Accuracy", [("accuracy", "accuracy")], (0, 1)),

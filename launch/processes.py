@@ -1,8 +1,13 @@
-"""A role as a child process: started exactly as the user would start it, stopped with everything that it started."""
+"""A role as a child process: started as the user would start it, stopped with everything that it started.
+
+Where util-linux's `setpriv` is installed, as sandboxes need it anyway, a role is told to stop when its supervisor dies,
+however that ends.
+"""
 
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +19,7 @@ from launch.cores import Share
 log = structlog.get_logger()
 
 STOP_TIMEOUT_S = 11.0
+_TOLD_WHEN_PARENT_DIES = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.which("setpriv")) else []
 
 
 class RoleProcess:
@@ -36,6 +42,7 @@ class RoleProcess:
                 if self._share is not None:
                     os.sched_setaffinity(0, self._share.affinity)
                 self._process = await asyncio.create_subprocess_exec(
+                    *_TOLD_WHEN_PARENT_DIES,
                     sys.executable,
                     "-m",
                     "launch.cli",

@@ -16,18 +16,24 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import nats.js.errors
 import structlog
 
-from bus.address import AddressError, BusAddress
-from bus.connection import Bus, BusError, open_bus
-from bus.logs import set_up_logs
+from bus.address import AddressError, BusAddress, run_folder
+from bus.cluster import ClusterError, initialise
+from bus.connection import AccessDeniedError, Bus, BusError, open_bus
+from bus.logs import log_emulated, set_up_logs
 from bus.presence import Announcer
 from bus.server import ServerError, embedded_server
 from bus.streams import StreamError, create_streams
 from configs.loading import dump_config, fingerprint
 from configs.schema import RunConfig
+from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
+
+if TYPE_CHECKING:
+    from sandbox.service import SandboxService
 
 log = structlog.get_logger()
 
@@ -43,19 +49,35 @@ def new_run_id(name: str) -> str:
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def new_id(role: str) -> str:
+    """Name of a process in a run, where the user gives none."""
+    return f"{role}-{secrets.token_hex(3)}"
+
+
 def start(arguments: argparse.Namespace, config: RunConfig) -> int:
     """Runs the role that the command line names; returns the exit status."""
+    if arguments.command == "bus" and arguments.init:
+        return guarded(lambda stop: _initialise(config, arguments.init))
     if arguments.command == "bus":
         folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
-        return _guarded(lambda stop: _serve_bus(config, folder, stop))
-    if arguments.command == "sandbox" and arguments.check:
-        return _guarded(lambda stop: _check(config))
+        return guarded(lambda stop: _serve_bus(config, folder, stop))
+    if arguments.command == "sandbox" and (arguments.check or arguments.run):
+        from launch.jail_tools import check_isolation, run_program
+
+        return guarded(lambda stop: run_program(config, arguments.run) if arguments.run else check_isolation(config))
     role = arguments.command
-    id = arguments.id or f"{role}-{secrets.token_hex(3)}"
-    return _guarded(lambda stop: _join(role, id, config, arguments.run, stop))
+    id = arguments.id or new_id(role)
+    if role == "learner":
+        if arguments.ranks:
+            return start_ranks(arguments.ranks)
+        end_with_launcher()
+        if rank() > 0:
+            return guarded(lambda stop: _follow(config, arguments.bus, stop))
+    play = {"sandbox": _sandbox, "actor": _actor, "learner": _learner}[role]
+    return guarded(lambda stop: join(role, play, id, config, arguments.bus, stop))
 
 
-def _guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int:
+def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int:
     """Runs `work` under signal handlers and turns its errors into an exit status."""
 
     async def supervised() -> None:
@@ -74,7 +96,7 @@ def _guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> in
     code = 0
     try:
         asyncio.run(supervised())
-    except (AddressError, UsageError, ServerError, StreamError) as error:
+    except (AccessDeniedError, AddressError, ClusterError, UsageError, ServerError, StreamError) as error:
         code = _report(error, 2)
     except Exception as error:  # noqa: BLE001 (the process boundary)
         code = _report(error, 1)
@@ -91,6 +113,15 @@ def _report(error: Exception, code: int) -> int:
     return code
 
 
+async def _initialise(config: RunConfig, folder: Path) -> None:
+    """Writes what a run on a cluster of its own needs, and says what to do with it."""
+    servers = initialise(folder, config.bus)
+    sys.stdout.write(
+        f"run {folder.name}: {len(servers)} server files in {folder / 'servers'}, each says how to start it; "
+        f"then: zerotir bus CONFIG --folder {folder}\nrole files in {folder / 'credentials'}: one for each host's role\n"
+    )
+
+
 async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     """Starts or continues the run in `folder`: server (embedded unless `bus.url` is set), streams, bus.json."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,12 +132,11 @@ async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> No
     (folder / "config.yaml").write_text(dump_config(config))
     async with contextlib.AsyncExitStack() as stack:
         if config.bus.url:
-            address = known or BusAddress(
-                run=run,
-                url=config.bus.url,
-                user=os.environ.get("ZEROTIR_BUS_USER", ""),
-                password=os.environ.get("ZEROTIR_BUS_PASSWORD", ""),
-            )
+            if known is None:
+                raise UsageError(
+                    f"{folder} holds no keys for the servers of bus.url: make both with `zerotir bus CONFIG --init {folder}`"
+                )
+            address = known
             died: asyncio.Future[int] | asyncio.Task[int] = asyncio.get_running_loop().create_future()
         else:
             address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
@@ -114,7 +144,7 @@ async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> No
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus)
         await (await bus.js.key_value(bus.names.run_bucket)).put("config", fingerprint(config).encode())
-        address.write(address_file)
+        address.write_all(folder)
         latest = folder.parent / "latest"
         latest.unlink(missing_ok=True)
         latest.symlink_to(folder.name)
@@ -125,32 +155,23 @@ async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> No
         await asyncio.wait((stopping, died), return_when=asyncio.FIRST_COMPLETED)
         announcing.cancel()
         if died.done():
-            raise ServerError(f"nats-server ended with status {died.result()}: see {folder / 'nats' / 'server.log'}")
+            raise BusError(f"nats-server ended with status {died.result()}: see {folder / 'nats' / 'server.log'}")
 
 
-async def _check(config: RunConfig) -> None:
-    from sandbox.jail import Jail, SandboxUnavailable
-
-    try:
-        sys.stdout.write(await Jail(config.sandbox).check() + "\n")
-    except SandboxUnavailable as error:
-        raise UsageError(str(error)) from error
-
-
-async def _join(role: str, id: str, config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
-    """Joins the run of `address_file` and plays `role` in it until it is done or told to stop."""
-    address = BusAddress.read(address_file)
-    folder = address_file.resolve().parent
+async def join(role: str, play: Role, id: str, config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
+    """Joins the run of `address_file` as `role` and plays it until it is done or told to stop."""
+    address = BusAddress.read(address_file).for_role(role)
+    folder = run_folder(address_file)
     set_up_logs(role, id, address.run, folder / "logs" / f"{id}.jsonl")
+    if config.actor.engine.kind == "emulated":
+        log_emulated()
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
         await _require_same_run(bus, config, folder)
         announcer = Announcer(bus, role, id)
         announcing = asyncio.create_task(announcer.run())
         try:
-            await {"sandbox": _sandbox, "actor": _actor, "learner": _learner}[role](
-                config, bus, announcer, folder, stop
-            )
+            await play(config, bus, announcer, folder, stop)
         finally:
             announcing.cancel()
             if bus.client.is_connected:
@@ -164,22 +185,35 @@ async def _require_same_run(bus: Bus, config: RunConfig, folder: Path) -> None:
         raise UsageError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
     if (entry.value or b"").decode() != fingerprint(config):
         raise UsageError(
-            f"this configuration's model, tasks or rollout differ from the run's: use {folder / 'config.yaml'}"
+            f"this configuration's model, tasks, rollout or kind of engine differ from the run's: use "
+            f"{folder / 'config.yaml'}"
         )
 
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from bus.metrics import MetricsWriter
+    from sandbox.check import check
     from sandbox.jail import Jail, SandboxUnavailable
+    from sandbox.pool import Pool
     from sandbox.service import SandboxService
 
     try:
         jail = Jail(config.sandbox)
-        log.info("sandbox checked", isolation=await jail.check())
-        service = SandboxService(bus.client, bus.names.execution, jail, config.sandbox)
-        await service.start()
+        log.info("sandbox checked", isolation=await check(jail))
+        if jail.weaker:
+            log.warning(jail.weaker)
+        async with Pool(jail) as pool:
+            service = SandboxService(bus.client, bus.names.execution, pool, config.sandbox, announcer.id)
+            await service.start()
+            await _serve_sandbox(config, bus, announcer, service, stop)
     except SandboxUnavailable as error:
         raise UsageError(str(error)) from error
+
+
+async def _serve_sandbox(
+    config: RunConfig, bus: Bus, announcer: Announcer, service: "SandboxService", stop: asyncio.Event
+) -> None:
+    from bus.metrics import MetricsWriter
+
     last = (time.monotonic(), 0, 0.0)
 
     def measure() -> dict[str, float]:
@@ -195,9 +229,12 @@ async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
         }
         last = now
         announcer.in_flight = service.in_flight
+        announcer.rates = {"executions_per_s": values["executions_per_s"]}
         return values
 
-    measuring = asyncio.create_task(MetricsWriter(bus, "sandbox", announcer.id).run(measure, every_s=5.0))
+    emulated = config.actor.engine.kind == "emulated"
+    writer = MetricsWriter(bus, "sandbox", announcer.id, emulated=emulated)
+    measuring = asyncio.create_task(writer.run(measure, every_s=5.0))
     await announcer.say("ready")
     await _until(stop, bus)
     measuring.cancel()
@@ -210,15 +247,22 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
     await announcer.say("loading the engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
     from actors.actor import Actor
+    from actors.emulated import AnyEngine, EmulatedEngine
     from actors.engine import Engine
+    from actors.outbox import Outbox
     from tasks.grading import Grader
 
     seed = secrets.randbits(31)
-    length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-    engine = await Engine.start(model, config.model, config.actor.engine, length, seed)
+    engine: AnyEngine
+    if config.actor.engine.kind == "emulated":
+        engine = await EmulatedEngine.start(model, config.actor.engine, seed)
+    else:
+        length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+        engine = await Engine.start(model, config.model, config.actor.engine, length, seed)
+    outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
     try:
-        async with Grader() as grader:
-            await Actor(config, bus, engine, grader, announcer, seed).run(stop)
+        async with _weights_bus(bus, announcer) as weights_bus, Grader() as grader:
+            await Actor(config, bus, weights_bus, engine, grader, outbox, announcer, seed).run(stop)
     finally:
         await engine.stop()
 
@@ -228,21 +272,39 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
+    from learner.crew import Crew
     from learner.loop import Learner
     from learner.trainer import Trainer
     from tasks.problems import ProblemOrder, load_problems
 
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
-    trainer = await asyncio.to_thread(Trainer, config, model)
+    crew = Crew(await asyncio.to_thread(Trainer, config, model))
     order = ProblemOrder(problems, config.seed)
-    if not await Learner(config, bus, trainer, order, folder, announcer).run(stop):
-        await announcer.leave()
+    async with _weights_bus(bus, announcer) as weights_bus:
+        done = await Learner(config, bus, weights_bus, crew, order, folder, announcer).run(stop)
+    if not done:
         log.info("stopped before the last step; start the learner again to go on from its checkpoint")
-        await bus.client.flush(timeout=2)
+        await announcer.leave()
+        if bus.client.is_connected:
+            with contextlib.suppress(nats.errors.Error):
+                await bus.client.flush(timeout=2)
         logging.shutdown()
         # A training thread cannot be interrupted: leave it behind with the process.
         os._exit(0)
-    trainer.policy.close()
+    await asyncio.to_thread(crew.close)
+
+
+async def _follow(config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
+    """A rank of the learner other than the first: needs no bus, does what rank 0 orders."""
+    address = BusAddress.read(address_file)
+    id = f"learner-rank-{rank()}"
+    set_up_logs("learner", id, address.run, address_file.resolve().parent / "logs" / f"{id}.jsonl")
+    await follow_leader(config, stop)
+
+
+def _weights_bus(bus: Bus, announcer: Announcer) -> contextlib.AbstractAsyncContextManager[Bus]:
+    """A connection for weights alone: no heartbeat waits behind them."""
+    return open_bus(bus.address, bus.config, f"{announcer.id}-weights")
 
 
 async def _until(stop: asyncio.Event, bus: Bus) -> None:

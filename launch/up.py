@@ -3,20 +3,19 @@
     supervisor --starts--> bus, then sandbox, actors and learner
                --reads---> presence (start-up and progress) and the metrics log (one line a step)
 
-A sandbox or actor that dies is started again, a few times; the run ends when the learner has done its steps (status 0),
-on Ctrl-C (130), or with an error when the bus or the learner fails. In every case all roles are stopped and their process
-groups cleared before the command returns.
+A bus, sandbox or actor that dies is started again, a few times, the bus on its store and port; the run ends when the learner
+has done its steps (status 0), on Ctrl-C (130), or with an error when the learner fails. In every case all roles are stopped
+and their process groups cleared before the command returns.
 """
 
 import asyncio
 import signal
-import sys
 import time
 from pathlib import Path
 
 import structlog
 
-from bus.address import BusAddress
+from bus.address import CREDENTIALS, BusAddress
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
 from bus.logs import set_up_logs
 from bus.metrics import follow_metrics
@@ -27,7 +26,8 @@ from launch.cores import shares
 from launch.plots import plot_run
 from launch.processes import RoleProcess
 from launch.roles import new_run_id
-from launch.views import step_line, summary
+from launch.views import say, step_line, summary
+from learner.ledger import BalanceError
 
 log = structlog.get_logger()
 
@@ -40,12 +40,6 @@ class RunFailedError(RuntimeError):
     """The run cannot go on; the text holds the failed role's last words."""
 
 
-def say(text: str) -> None:
-    """One line of progress."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
-    sys.stdout.flush()
-
-
 def up(config: RunConfig, resume: Path | None) -> int:
     """Runs everything; returns the exit status."""
     folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
@@ -56,11 +50,16 @@ def up(config: RunConfig, resume: Path | None) -> int:
     except (RunFailedError, BusError) as error:
         log.error("run failed", error=str(error))
         say(f"FAILED: {error}")
-        say(f"logs: {folder / 'logs'}; go on with: zerotir up {config.name} --resume {folder}")
+        say(f"logs: {folder / 'logs'}; go on with: zerotir up {folder}/config.yaml --resume {folder}")
         return 1
-    say(summary(folder, plot_run(folder)))
+    plots = plot_run(folder)
+    try:
+        say(summary(folder, plots))
+    except BalanceError as error:
+        say(f"FAILED: {error}")
+        return 1
     if code == 130:
-        say(f"stopped; go on with: zerotir up {config.name} --resume {folder}")
+        say(f"stopped; go on with: zerotir up {folder}/config.yaml --resume {folder}")
     return code
 
 
@@ -83,7 +82,8 @@ class _Supervisor:
             if address is None:
                 return 130
             async with open_bus(address, self._config.bus, "up") as bus:
-                for name in ("sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"):
+                names = ["sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"]
+                for name in [*names, "evaluator"] if self._config.launch.evaluator else names:
                     await self._start(name, name.partition("-")[0], joins=True)
                 return await self._watch(bus)
         finally:
@@ -93,8 +93,10 @@ class _Supervisor:
                 await self._roles["bus"].stop()
 
     async def _start(self, name: str, role: str, *, joins: bool) -> None:
-        where = ["--run", str(self._folder / "bus.json"), "--id", name] if joins else ["--folder", str(self._folder)]
-        arguments = [role, str(self._folder / "up.yaml"), *where]
+        own = self._folder / CREDENTIALS / f"{role}.json"
+        where = ["--bus", str(own), "--id", name] if joins else ["--folder", str(self._folder)]
+        command = ["eval", "--follow"] if role == "evaluator" else [role]
+        arguments = [*command, str(self._folder / "up.yaml"), *where]
         share = self._given_shares.get(name)
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
         await process.start()
@@ -113,7 +115,7 @@ class _Supervisor:
             if self._roles["bus"].code is not None or time.monotonic() > deadline:
                 raise RunFailedError(f"the bus did not start:\n{self._roles['bus'].last_words()}")
             await asyncio.sleep(0.05)
-        return BusAddress.read(path)
+        return BusAddress.read(path).for_role("observer")
 
     async def _watch(self, bus: Bus) -> int:
         tasks = {
@@ -145,13 +147,18 @@ class _Supervisor:
             await asyncio.sleep(0.2)
 
     async def _mend(self, name: str, role: RoleProcess) -> None:
+        if name == "evaluator" and role.code != 2:
+            say(f"{name} ended with status {role.code}, training goes on without it:\n{role.last_words()}")
+            await role.stop()
+            del self._roles[name]
+            return
         # Status 2 is for the user to mend: trying again would not help.
-        if name in ("bus", "learner") or role.code == 2 or self._restarts >= RESTARTS:
+        if name == "learner" or role.code == 2 or self._restarts >= RESTARTS:
             raise RunFailedError(f"{name} ended with status {role.code}:\n{role.last_words()}")
         self._restarts += 1
         say(f"{name} ended with status {role.code} and is started again ({self._restarts} of {RESTARTS} restarts)")
         await role.stop()
-        await self._start(name, name.partition("-")[0], joins=True)
+        await self._start(name, name.partition("-")[0], joins=name != "bus")
 
     async def _show_presence(self, bus: Bus) -> None:
         """Says what each role is doing whenever that changes, and now and then while nothing does."""

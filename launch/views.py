@@ -1,7 +1,6 @@
 """What people see of a run: a line a step, the status, the metrics as they come, the summary at the end."""
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -13,39 +12,42 @@ from bus.address import AddressError, BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
-from bus.messages import Metrics
-from bus.metrics import follow_metrics, metrics_line
-from bus.presence import who_is_alive
+from bus.messages import Metrics, Presence
+from bus.metrics import follow_metrics, metrics_line, steps_of
+from bus.presence import last_sign, who_is_alive
 from configs.schema import BusConfig
+from launch.accounts import account_lines
+from learner.ledger import BalanceError
+from sandbox.client import statistics
+
+WATCH_EVERY_S = 2.0
+CLEAR_SCREEN = "\x1b[2J\x1b[H"
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+    sys.stdout.flush()
 
 
 def step_line(metrics: Metrics, steps: int) -> str:
     """One training step for people."""
     value = metrics.values.get
+    emulated = "EMULATED  " if value("emulated") else ""
     return (
-        f"step {metrics.step:>3}/{steps}  accuracy {value('accuracy', 0):4.0%}  code {value('code_ratio', 0):4.0%}  "
+        f"step {metrics.step:>3}/{steps}  {emulated}accuracy {value('accuracy', 0):4.0%}  "
+        f"code {value('code_ratio', 0):4.0%}  "
         f"calls ok {value('successful_call_ratio', 0):4.0%}  tokens {value('response_length', 0):4.0f}  "
         f"staleness {value('staleness_mean', 0):.1f}  KL {value('behaviour_kl', 0):.4f}  "
         f"{value('step_seconds', 0):.0f} s (waited {value('wait_seconds', 0):.0f} s)"
     )
 
 
-def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The learner's records of a run, one a step, in order; a step that was trained again counts once, the last time."""
-    path = folder / "metrics.jsonl"
-    records: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            if record["role"] == "learner" and record["step"] is not None:
-                records[record["step"]] = record
-    return [records[step] for step in sorted(records)]
-
-
 def summary(folder: Path, plots: list[Path]) -> str:
-    """What came of a run, and where it lies."""
+    """What came of a run, and where it lies. Raises BalanceError where its tickets do not add up."""
     steps = steps_of(folder)
-    lines = [f"summary of {folder.name}: {len(steps)} steps"]
+    emulated = " by an emulated engine: no figure here is a model's" if steps and steps[-1].get("emulated") else ""
+    lines = [f"summary of {folder.name}: {len(steps)} steps{emulated}"]
     if steps:
         first, last = steps[:5], steps[-5:]
         for name, unit in (
@@ -60,10 +62,7 @@ def summary(folder: Path, plots: list[Path]) -> str:
                 f"  {name:<18} {before * scale:6.1f}{unit} (first {len(first)} steps)  ->  "
                 f"{after * scale:6.1f}{unit} (last {len(last)} steps)"
             )
-        tickets = {
-            name: steps[-1].get(f"tickets_{name}", 0) for name in ("issued", "trained", "filtered", "failed", "open")
-        }
-        lines.append("  tickets            " + ", ".join(f"{count:.0f} {name}" for name, count in tickets.items()))
+        lines += [f"  {line}" for line in account_lines(steps)]
     paths = {
         "metrics": folder / "metrics.jsonl",
         "logs": folder / "logs",
@@ -74,44 +73,81 @@ def summary(folder: Path, plots: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def show_status(address_file: Path) -> int:
-    """Prints who is in the run and the balance of tickets."""
+def sandbox_line(service: dict[str, Any]) -> str:
+    """One sandbox service's statistics for people."""
+    return (
+        f"  sandbox   {service['name']:<18} {service['in_flight']} of {service['places']} places in use, "
+        f"{service['executions']} executions ({service['failures']} failed, {service['refused']} refused as busy, "
+        f"{service['cancelled']} cancelled), jails waiting: {service['waiting_jails']} bare, "
+        f"{service['waiting_jails_with_packages']} with packages"
+    )
+
+
+def show_status(address_file: Path, *, watch: bool) -> int:
+    """Prints who is in the run and the balance of tickets, once or until Ctrl-C; 1 where the balance does not close."""
 
     async def show() -> None:
-        address = BusAddress.read(address_file)
+        address = BusAddress.read(address_file).for_role("observer")
         async with open_bus(address, BusConfig(timeout_s=10), "status") as bus:
             await bus.require_streams()
-            sys.stdout.write(f"run {address.run} at {address.url}\n")
-            for presence in await who_is_alive(bus):
-                sys.stdout.write(
-                    f"  {presence.role:<8} {presence.id:<18} {presence.state:<40} weights {presence.version or '-':<8} "
-                    f"in flight {presence.in_flight:<4} on {presence.host}, {time.time() - presence.time:.0f} s ago\n"
-                )
-            for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
-                state = (await bus.js.stream_info(bus.names.stream(kind))).state
-                sys.stdout.write(f"  {kind:<12} {state.messages} messages, {state.bytes / 2**20:.1f} MiB\n")
-            last = await _last_step(bus)
-            if last is not None:
-                names = ("issued", "trained", "filtered", "failed", "open", "ignored")
-                balance = ", ".join(f"{last.values.get(f'tickets_{name}', 0):.0f} {name}" for name in names)
-                sys.stdout.write(f"  step {last.step}: tickets {balance}\n")
+            sys.stdout.write(await _status(bus))
+            while watch:
+                await asyncio.sleep(WATCH_EVERY_S)
+                text = await _status(bus)
+                sys.stdout.write((CLEAR_SCREEN if sys.stdout.isatty() else "") + text)
+                sys.stdout.flush()
 
     return _view(show)
 
 
-async def _last_step(bus: Bus) -> Metrics | None:
-    last = None
+async def _status(bus: Bus) -> str:
+    steps = await _steps(bus)
+    emulated = ", EMULATED engine" if steps and steps[-1].get("emulated") else ""
+    lines = [f"run {bus.address.run} at {bus.address.url}{emulated}"]
+    alive = await who_is_alive(bus)
+    lines += [f"  {presence_line(presence)}" for presence in alive]
+    for role in ("learner", "sandbox", "actor"):
+        if role not in {presence.role for presence in alive}:
+            lines.append(f"  {role:<8} none alive; {await last_sign(bus, role)}")
+    lines += [sandbox_line(service) for service in await statistics(bus.client, bus.names.execution)]
+    for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
+        state = (await bus.js.stream_info(bus.names.stream(kind))).state
+        lines.append(f"  {kind:<12} {state.messages} messages, {state.bytes / 2**20:.1f} MiB")
+    if steps:
+        lines.append(f"  after step {steps[-1]['step']}:")
+        lines += [f"  {line}" for line in account_lines(steps)]
+    return "\n".join(lines) + "\n"
+
+
+def presence_line(presence: Presence) -> str:
+    """One role that is alive, for people."""
+    rates = "  ".join(f"{name} {value:.4g}" for name, value in presence.rates.items())
+    return (
+        f"{presence.role:<8} {presence.id:<18} {presence.state:<36} weights {presence.version or '-':<8} "
+        f"in flight {presence.in_flight:<4} on {presence.host}, {time.time() - presence.time:.0f} s ago  {rates}".rstrip()
+    )
+
+
+async def _steps(bus: Bus) -> list[dict[str, Any]]:
+    """The values of each of the learner's steps, in order; of a step that was trained again, the last."""
+    steps: dict[int, dict[str, Any]] = {}
     reader = LogReader(bus, bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*")
     while messages := await reader.read(500, 0.5):
-        last = decode(messages[-1][1], Metrics)
-    return last
+        for _, data in messages:
+            metrics = decode(data, Metrics)
+            if metrics.step is not None:
+                steps[metrics.step] = {"step": metrics.step, **metrics.values}
+        if await reader.exhausted():
+            break
+    await reader.close()
+    return [steps[step] for step in sorted(steps)]
 
 
 def show_metrics(address_file: Path, role: str | None, *, as_json: bool) -> int:
     """Prints metrics as they come, until Ctrl-C."""
 
     async def show() -> None:
-        address = BusAddress.read(address_file)
+        address = BusAddress.read(address_file).for_role("observer")
         async with open_bus(address, BusConfig(timeout_s=10), "metrics") as bus:
             await bus.require_streams()
             async for sequence, metrics in follow_metrics(bus):
@@ -135,4 +171,7 @@ def _view(show: Callable[[], Coroutine[None, None, None]]) -> int:
     except (AddressError, BusError) as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2
+    except BalanceError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 1
     return 0

@@ -1,54 +1,119 @@
 """The archive of accepted results: `runs/<id>/results/`, one file of length-prefixed messages for every step.
 
 Results are appended in the order in which the learner read them, and reach the disk before they are purged from the bus;
-replay reads nothing else. A file that was cut short by a crash is read up to its last whole message.
+replay reads nothing else. What a crash cut short at the end of the archive is cut off when it is opened.
 """
 
 import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from bus.codec import decode, encode
 from bus.messages import Failure, Trajectory
 
-_LENGTH = struct.Struct("<QI")
+_HEADER = struct.Struct("<QI")
+
+
+class _Entry(NamedTuple):
+    sequence: int
+    begin: int
+    """Offset of its header."""
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        return self.begin + _HEADER.size + len(self.data)
 
 
 class Archive:
     """Appends results with their position in the result stream."""
 
     def __init__(self, folder: Path) -> None:
+        """Opens the archive in `folder`; what a crash cut short is removed, or what is appended would not be found."""
         self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._last = max((sequence for sequence, _ in read_archive(folder)), default=0)
+        self._unsynced: set[Path] = set()
+        self.last = 0
+        """Sequence of the last result in it."""
+        self._cut(2**64)
+
+    def cut(self, first: int) -> None:
+        """Drops everything from sequence `first` on: what the bus still holds is read, and appended, again.
+
+        Only what was purged from the bus is known to have reached the disk.
+        """
+        self._cut(first)
 
     def append(self, step: int, sequence: int, result: Trajectory | Failure) -> None:
         """Adds a result unless it is there already (a learner that reads the log again)."""
-        if sequence <= self._last:
+        if sequence <= self.last:
             return
         data = encode(result)
-        with (self._folder / f"{step:06d}.results").open("ab") as file:
-            file.write(_LENGTH.pack(sequence, len(data)) + data)
-        self._last = sequence
+        path = self._folder / f"{step:06d}.results"
+        with path.open("ab") as file:
+            file.write(_HEADER.pack(sequence, len(data)) + data)
+        self.last = sequence
+        self._unsynced.add(path)
 
     def sync(self) -> None:
         """Forces everything to the disk."""
-        for path in sorted(self._folder.glob("*.results"))[-2:]:
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
+        for path in (*sorted(self._unsynced), self._folder):
+            sync(path)
+        self._unsynced.clear()
+
+    def _cut(self, first: int) -> None:
+        self.last = 0
+        for path in sorted(self._folder.glob("*.results")):
+            end = 0
+            for entry in _entries(path, self.last):
+                if entry.sequence >= first:
+                    break
+                self.last, end = entry.sequence, entry.end
+            if end == 0:
+                path.unlink()
+            elif end < path.stat().st_size:
+                os.truncate(path, end)
+                self._unsynced.add(path)
+
+
+def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
+    """All results beyond sequence `after` as (sequence, packed message), in order."""
+    last = 0
+    for path in sorted(folder.glob("*.results")):
+        for entry in _entries(path, last):
+            last = entry.sequence
+            if entry.sequence > after:
+                yield entry.sequence, entry.data
 
 
 def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
     """All results as (sequence, result), in order. Raises MessageError where one is damaged."""
-    for path in sorted(folder.glob("*.results")):
-        data = path.read_bytes()
-        position = 0
-        while position + _LENGTH.size <= len(data):
-            sequence, length = _LENGTH.unpack_from(data, position)
-            position += _LENGTH.size
-            if position + length > len(data):
-                break
-            yield sequence, decode(data[position : position + length], Trajectory, Failure)
-            position += length
+    for sequence, data in raw_archive(folder):
+        yield sequence, decode(data, Trajectory, Failure)
+
+
+def sync(path: Path) -> None:
+    """Forces a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _entries(path: Path, last: int) -> Iterator[_Entry]:
+    """The whole entries of one file beyond sequence `last`, up to one that is cut short or was never written."""
+    with path.open("rb") as file:
+        begin = 0
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            sequence, length = _HEADER.unpack(header)
+            data = file.read(length)
+            # A file system that lost its power may leave zeros at the end.
+            if len(data) < length or sequence == 0:
+                return
+            if sequence > last:
+                yield _Entry(sequence, begin, data)
+                last = sequence
+            begin = file.tell()

@@ -34,6 +34,13 @@ class MicroBatch:
     """float32 [N]."""
     temperatures: torch.Tensor
     """float32 [N]."""
+    members: torch.Tensor
+    """int64 [S], the place of each sequence's trajectory among those that were packed."""
+
+    @property
+    def sequences(self) -> torch.Tensor:
+        """int64 [N] in [0, S), the sequence of each sampled token."""
+        return self.index // self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Self:
         """The same on `device`."""
@@ -45,7 +52,9 @@ def sampled_tokens(trajectory: Trajectory) -> int:
     return int(trajectory.loss_mask.sum())
 
 
-def micro_batches(trajectories: Sequence[Trajectory], advantages: torch.Tensor, budget: int) -> list[MicroBatch]:
+def micro_batches(
+    trajectories: Sequence[Trajectory], advantages: torch.Tensor | Sequence[torch.Tensor], budget: int
+) -> list[MicroBatch]:
     """Packs trajectories, longest first, into micro-batches of at most `budget` tokens, padding included.
 
     Neighbours in length share a micro-batch, which keeps padding small; the longest come first, so memory that will
@@ -53,7 +62,7 @@ def micro_batches(trajectories: Sequence[Trajectory], advantages: torch.Tensor, 
 
     Args:
         trajectories: B of them.
-        advantages: float [B].
+        advantages: for each trajectory its own (a scalar), or one for each of its sampled tokens.
         budget: tokens, S * L at most.
     """
     lengths = [trajectory.prompt_length + int(np.flatnonzero(trajectory.loss_mask)[-1]) for trajectory in trajectories]
@@ -64,10 +73,13 @@ def micro_batches(trajectories: Sequence[Trajectory], advantages: torch.Tensor, 
             packed[-1].append(i)
         else:
             packed.append([i])
-    return [_pad([trajectories[i] for i in members], advantages[members], lengths[members[0]]) for members in packed]
+    return [
+        _pad([trajectories[i] for i in members], [advantages[i] for i in members], members, lengths[members[0]])
+        for members in packed
+    ]
 
 
-def _pad(trajectories: list[Trajectory], advantages: torch.Tensor, length: int) -> MicroBatch:
+def _pad(trajectories: list[Trajectory], advantages: list[torch.Tensor], members: list[int], length: int) -> MicroBatch:
     input_ids = np.full((len(trajectories), length), PADDING_ID, dtype=np.int64)
     index, targets, logprobs = [], [], []
     for row, trajectory in enumerate(trajectories):
@@ -84,6 +96,7 @@ def _pad(trajectories: list[Trajectory], advantages: torch.Tensor, length: int) 
         index=torch.from_numpy(np.concatenate(index)),
         targets=torch.from_numpy(np.concatenate(targets)),
         behaviour_logprobs=torch.from_numpy(np.concatenate(logprobs)),
-        advantages=advantages.float().repeat_interleave(counts),
+        advantages=torch.cat([own.float().expand(len(part)) for own, part in zip(advantages, index, strict=True)]),
         temperatures=temperatures.repeat_interleave(counts),
+        members=torch.tensor(members),
     )

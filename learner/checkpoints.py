@@ -1,10 +1,12 @@
-"""Checkpoints: a folder for each, written under another name and renamed when whole.
+"""Checkpoints: a folder for each, written under another name, forced to the disk and renamed when whole.
 
-A kill at any moment leaves the previous checkpoint good. The folder `step-<n>` holds the training engine's state after n
-steps and `learner.msgpack`, the learner's book and position in the result log.
+A kill at any moment leaves the previous checkpoint good. The folder `step-<n>` holds the training engines' state after n
+steps, `learner.msgpack` with the learner's book and position in the result log, and `checkpoint.json` for people. A learner
+always goes on from the newest one of its run; to go back further, remove what is newer.
 """
 
-import os
+import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +15,13 @@ from typing import Any
 import msgpack
 import structlog
 
+from configs.schema import CheckpointConfig
+from learner.archive import sync
+
 log = structlog.get_logger()
 
 STATE = "learner.msgpack"
+SUMMARY = "checkpoint.json"
 
 
 class CheckpointError(RuntimeError):
@@ -23,34 +29,53 @@ class CheckpointError(RuntimeError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, newest last."""
+    """The checkpoints of one run."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
         self._folder = folder
-        self._keep = keep
-        # The engine's part is unpickled when it is loaded: nobody else may write here.
+        self._config = config
+        # The engines' part is unpickled when it is loaded: nobody else may write here.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""
-        found = sorted(path for path in self._folder.glob("step-*") if path.suffix != ".partial")
-        return found[-1] if found else None
+        return max(self._whole(), default=None)
 
-    def write(self, step: int, save: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Writes the checkpoint after `step` steps: `save` puts the training engine's files into a folder."""
+    def best(self) -> Path | None:
+        """The one with the highest value of the metric that the configuration names, the earliest of equals."""
+        values = {path: _value(path, self._config.best) for path in self._whole()}
+        return max(sorted(path for path in values if values[path] > -math.inf), key=lambda p: values[p], default=None)
+
+    def write(self, step: int, save: Callable[[Path], None], state: dict[str, Any], metrics: dict[str, float]) -> Path:
+        """Writes the checkpoint after `step` steps, and removes those that are no longer to be kept.
+
+        Args:
+            save: puts the training engines' files into a folder.
+            state: the learner's, as msgpack takes it.
+            metrics: of the step.
+        """
         final = self._folder / f"step-{step:06d}"
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
         save(partial)
-        with (partial / STATE).open("wb") as file:
-            file.write(msgpack.packb({"step": step, **state}))
-            file.flush()
-            os.fsync(file.fileno())
+        (partial / STATE).write_bytes(msgpack.packb({"step": step, **state}))
+        (partial / SUMMARY).write_text(json.dumps({"step": step, "metrics": metrics}, indent=1))
+        for path in sorted(partial.rglob("*")):
+            sync(path)
+        sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
-        for old in sorted(path for path in self._folder.glob("step-*") if path.suffix != ".partial")[: -self._keep]:
-            shutil.rmtree(old)
+        sync(self._folder)
+        if self._config.best is not None and self._config.best not in metrics:
+            log.warning("the metric of learner.checkpoint.best is not among the step's", metric=self._config.best)
+        kept = {*sorted(self._whole())[-self._config.keep :], self.best()}
+        for old in self._whole():
+            if old not in kept:
+                # No longer a checkpoint before the first of its files goes.
+                gone = old.with_suffix(".partial")
+                shutil.rmtree(gone, ignore_errors=True)
+                shutil.rmtree(old.rename(gone))
         log.info("checkpoint written", path=str(final))
         return final
 
@@ -61,3 +86,13 @@ class Checkpoints:
             return msgpack.unpackb((path / STATE).read_bytes(), strict_map_key=False)
         except (OSError, ValueError, msgpack.UnpackException) as error:
             raise CheckpointError(f"{path} is not a usable checkpoint: {error}") from error
+
+    def _whole(self) -> list[Path]:
+        return [path for path in self._folder.glob("step-*") if path.suffix != ".partial"]
+
+
+def _value(path: Path, metric: str | None) -> float:
+    if metric is None or not (path / SUMMARY).exists():
+        return -math.inf
+    value = json.loads((path / SUMMARY).read_text())["metrics"].get(metric)
+    return -math.inf if value is None or not math.isfinite(value) else value

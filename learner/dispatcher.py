@@ -31,11 +31,14 @@ class Dispatcher:
         self._ledger = ledger
         self._last = -1
 
-    async def issue(self, groups: range) -> None:
-        """Publishes the tickets of `groups` that the stream does not hold yet. Raises BusError when it cannot."""
+    async def issue(self) -> None:
+        """Publishes the tickets of all admitted groups that the stream does not hold yet. Raises BusError when it cannot.
+
+        After a restart these may be tickets that a checkpoint counts as issued.
+        """
         if self._last < 0:
             self._last = await self._last_sequence()
-        for group in groups:
+        for group in range(self._last // self._config.learner.samples_per_problem, self._ledger.issued_groups):
             for ticket in self._tickets(group):
                 if ticket.number > self._last:
                     await self._publish(ticket)
@@ -80,7 +83,10 @@ class Dispatcher:
             if self._last >= ticket.number:
                 return
             if time.monotonic() > deadline:
-                raise BusError(f"ticket {ticket.number} could not be issued in {PATIENCE_S:.0f} s: {refused}")
+                raise BusError(
+                    f"ticket {ticket.number} could not be issued on {self._bus.names.tickets} at {self._bus.address.url} in "
+                    f"{PATIENCE_S:.0f} s; the stream's last answer: {refused}"
+                )
             log.warning("ticket refused, will try again", ticket=ticket.number, error=str(refused))
             await asyncio.sleep(0.5)
 

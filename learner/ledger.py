@@ -15,12 +15,15 @@ leave more old groups than the next batch holds.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import xxhash
+
 from bus.codec import MessageError, decode, encode
 from bus.messages import Failure, Trajectory
+from learner.filters import Filters
 
 Result = Trajectory | Failure
 
@@ -35,11 +38,19 @@ class Batch:
 
     step: int
     trained: tuple[tuple[Trajectory, ...], ...]
-    """Groups to train on, in order of their numbers."""
+    """What is trained on of each group, in order of their numbers; groups of which nothing is are left out."""
     taken: tuple[tuple[Result, ...], ...]
     """All groups that the step used up, filtered ones and failures included."""
-    filtered: Counter[str]
+    filtered: dict[str, tuple[Trajectory, ...]]
     """Trajectories left out, by reason."""
+
+    @property
+    def digest(self) -> str:
+        """Tells which results the step used up: equal for equal batches."""
+        names = "\n".join(
+            f"{result.ticket} {result.actor} {result.published_at}" for group in self.taken for result in group
+        )
+        return xxhash.xxh3_64_hexdigest(names.encode())
 
 
 @dataclass
@@ -50,7 +61,7 @@ class Ledger:
     samples: int
     max_staleness: int
     steps: int
-    drop_no_signal: bool
+    filters: Filters
     position: int = 0
     """Sequence of the last result that was read."""
     issued_groups: int = 0
@@ -126,28 +137,21 @@ class Ledger:
             raise ValueError(f"the batch of step {step} is not ready")
         trained: list[tuple[Trajectory, ...]] = []
         taken: list[tuple[Result, ...]] = []
-        filtered: Counter[str] = Counter()
+        filtered: dict[str, tuple[Trajectory, ...]] = {}
         for group in chosen:
             results = [self._open[group][ticket] for ticket in self.tickets(group)]
             del self._open[group]
             taken.append(tuple(results))
             self.failed.update(result.reason for result in results if isinstance(result, Failure))
             members = tuple(result for result in results if isinstance(result, Trajectory))
-            reason = self._filter(members)
-            if reason is None:
-                trained.append(members)
-            else:
-                filtered[reason] += len(members)
-        self.filtered += filtered
+            kept, dropped = self.filters.apply(members)
+            for reason, left_out in dropped.items():
+                filtered[reason] = filtered.get(reason, ()) + left_out
+                self.filtered[reason] += len(left_out)
+            if kept:
+                trained.append(kept)
         self.trained += sum(len(members) for members in trained)
         return Batch(step, tuple(trained), tuple(taken), filtered)
-
-    def _filter(self, members: Sequence[Trajectory]) -> str | None:
-        if len(members) < 2:
-            return "group too small"
-        if self.drop_no_signal and len({member.reward for member in members}) == 1:
-            return "no signal"
-        return None
 
     @property
     def issued(self) -> int:

@@ -1,40 +1,44 @@
 """The learner: the asyncio side of training, one step after another.
 
-    issue tickets --> read results until the batch is ready --> train (in a thread) --> publish weights --> checkpoint
-         ^                                                                                     |
-         +-------------------------------------------------------------------------------------+
+    read results until the batch is ready --> train (in a thread) --> copy weights --> checkpoint --> read results ...
+                                                                        |
+                      meanwhile, in a task of its own: publish the weights, then issue the tickets that they admit
 
 It waits for results (unblocked by actors; `learner.batch_timeout_s` without any new one is an error), for the bus (bounded
-requests) and for its own training thread. It holds at most (max_staleness + 1) batches of trajectories. What it
-does follows from its checkpoint and the result log alone: results are taken one at a time, in log order, and the batch is
-formed at the first position at which it can be.
+requests), for its own training thread, and with the next copy for the version before to be published. A version's tickets go
+out after its manifest: a learner that was deposed issues none. It holds at most (max_staleness + 1) batches of trajectories.
+What it does follows from its checkpoint and the result log alone: results are taken one at a time, in log order, and the
+batch is formed at the first position at which it can be.
 """
 
 import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import structlog
 
 from bus.codec import MessageError, decode
-from bus.connection import Bus, BusError
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.log_reader import LogReader
-from bus.logs import log_version
 from bus.messages import Failure, Trajectory
 from bus.metrics import MetricsWriter, record_metrics
-from bus.presence import Announcer
-from bus.weights import WeightWriter
+from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
-from learner.archive import Archive
+from learner.archive import Archive, raw_archive
 from learner.checkpoints import Checkpoints
+from learner.claim import sole_learner
+from learner.crew import Crew
 from learner.dispatcher import Dispatcher
-from learner.ledger import Batch, Ledger
+from learner.filters import is_finite
+from learner.ledger import Batch
 from learner.report import batch_metrics
-from learner.trainer import Trainer
-from learner.weights import WeightImage
+from learner.steps import Steps
+from learner.usable import require_usable
+from learner.weights import WeightPublisher
 from tasks.problems import ProblemOrder
 
 log = structlog.get_logger()
@@ -49,80 +53,99 @@ class Learner:
         self,
         config: RunConfig,
         bus: Bus,
-        trainer: Trainer,
+        weights_bus: Bus,
+        crew: Crew,
         problems: ProblemOrder,
         folder: Path,
         announcer: Announcer,
     ) -> None:
-        settings = config.learner
         self._config = config
         self._bus = bus
-        self._trainer = trainer
+        self._crew = crew
         self._folder = folder
         self._announcer = announcer
-        self._ledger = Ledger(
-            settings.batch_groups,
-            settings.samples_per_problem,
-            settings.max_staleness,
-            settings.steps,
-            settings.algorithm.drop_no_signal,
-        )
+        # Freed memory stays with the thread that had it: several in turn would hold several times as much.
+        self._thread = ThreadPoolExecutor(1, "train")
+        self._steps = Steps(config, crew, folder)
+        self._ledger = self._steps.ledger
         self._dispatcher = Dispatcher(bus, config, problems, self._ledger)
-        self._checkpoints = Checkpoints(folder / "checkpoints", settings.checkpoint.keep)
-        self._archive = Archive(folder / "results")
-        self._writer = WeightWriter(bus)
-        self._image = WeightImage()
-        self._metrics = MetricsWriter(bus, "learner", announcer.id)
+        self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
+        self._weights = WeightPublisher(weights_bus, config.weights, crew)
+        self._release: asyncio.Task[None] | None = None
+        emulated = config.actor.engine.kind == "emulated"
+        self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=emulated)
         self._unread: deque[tuple[int, bytes]] = deque()
 
     async def run(self, stop: asyncio.Event) -> bool:
         """True when all steps are done, False when stopped before. Raises what the bus or the trainer cannot mend."""
-        recording = asyncio.create_task(record_metrics(self._bus, self._folder / "metrics.jsonl"))
-        try:
-            done = await self._train(stop)
-            if done:
-                await self._announcer.say("exporting the model")
-                await asyncio.to_thread(self._trainer.policy.export, self._folder / "model")
-            await asyncio.sleep(1.0)  # The last metrics come back from the bus to the recorder.
-            return done
-        finally:
-            recording.cancel()
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(record_metrics(self._bus, self._folder / "metrics.jsonl")),
+                group.create_task(self._weights.answer_requests()),
+            ]
+            try:
+                done = await self._train(stop)
+                if done:
+                    await self._announcer.say("exporting the model")
+                    await asyncio.to_thread(self._crew.export, self._folder / "model")
+                await asyncio.sleep(1.0)  # The last metrics come back from the bus to the recorder.
+            finally:
+                for task in (*background, self._release):
+                    if task is not None:
+                        task.cancel()
+        return done
 
     async def _train(self, stop: asyncio.Event) -> bool:
+        # Ends the writing of an earlier learner that still lives; what it has written is read once it is gone.
+        await self._weights.open()
+        async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
+            return await self._train_alone(stop)
+
+    async def _train_alone(self, stop: asyncio.Event) -> bool:
+        self._archive = Archive(self._folder / "results")
         version = await asyncio.to_thread(self._resume)
-        await self._writer.open()
-        # The whole log that this learner's own messages could lie behind is read from its checkpoint on.
-        reader = LogReader(
-            self._bus, self._bus.names.stream("RESULTS"), self._bus.names.results, self._ledger.position + 1
-        )
+        reader = await self._open_log()
         await self._announcer.say(f"publishing weights of step {version}")
-        published = await self._publish_weights(version)
-        # Tickets of groups that a checkpoint holds as issued may not have reached the stream.
-        await self._dispatcher.issue(range(self._ledger.issued_groups))
+        release = await self._begin(version)
         while version < self._config.learner.steps:
             started = time.monotonic()
-            await self._dispatcher.issue(self._ledger.admit(version))
-            batch = await self._next_batch(reader, version, stop)
+            batch = await self._next_batch(reader, version, release, stop)
             if batch is None:
                 return False
             waited = time.monotonic() - started
             await self._announcer.say(f"training step {version + 1} of {self._config.learner.steps}")
-            groups = [list(group) for group in batch.trained]
-            trained = await _unless_stopped(partial(self._trainer.train, groups, version), stop)
+            trained = await self._unless_stopped(partial(self._steps.train, batch), stop)
             if trained is None:
                 return False
+            await release
             version += 1
-            published = await self._publish_weights(version)
+            release = await self._begin(version)
             seconds = time.monotonic() - started
             balance = {f"tickets_{name}": float(count) for name, count in self._ledger.balance().items()}
-            values = batch_metrics(batch) | trained | published | balance
+            values = batch_metrics(batch) | trained | self._weights.metrics() | balance
             values |= {"wait_seconds": waited, "step_seconds": seconds, "idle_ratio": waited / seconds}
+            self._announcer.rates = {"train_tokens_per_s": trained["train_tokens_per_s"]}
             await self._metrics.write(values, step=version)
             log.info("step done", step=version, **{name: round(value, 4) for name, value in values.items()})
             if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
-                await self._checkpoint(version)
+                # Only a learner that has just written to the weight log knows that it was not deposed.
+                await release
+                await self._checkpoint(version, values)
         await reader.close()
         return True
+
+    async def _begin(self, version: int) -> asyncio.Task[None]:
+        """Copies the weights of `version` and starts to publish them, and then to issue the tickets that they admit."""
+        self._ledger.admit(version)
+        await self._weights.stage()
+
+        async def release() -> None:
+            await self._weights.publish(version)
+            self._announcer.version = self._weights.version
+            await self._dispatcher.issue()
+
+        self._release = asyncio.create_task(release(), name=f"release-{version}")
+        return self._release
 
     def _resume(self) -> int:
         """Goes back to the newest checkpoint, if there is one; returns the number of steps done."""
@@ -130,17 +153,47 @@ class Learner:
         if newest is None:
             return 0
         state = self._checkpoints.read(newest)
-        self._ledger.restore(state["ledger"])
-        self._trainer.policy.load(newest)
+        self._steps.restore(state)
+        self._crew.load(newest)
         log.info("resumed", checkpoint=str(newest), step=state["step"], position=self._ledger.position)
         return int(state["step"])
 
-    async def _next_batch(self, reader: LogReader, step: int, stop: asyncio.Event) -> Batch | None:
-        """Reads results in log order until the batch of `step` is ready; None when told to stop."""
+    async def _open_log(self) -> LogReader:
+        """The result log from the checkpoint on: first what the archive holds of it and the bus no longer does.
+
+        Raises BusError where the bus lost results that the checkpoint counts, and where some have left it that the archive
+        does not hold.
+        """
+        stream = self._bus.names.stream("RESULTS")
+        state = (await self._bus.js.stream_info(stream)).state
+        if state.last_seq < self._ledger.position:
+            raise BusError(
+                f"the checkpoint is at result {self._ledger.position}, but the stream {stream} ends at {state.last_seq}: "
+                "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
+            )
+        self._archive.cut(state.first_seq)
+        known = max(self._ledger.position, self._archive.last)
+        if state.first_seq > known + 1:
+            raise BusError(
+                f"the results {known + 1} to {state.first_seq - 1} of run {self._bus.address.run} were used by another "
+                f"learner: resume in the folder that holds its checkpoints, not in {self._folder}"
+            )
+        self._unread.extend(raw_archive(self._folder / "results", after=self._ledger.position))
+        return LogReader(self._bus, stream, self._bus.names.results, known + 1)
+
+    async def _next_batch(
+        self, reader: LogReader, step: int, release: asyncio.Task[None], stop: asyncio.Event
+    ) -> Batch | None:
+        """Reads results in log order until the batch of `step` is ready; None when told to stop.
+
+        Raises what `release` raised: without it no results will come.
+        """
         last_result = said = time.monotonic()
         while self._ledger.ready(step) is None:
             if stop.is_set():
                 return None
+            if release.done():
+                release.result()
             if self._bus.lost.is_set():
                 raise BusError(
                     f"the bus at {self._bus.address.url} did not come back in {self._bus.config.reconnect_s:.0f} s"
@@ -154,54 +207,57 @@ class Learner:
             if time.monotonic() - last_result > self._config.learner.batch_timeout_s:
                 have, need = self._ledger.progress()
                 raise BusError(
-                    f"no result in {self._config.learner.batch_timeout_s:.0f} s while waiting for the batch of step "
-                    f"{step + 1} ({have} of {need} there): are actors and sandboxes running? See `zerotir status`"
+                    f"no result on {self._bus.names.results} in {self._config.learner.batch_timeout_s:.0f} s while waiting "
+                    f"for the batch of step {step + 1} ({have} of {need} there). "
+                    f"Actors: {await last_sign(self._bus, 'actor')}. Sandboxes: {await last_sign(self._bus, 'sandbox')}. "
+                    "See `zerotir status`"
                 )
             if time.monotonic() - said > 1.0:
                 said = time.monotonic()
                 have, need = self._ledger.progress()
                 self._announcer.state = f"collecting batch {step + 1}: {have} of {need}"
-        return self._ledger.take(step)
+        batch = self._ledger.take(step)
+        # What `learner.audit` makes of the archive must be the same.
+        log.info("batch taken", step=step + 1, position=self._ledger.position, digest=batch.digest)
+        return batch
 
     def _accept(self, step: int, sequence: int, data: bytes) -> None:
         try:
             result = decode(data, Trajectory, Failure)
+            require_usable(result, self._bus.address.run, self._config.rollout, self._crew.vocabulary)
         except MessageError as error:
             self._ledger.position = sequence
             self._ledger.ignored["unreadable"] += 1
-            asyncio.get_running_loop().create_task(
-                self._bus.bury(self._bus.names.stream("RESULTS"), sequence, data, str(error))
-            )
+            self._bury(sequence, data, str(error))
             return
+        if isinstance(result, Trajectory) and not is_finite(result):
+            # A copy for people; its ticket ends here, as filtered.
+            self._bury(sequence, data, "log-probabilities that are not finite")
         ignored = self._ledger.accept(sequence, result)
         if ignored is None:
             self._archive.append(step, sequence, result)
         else:
             log.info("result ignored", ticket=result.ticket, reason=ignored)
 
-    async def _publish_weights(self, version: int) -> dict[str, float]:
-        started = time.monotonic()
-        tensors, data = await asyncio.to_thread(self._image.fill, self._trainer.policy.named_weights())
-        manifest = await self._writer.write(version, tensors, data)
-        log_version(str(manifest.version))
-        self._announcer.version = str(manifest.version)
-        seconds = time.monotonic() - started
-        log.info("weights published", seconds=round(seconds, 2), megabytes=manifest.nbytes // 2**20)
-        return {"weight_sync_seconds": seconds, "weight_bytes": manifest.nbytes}
+    def _bury(self, sequence: int, data: bytes, reason: str) -> None:
+        asyncio.get_running_loop().create_task(
+            self._bus.bury(self._bus.names.stream("RESULTS"), sequence, data, reason)
+        )
 
-    async def _checkpoint(self, version: int) -> None:
+    async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
         await self._announcer.say(f"writing the checkpoint of step {version}")
         self._archive.sync()
-        state = {"ledger": self._ledger.state()}
-        await asyncio.to_thread(self._checkpoints.write, version, self._trainer.policy.save, state)
-        # Only what a checkpoint covers leaves the bus; purging is up to, not including, the sequence.
-        await self._bus.js.purge_stream(self._bus.names.stream("RESULTS"), seq=self._ledger.position + 1)
+        await asyncio.to_thread(self._checkpoints.write, version, self._crew.save, self._steps.state(), metrics)
+        try:
+            # Only what a checkpoint covers leaves the bus; purging is up to, not including, the sequence.
+            await self._bus.js.purge_stream(self._bus.names.stream("RESULTS"), seq=self._ledger.position + 1)
+        except TRANSIENT_ERRORS as error:
+            log.warning("results were not purged, the next checkpoint does it", error=str(error))
 
-
-async def _unless_stopped[T](work: Callable[[], T], stop: asyncio.Event) -> T | None:
-    """Runs `work` in a thread; None as soon as `stop` is set, although the thread goes on until the process ends."""
-    working = asyncio.create_task(asyncio.to_thread(work))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    return working.result() if working.done() else None
+    async def _unless_stopped[T](self, work: Callable[[], T], stop: asyncio.Event) -> T | None:
+        """Runs `work` in the training thread; None as soon as `stop` is set, although it goes on until the process ends."""
+        working = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        return working.result() if working.done() else None

@@ -1,24 +1,35 @@
 """One training step: from groups of trajectories to updated weights and the step's metrics.
 
+    batch ─▶ passes (values, proximal) ─▶ advantages ─▶ the critic's updates ─▶ the policy's updates
+
+All ranks train together, each on its share of every pass, and all have the same metrics; see `learner.passes`.
+
 The result depends on the configuration, the weights, the groups in their order and the version alone: `train` draws
 nothing from a global random state, so a replay of the same groups repeats it. It blocks for as long as the computation
 takes and is meant for a worker thread.
 """
 
-import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import structlog
 import torch
 
 from bus.messages import Trajectory
 from configs.schema import RunConfig
-from learner.advantages import group_baseline, whiten
-from learner.batches import MicroBatch, micro_batches, sampled_tokens
-from learner.correction import importance_weights
-from learner.losses import decoupled_ppo_loss, ppo_loss
+from learner.algorithm import batch_advantages, length_scale, policy_objective
+from learner.batches import MicroBatch, sampled_tokens
+from learner.correction import importance_weights, in_band, log_ratio, sequence_ratios
+from learner.critic import Critic
+from learner.engine import StepResult
+from learner.losses import value_loss
+from learner.minibatches import Minibatch, split
+from learner.passes import Passes
 from learner.policy import Policy
+from learner.ranks import Ranks
+from learner.reference import ReferencePolicy
 
 log = structlog.get_logger()
 
@@ -29,9 +40,18 @@ NO_METRICS = dict.fromkeys(
         "importance_weight_mean",
         "importance_weight_max",
         "importance_weight_ess",
+        "importance_weight_capped",
         "behaviour_kl",
+        "sequence_ratio_min",
+        "sequence_ratio_max",
+        "sequence_masked",
         "clip_fraction",
+        "reference_kl",
+        "advantage_mean",
+        "advantage_std",
         "trained_tokens",
+        "trained_sequence_tokens",
+        "parameters",
         "train_seconds",
         "train_tokens_per_s",
         "learning_rate",
@@ -40,128 +60,247 @@ NO_METRICS = dict.fromkeys(
     0.0,
 )
 """Every metric of a step, with the values of one that had nothing to train on."""
+NO_CRITIC_METRICS = dict.fromkeys(
+    (
+        "critic_loss",
+        "critic_grad_norm",
+        "critic_learning_rate",
+        "critic_skipped_updates",
+        "value_clip_fraction",
+        "value_mean",
+        "value_explained_variance",
+    ),
+    0.0,
+)
+"""What a critic adds to them."""
 
 
 class Trainer:
-    """Owns the policy and trains it batch by batch."""
+    """Owns the policy, the critic if the advantages need one, and the reference; trains them batch by batch."""
 
     def __init__(self, config: RunConfig, model_folder: Path) -> None:
-        """Loads the policy from `model_folder`, see `Policy`."""
+        """Loads the models from `model_folder`, see `Policy`."""
         learner = config.learner
         self._algorithm = learner.algorithm
-        self._budget = learner.deepspeed.micro_batch_tokens
+        self._critic_config = learner.critic
         self._seed = config.seed
+        self._frozen_steps = learner.critic.frozen_policy_steps if self._algorithm.has_critic else 0
         self.policy = Policy(
             model_folder,
             config.model,
             learner.optimizer,
             learner.deepspeed,
             config.seed,
-            total_steps=learner.steps * self._algorithm.minibatches,
+            total_steps=(learner.steps - self._frozen_steps) * self._algorithm.minibatches,
         )
+        self._critic: Critic | None = None
+        if self._algorithm.has_critic:
+            steps = learner.steps * learner.critic.minibatches
+            self._critic = Critic(model_folder, config.model, learner.critic, learner.deepspeed, steps)
+        self._reference: ReferencePolicy | None = None
+        if self._algorithm.kl_coefficient:
+            self._reference = ReferencePolicy(model_folder, config.model, self.policy.device)
+        self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
-        """Trains on one batch: an optimiser step for each of the algorithm's minibatches.
+        """Trains on one batch: an optimiser step for each of the algorithm's minibatches, and of the critic's.
 
         Args:
             groups: the batch, already filtered; advantages are relative to each group and to the batch.
             version: that this step makes; with the seed it decides which trajectories share a minibatch.
 
         Returns:
-            The step's metrics (names: `NO_METRICS`). `loss` is per sampled token and, like `grad_norm`, the mean over
-            the updates that were applied; an update whose gradients were not finite is left out and counted in
-            `skipped_updates`. The importance weights and `behaviour_kl` compare the policy that the batch met with the
-            behaviour policy; under the loss `ppo`, which has no such weights, they are computed for information.
-            `train_tokens_per_s` counts sampled tokens. No groups: all zero, and no weight is touched.
+            The step's metrics (names: `NO_METRICS`, with a critic `NO_CRITIC_METRICS` too). `loss` is per sampled token
+            and, like `grad_norm`, the mean over the updates that were applied; an update whose gradients were not finite
+            is left out and counted in `skipped_updates`. The importance weights, `behaviour_kl` and the sequences' ratios
+            compare the policy that the batch met with the behaviour policy, whether or not the loss uses them; under the
+            loss `ppo`, which has no proximal pass, each minibatch's is the policy that its own update began with.
+            `train_tokens_per_s` counts sampled tokens. No groups: all zero but `parameters`, and no weight is touched.
         """
         started = time.perf_counter()
         trajectories = [trajectory for group in groups for trajectory in group]
+        total = NO_METRICS | (NO_CRITIC_METRICS if self._critic else {}) | {"parameters": float(self.policy.parameters)}
         if not trajectories:
-            return dict(NO_METRICS)
-        advantages = _advantages(trajectories)
-        minibatches = [
-            micro_batches([trajectories[i] for i in members], advantages[members], self._budget)
-            for members in self._split(len(trajectories), version)
-        ]
-        # The first minibatch meets the proximal policy itself; only those after it need a pass of their own, before any
-        # update is made.
-        decoupled = self._algorithm.loss == "decoupled_ppo"
-        later = [self._logprobs(minibatch) if decoupled else None for minibatch in minibatches[1:]]
-        total = dict(NO_METRICS)
-        met: list[tuple[torch.Tensor, torch.Tensor]] = []
-        for minibatch, proximal in zip(minibatches, [None, *later], strict=True):
-            self._update(minibatch, proximal, total, met, version)
-        tokens = sum(sampled_tokens(trajectory) for trajectory in trajectories)
-        applied = len(minibatches) - total["skipped_updates"]
+            return total
+        behaviour = [torch.from_numpy(item.logprobs[np.flatnonzero(item.loss_mask)]) for item in trajectories]
+        lengths = [sampled_tokens(item) for item in trajectories]
+        frozen = version < self._frozen_steps
+        met: list[torch.Tensor] = [torch.empty(0)] * len(trajectories)
+        if frozen or self._algorithm.advantage == "vtrace":
+            met = self._passes.evaluate(self.policy.token_logprobs, trajectories)
+        values = self._passes.evaluate(self._critic.values, trajectories) if self._critic else None
+        advantages, returns = batch_advantages(
+            self._algorithm,
+            torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float64),
+            torch.tensor([trajectory.group for trajectory in trajectories]),
+            values,
+            [log_ratio(*pair) for pair in zip(met, behaviour, strict=True)] if met[0].numel() else None,
+            lengths,
+        )
+        if values is not None and returns is not None:
+            self._train_critic(trajectories, values, returns, version, total)
+        if not frozen:
+            self._train_policy(trajectories, advantages, met, version, total)
         seconds = time.perf_counter() - started
-        proximal_logprobs, behaviour_logprobs = (torch.cat(parts) for parts in zip(*met, strict=True))
-        _, correction = importance_weights(proximal_logprobs, behaviour_logprobs, self._algorithm.weight_cap)
+        flat = torch.cat([own.expand(length) for own, length in zip(advantages, lengths, strict=True)])
         return (
             total
-            | correction
+            | self._correction_metrics(met, behaviour)
             | {
-                "loss": total["loss"] / max(applied, 1),
-                "grad_norm": total["grad_norm"] / max(applied, 1),
-                "clip_fraction": total["clip_fraction"] / tokens,
-                "trained_tokens": float(tokens),
+                "advantage_mean": flat.mean().item(),
+                "advantage_std": flat.std(correction=0).item(),
+                "trained_tokens": float(sum(lengths)),
+                "trained_sequence_tokens": float(sum(len(trajectory.tokens) for trajectory in trajectories)),
                 "train_seconds": seconds,
-                "train_tokens_per_s": tokens / seconds,
+                "train_tokens_per_s": sum(lengths) / seconds,
             }
         )
 
-    def _split(self, count: int, version: int) -> list[list[int]]:
-        """Indices of the trajectories of each minibatch: sizes differ by one at most, none is empty."""
-        order = list(range(count))
-        random.Random(f"minibatches {self._seed} {version}").shuffle(order)
-        parts = min(self._algorithm.minibatches, count)
-        return [order[part::parts] for part in range(parts)]
+    def save(self, folder: Path) -> None:
+        """Writes everything that training continues from."""
+        self.policy.save(folder)
+        if self._critic is not None:
+            self._critic.save(folder)
 
-    def _logprobs(self, minibatch: list[MicroBatch]) -> list[torch.Tensor]:
-        with torch.no_grad():
-            return [self.policy.token_logprobs(micro) for micro in minibatch]
+    def load(self, folder: Path) -> None:
+        """Continues from what `save` wrote. Raises FileNotFoundError where a part is missing."""
+        self.policy.load(folder)
+        if self._critic is not None:
+            self._critic.load(folder)
 
-    def _update(
+    def close(self) -> None:
+        """Frees the engines."""
+        if self._critic is not None:
+            self._critic.close()
+        self.policy.close()
+
+    def _train_critic(
         self,
-        minibatch: list[MicroBatch],
-        proximal: list[torch.Tensor] | None,
-        total: dict[str, float],
-        met: list[tuple[torch.Tensor, torch.Tensor]],
+        trajectories: Sequence[Trajectory],
+        values: Sequence[torch.Tensor],
+        returns: Sequence[torch.Tensor],
         version: int,
+        total: dict[str, float],
     ) -> None:
-        """One optimiser step. Adds to `total`, and its tokens' log-probabilities (proximal, behaviour) to `met`."""
-        tokens = sum(len(micro.targets) for micro in minibatch)
-        loss_sum = 0.0
-        for position, on_host in enumerate(minibatch):
-            micro = on_host.to(self.policy.device)
-            logprobs = self.policy.token_logprobs(micro)
-            reference = logprobs.detach() if proximal is None else proximal[position]
-            loss, clip_fraction = self._loss(logprobs, reference, micro)
-            self.policy.backward(loss / tokens)
-            loss_sum += loss.item()
-            total["clip_fraction"] += clip_fraction * len(micro.targets)
-            met.append((reference.cpu(), on_host.behaviour_logprobs))
-        result = self.policy.optimizer_step()
-        total["learning_rate"] = result.learning_rate
+        """The critic's updates on one batch. Adds to `total`."""
+        assert self._critic is not None
+        parts = split(len(trajectories), self._critic_config.minibatches, f"critic {self._seed} {version}")
+        minibatches = [self._passes.minibatch(trajectories, members, values) for members in parts]
+        steps = [self._update_critic(self._critic, minibatch, values, returns, total) for minibatch in minibatches]
+        before, target = torch.cat(list(values)), torch.cat(list(returns))
+        variance = target.var(correction=0).item()
+        _finish(total, steps, "critic_", version)
+        total["value_clip_fraction"] /= len(before)
+        total["value_mean"] = before.mean().item()
+        # 1: the values were the returns; 0: no better than their mean. Without variance there is nothing to explain.
+        total["value_explained_variance"] = (
+            1.0 - (target - before).var(correction=0).item() / variance if variance else 0.0
+        )
+
+    def _update_critic(
+        self,
+        critic: Critic,
+        minibatch: Minibatch,
+        values: Sequence[torch.Tensor],
+        returns: Sequence[torch.Tensor],
+        total: dict[str, float],
+    ) -> StepResult:
+        """One optimiser step on the critic. Adds its sums to `total`."""
+
+        def objective(micro: MicroBatch, now: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+            old, target = (minibatch.gather(each, micro).to(now.device) for each in (values, returns))
+            loss, metrics = value_loss(now, old, target, self._critic_config.value_clip)
+            return loss, {name: share * len(now) for name, share in metrics.items()}
+
+        names = ("value_clip_fraction",)
+        _, sums = self._passes.accumulate(critic.values, critic.backward, minibatch, objective, names)
+        result = critic.optimizer_step()
         if result.applied:
-            total["loss"] += loss_sum / tokens
-            total["grad_norm"] += result.grad_norm
-        else:
-            total["skipped_updates"] += 1
-            log.warning("update left out: gradients are not finite", version=version, loss=loss_sum / tokens)
+            total["critic_loss"] += sums["loss"] / minibatch.tokens
+        total["value_clip_fraction"] += sums["value_clip_fraction"]
+        return result
 
-    def _loss(self, logprobs: torch.Tensor, reference: torch.Tensor, micro: MicroBatch) -> tuple[torch.Tensor, float]:
-        """The algorithm's loss, summed over the micro-batch's tokens, and its clip fraction."""
-        clip = (self._algorithm.clip_low, self._algorithm.clip_high)
-        if self._algorithm.loss == "ppo":
-            loss, metrics = ppo_loss(logprobs, micro.behaviour_logprobs, micro.advantages, *clip)
-        else:
-            weights, _ = importance_weights(reference, micro.behaviour_logprobs, self._algorithm.weight_cap)
-            loss, metrics = decoupled_ppo_loss(logprobs, reference, weights, micro.advantages, *clip)
-        return loss, metrics["clip_fraction"]
+    def _train_policy(
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Sequence[torch.Tensor],
+        met: list[torch.Tensor],
+        version: int,
+        total: dict[str, float],
+    ) -> None:
+        """The policy's updates on one batch. Adds to `total`, and to `met` what each trajectory's proximal policy says."""
+        parts = split(len(trajectories), self._algorithm.minibatches, f"minibatches {self._seed} {version}")
+        minibatches = [self._passes.minibatch(trajectories, members, advantages) for members in parts]
+        # The first minibatch meets the proximal policy itself; only those after it need a pass of their own, before any
+        # update is made.
+        decoupled = self._algorithm.loss == "decoupled_ppo"
+        if decoupled and not met[0].numel():
+            for minibatch in minibatches[1:]:
+                self._passes.fill(self.policy.token_logprobs, minibatch, met)
+        steps = [
+            self._update_policy(minibatch, decoupled and position > 0, met, total)
+            for position, minibatch in enumerate(minibatches)
+        ]
+        _finish(total, steps, "", version)
+        tokens = sum(minibatch.tokens for minibatch in minibatches)
+        total["clip_fraction"] /= tokens
+        total["reference_kl"] /= tokens
+
+    def _update_policy(
+        self, minibatch: Minibatch, has_proximal: bool, met: list[torch.Tensor], total: dict[str, float]
+    ) -> StepResult:
+        """One optimiser step on the policy. Adds its sums to `total`.
+
+        The proximal policy is in `met` or, where it is the policy itself, comes out of the step's own pass and is put there.
+        """
+        device = self.policy.device
+        lengths = torch.cat([torch.bincount(micro.sequences) for micro in minibatch.micros])
+        order = torch.cat([micro.members for micro in minibatch.micros])
+        scales = torch.empty(len(order)).index_copy_(0, order, length_scale(self._algorithm, lengths)).to(device)
+
+        def objective(micro: MicroBatch, now: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+            return policy_objective(
+                self._algorithm,
+                micro,
+                now,
+                minibatch.gather(met, micro).to(device) if has_proximal else now.detach(),
+                self._reference.token_logprobs(micro) if self._reference else None,
+                scales[micro.members][micro.sequences],
+            )
+
+        names = ("clip_fraction", "reference_kl")
+        outputs, sums = self._passes.accumulate(
+            self.policy.token_logprobs, self.policy.backward, minibatch, objective, names
+        )
+        if not has_proximal:
+            self._passes.collect(outputs, minibatch, met)
+        result = self.policy.optimizer_step()
+        if result.applied:
+            total["loss"] += sums["loss"] / minibatch.tokens
+        for name in names:
+            total[name] += sums[name]
+        return result
+
+    def _correction_metrics(self, met: list[torch.Tensor], behaviour: list[torch.Tensor]) -> dict[str, float]:
+        """How far the policy that the batch met is from the one that sampled it, over tokens and over trajectories."""
+        flat, behaviour_flat = torch.cat(met), torch.cat(behaviour)
+        _, metrics = importance_weights(flat, behaviour_flat, self._algorithm.weight_cap)
+        sequences = torch.arange(len(met)).repeat_interleave(torch.tensor([len(each) for each in met]))
+        ratios = sequence_ratios(flat, behaviour_flat, sequences)
+        kept = in_band(ratios, self._algorithm.sequence_band)
+        return metrics | {
+            "sequence_ratio_min": ratios.min().item(),
+            "sequence_ratio_max": ratios.max().item(),
+            "sequence_masked": 1.0 - kept.float().mean().item(),
+        }
 
 
-def _advantages(trajectories: list[Trajectory]) -> torch.Tensor:
-    """[B] float32, computed in float64 so that equal rewards cancel."""
-    rewards = torch.tensor([trajectory.reward for trajectory in trajectories], dtype=torch.float64)
-    groups = torch.tensor([trajectory.group for trajectory in trajectories])
-    return whiten(group_baseline(rewards, groups)).float()
+def _finish(total: dict[str, float], steps: list[StepResult], prefix: str, version: int) -> None:
+    """Puts what the updates of one model did into `total`; its loss becomes the mean over those that were applied."""
+    applied = [step for step in steps if step.applied]
+    total[f"{prefix}loss"] /= max(len(applied), 1)
+    total[f"{prefix}grad_norm"] = sum(step.grad_norm for step in applied) / max(len(applied), 1)
+    total[f"{prefix}learning_rate"] = steps[-1].learning_rate
+    total[f"{prefix}skipped_updates"] = float(len(steps) - len(applied))
+    if len(applied) < len(steps):
+        log.warning("updates left out: gradients are not finite", version=version, model=prefix.strip("_") or "policy")

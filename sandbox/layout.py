@@ -24,6 +24,9 @@ INSIDE_ID = 65534
 """User and group of a jailed program, as it sees them; root's jails have them outside as well."""
 MAX_OPEN_FILES = 64
 MAX_INODES = 4096
+WARM_UP_CPU_S = 60
+HEAP_BYTES = 64 * 2**20
+"""Heap that an interpreter with packages takes at once, as address space; `bootstrap.py` backs it by huge pages."""
 HERE = Path(__file__).parent
 
 
@@ -90,11 +93,29 @@ def library_mounts() -> list[Mount]:
     return list(mounts.values())
 
 
-def nsjail_config(config: SandboxConfig, mounts: Sequence[Mount], outside_uid: int, outside_gid: int) -> str:
+def nsjail_config(
+    config: SandboxConfig, mounts: Sequence[Mount], outside_uid: int, outside_gid: int, imports: Sequence[str]
+) -> str:
     """nsjail's configuration in protobuf's text form.
 
-    The program finds its source on descriptor 0 and pipes on 1 and 3; nsjail's log goes to its descriptor 2.
+    The interpreter imports `imports` before it asks for its program, which it finds on descriptor 0; 1 and 3 are pipes, and
+    nsjail's log goes to its descriptor 2. Limits of the jail as a whole are not here but in `sandbox.cgroups`.
     """
+    environment = [
+        "PATH=/python/bin",
+        "LD_LIBRARY_PATH=/python/lib",
+        "HOME=/box",
+        "TMPDIR=/box",
+        "LANG=C.UTF-8",
+        # One thread: pools are as large as the host's cores and would count against the limits.
+        "OMP_NUM_THREADS=1",
+        "OPENBLAS_NUM_THREADS=1",
+    ]
+    heap = 0
+    if imports:
+        heap = HEAP_BYTES
+        # The C library's heap is one area, which Python's own allocator's is not.
+        environment += ["PYTHONMALLOC=malloc", f"GLIBC_TUNABLES=glibc.malloc.top_pad={heap}"]
     points = [_bind(str(mount.source), mount.target) for mount in mounts]
     points += [
         MountPt(dst=f"{mount.target}/{name}", fstype="tmpfs", is_dir=True, options="size=4096")
@@ -120,22 +141,17 @@ def nsjail_config(config: SandboxConfig, mounts: Sequence[Mount], outside_uid: i
             mode=Mode.ONCE,
             hostname="jail",
             cwd="/box",
+            # A jail may wait long: whoever started it ends it, and with the service all its jails end.
+            time_limit=0,
+            # Not nsjail's 19: beside busy engines an honest program would starve until its wall limit.
+            nice_level=0,
             log_fd=2,
             log_level=LogLevel.INFO,
             pass_fd=[3],
-            envar=[
-                "PATH=/python/bin",
-                "LD_LIBRARY_PATH=/python/lib",
-                "PYTHONPATH=/packages",
-                "HOME=/box",
-                "TMPDIR=/box",
-                "LANG=C.UTF-8",
-                # One thread: pools are as large as the host's cores and would count against the limits.
-                "OMP_NUM_THREADS=1",
-                "OPENBLAS_NUM_THREADS=1",
-            ],
+            envar=environment,
             rlimit_as=config.memory_mb,
-            rlimit_cpu=config.cpu_s,
+            # `bootstrap.py` lowers it to the program's own before that begins.
+            rlimit_cpu=config.cpu_s + WARM_UP_CPU_S,
             rlimit_fsize=config.max_file_mb,
             rlimit_nofile=MAX_OPEN_FILES,
             rlimit_nproc=config.max_processes,
@@ -152,8 +168,12 @@ def nsjail_config(config: SandboxConfig, mounts: Sequence[Mount], outside_uid: i
             seccomp_string=(HERE / "policy.kafel").read_text().splitlines(),
             exec_bin=Exe(
                 path="/python/bin/python3",
-                # Isolated, without the site module, nothing written beside sources, no output held back, UTF-8.
-                arg=["-I", "-S", "-B", "-u", "-X", "utf8", "-c", (HERE / "bootstrap.py").read_text()],
+                # No folder of a user's or a script's, no site module, nothing written beside sources, no output held
+                # back, UTF-8. Of the environment everything is ours.
+                arg=[
+                    *("-s", "-P", "-S", "-B", "-u", "-X", "utf8"),
+                    *("-c", (HERE / "bootstrap.py").read_text(), str(config.cpu_s), str(heap), *imports),
+                ],
             ),
         )
     )

@@ -1,25 +1,29 @@
 """The execution service: a NATS micro service over the jail; any number of them share the work as one queue group.
 
-At most `sandbox.concurrency` programs run at once. When all places are taken the answer is `Busy` at once: nothing
-queues here, the client tries again, perhaps elsewhere. What the model caused is an answer; what the sandbox caused is a
-SANDBOX_FAILURE or an error response, for the client to retry, never program output.
+Discovery and statistics are those of NATS' service protocol. At most `sandbox.concurrency` programs run at once. When all
+places are taken the answer is `Busy` at once: nothing queues here, the client tries again, perhaps elsewhere. What the
+model caused is an answer; what the sandbox caused is a SANDBOX_FAILURE or an error response, for the client to retry,
+never program output.
 """
 
 import asyncio
 import time
+from typing import Any
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.micro import add_service
 from nats.micro.request import Request
-from nats.micro.service import Service
+from nats.micro.service import EndpointStats, Service
 
 from bus.codec import Message, MessageError, decode, encode
-from bus.messages import Busy, ExecutionRequest, ExecutionResult, Outcome
+from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
 from configs.schema import SandboxConfig
-from sandbox.jail import Jail, SandboxUnavailable
-from sandbox.program import STOP_S
+from sandbox.jail import SandboxUnavailable
+from sandbox.pool import Pool
+from sandbox.program import SERVICE_NAME, STOP_S, cancel_subject
 
 log = structlog.get_logger()
 
@@ -30,25 +34,45 @@ ENVELOPE_BYTES = 16 * 1024
 class SandboxService:
     """Answers execution requests on one subject.
 
-    Attributes, counted since the start: `executions` (programs run), `failures` (those that the sandbox failed),
-    `busy_seconds` (summed over places); and `in_flight`, the programs that run now.
+    Attributes, counted since the start: `executions` (programs run), `failures` (those that the sandbox failed), `refused`
+    (requests answered `Busy`), `cancelled` (by their senders), `busy_seconds` (summed over places); and `in_flight`, the
+    programs that run now.
     """
 
-    def __init__(self, connection: Client, subject: str, jail: Jail, config: SandboxConfig) -> None:
+    def __init__(self, connection: Client, subject: str, pool: Pool, config: SandboxConfig, name: str) -> None:
+        """`name` tells this service from others for people."""
         self._connection = connection
         self._subject = subject
-        self._jail = jail
+        self._pool = pool
         self._config = config
         self._service: Service | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._name = name
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self.executions = 0
         self.failures = 0
+        self.refused = 0
+        self.cancelled = 0
         self.busy_seconds = 0.0
 
     @property
     def in_flight(self) -> int:
         """Programs that run now."""
         return len(self._tasks)
+
+    def statistics(self) -> dict[str, Any]:
+        """What `zerotir status` shows of it."""
+        return {
+            "name": self._name,
+            "places": self._config.concurrency,
+            "in_flight": self.in_flight,
+            "executions": self.executions,
+            "failures": self.failures,
+            "refused": self.refused,
+            "cancelled": self.cancelled,
+            "busy_seconds": round(self.busy_seconds, 3),
+            "waiting_jails": self._pool.waiting(loaded=False),
+            "waiting_jails_with_packages": self._pool.waiting(loaded=True),
+        }
 
     async def start(self) -> None:
         """Begins to take requests. Raises SandboxUnavailable where the server's messages are too small."""
@@ -60,9 +84,14 @@ class SandboxService:
                 f"{self._connection.max_payload}: raise its max_payload, or lower them"
             )
         self._service = await add_service(
-            self._connection, name="zerotir-sandbox", version="1.0.0", description="runs model-written code in nsjail"
+            self._connection,
+            name=SERVICE_NAME,
+            version="1.0.0",
+            description="runs model-written code in nsjail",
+            stats_handler=self._answer_statistics,
         )
         await self._service.add_endpoint(name="execute", subject=self._subject, handler=self._handle)
+        self._cancellations = await self._connection.subscribe(cancel_subject(self._subject), cb=self._on_cancel)
         # Once the server has the subscription, a request cannot find nobody.
         await self._connection.flush()
 
@@ -70,12 +99,27 @@ class SandboxService:
         """Takes no more requests; lets programs finish for `grace_s` seconds, ends the rest and answers that it did."""
         if self._service is not None:
             await self._service.stop()
+            self._service = None
+            await self._cancellations.unsubscribe()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=grace_s)
-        for task in self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=grace_s)
+        for task in self._tasks.values():
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=4 * STOP_S)
+            await asyncio.wait(self._tasks.values(), timeout=4 * STOP_S)
+
+    def _answer_statistics(self, endpoint: EndpointStats) -> dict[str, Any]:
+        return self.statistics()
+
+    async def _on_cancel(self, message: Msg) -> None:
+        try:
+            id = decode(message.data, CancelExecution).id
+        except MessageError as error:
+            log.warning("bad cancellation", reason=str(error))
+            return
+        if id in self._tasks:
+            self.cancelled += 1
+            self._tasks[id].cancel()
 
     async def _handle(self, request: Request) -> None:
         try:
@@ -85,12 +129,16 @@ class SandboxService:
             await request.respond_error("400", str(error)[:200])
             return
         if len(self._tasks) >= self._config.concurrency:
+            self.refused += 1
             await request.respond(encode(Busy()))
+            return
+        if wanted.id in self._tasks:
+            await request.respond_error("400", "an execution of this id runs already")
             return
         # In a task of its own: NATS hands the next request over only when this one returns.
         task = asyncio.create_task(self._serve(request, wanted))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[wanted.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(wanted.id))
 
     async def _serve(self, request: Request, wanted: ExecutionRequest) -> None:
         begin = time.monotonic()
@@ -98,10 +146,10 @@ class SandboxService:
         reason = "this sandbox is stopping"
         try:
             answer = await self._execute(wanted)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             self.failures += 1
             reason = f"{type(error).__name__}: {error}"
-            log.error("no jail could be started", reason=reason)
+            log.error("a jail could not be started or ended", reason=reason)
         finally:
             # Also when cancelled: the client then asks another service at once.
             self.busy_seconds += time.monotonic() - begin
@@ -117,7 +165,7 @@ class SandboxService:
             log.warning("an answer could not be sent; the client will ask again", error=str(error))
 
     async def _execute(self, wanted: ExecutionRequest) -> ExecutionResult:
-        result = await self._jail.run(wanted.code, wanted.timeout_s)
+        result = await self._pool.run(wanted.code, wanted.timeout_s)
         self.executions += 1
         if result.outcome is Outcome.SANDBOX_FAILURE:
             self.failures += 1

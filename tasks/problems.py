@@ -1,17 +1,19 @@
 """Problems: where they come from, and which one each group gets.
 
-A source is a reasoning-gym recipe (made on the fly), a JSON Lines or Parquet file, or a Hugging Face data set. The same
-configuration and seed give the same problems, and the same group number the same problem, in any process at any time.
+A source is a reasoning-gym recipe, whose problems are made on the fly, a JSON Lines or Parquet file, a Hugging Face data
+set, or a weighted mix of these. The same configuration and seed give the same problems, and the same group number the same
+problem, in any process at any time.
 """
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, overload
 
-from configs.schema import ProblemsConfig
+from configs.schema import MixedSource, ProblemsConfig
 
 
 class ProblemError(ValueError):
@@ -32,12 +34,11 @@ def load_problems(config: ProblemsConfig, seed: int) -> Sequence[Problem]:
 
     Raises ProblemError for an unknown recipe, a missing file or field, a value that is no text or number, and no data.
     """
+    if config.mix:
+        return _mixed(config.mix, config.size, seed)
     if config.recipe is not None:
-        return _recipe_problems(config.recipe, config, seed)
-    if config.file is not None:
-        return _row_problems(_load_file(Path(config.file)), config, source=config.file)
-    assert config.dataset is not None
-    return _row_problems(_load_dataset(config.dataset), config, source=config.dataset)
+        return _mixed({config.recipe: MixedSource(options=config.options)}, config.size, seed)
+    return _rows(config)
 
 
 class ProblemOrder:
@@ -64,15 +65,29 @@ class ProblemOrder:
         return self._problems[self._shuffled[1][position]]
 
 
-class _RecipeProblems(Sequence[Problem]):
-    """Makes each problem when it is asked for."""
+class _MixedProblems(Sequence[Problem]):
+    """Which source problem `number` is from is drawn from the seed and the number.
 
-    def __init__(self, name: str, dataset: Any) -> None:
-        self._name = name
-        self._dataset = dataset
+    Recipes make the problem of that number when it is asked for; rows come in turn, again from the first after the last.
+    """
+
+    def __init__(self, recipes: dict[str, Any], rows: dict[str, list[Problem]], weights: dict[str, float], size: int,
+                 seed: int) -> None:  # fmt: skip
+        self._recipes = recipes
+        self._rows = rows
+        self._weights = weights
+        self._size = size
+        self._seed = seed
+        self._turns: dict[int, int] = {}
+        """Of each number that is a row: how many of its source's come before it."""
+        counts = Counter[str]()
+        for number in range(size if rows else 0):
+            name = self._source(number)
+            self._turns[number] = counts[name]
+            counts[name] += 1
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return self._size
 
     @overload
     def __getitem__(self, index: int) -> Problem: ...
@@ -82,31 +97,47 @@ class _RecipeProblems(Sequence[Problem]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         number = range(len(self))[index]
-        entry = self._dataset[number]
-        if not isinstance(entry["answer"], str):
-            raise ProblemError(
-                f"recipe {self._name!r} has no gold answers (its problems are open-ended): choose another"
-            )
-        return Problem(id=f"{self._name}-{number}", text=entry["question"], answer=entry["answer"])
+        name = self._source(number)
+        if name in self._rows:
+            return self._rows[name][self._turns[number] % len(self._rows[name])]
+        entry = self._recipes[name][number]
+        return Problem(id=f"{name}-{number}", text=entry["question"], answer=entry["answer"])
+
+    def _source(self, number: int) -> str:
+        [name] = Random(f"mix/{self._seed}/{number}").choices(list(self._weights), list(self._weights.values()))
+        return name
 
 
-def _recipe_problems(name: str, config: ProblemsConfig, seed: int) -> Sequence[Problem]:
+def _mixed(mix: dict[str, MixedSource], size: int, seed: int) -> Sequence[Problem]:
+    rows = {name: _rows(source) for name, source in mix.items() if source.file or source.dataset}
+    recipes = {name: _recipe(name, source.options, size, seed) for name, source in mix.items() if name not in rows}
+    return _MixedProblems(recipes, rows, {name: source.weight for name, source in mix.items()}, size, seed)
+
+
+def _rows(source: ProblemsConfig | MixedSource) -> list[Problem]:
+    if source.file is not None:
+        return _row_problems(_load_file(Path(source.file)), source, source.file)
+    assert source.dataset is not None
+    return _row_problems(_load_dataset(source.dataset), source, source.dataset)
+
+
+def _recipe(name: str, options: dict[str, Any], size: int, seed: int) -> Any:
     from tasks.recipes import DATASETS, create_dataset
 
     if name not in DATASETS:
         raise ProblemError(f"no recipe {name!r}{_nearest(name, DATASETS)}")
-    if reserved := {"seed", "size"} & config.options.keys():
+    if reserved := {"seed", "size"} & options.keys():
         raise ProblemError(f"{reserved.pop()} is no option of a recipe: it follows from seed and tasks.problems.size")
     # Recipes seed problem i with seed + i: seeds 1 and 2 would share all problems but one unless they are spread.
     spread = Random(f"{name}/{seed}").getrandbits(31)
     try:
-        dataset = create_dataset(name, **config.options, seed=spread, size=config.size)
+        dataset = create_dataset(name, **options, seed=spread, size=size)
     # Recipes check their options with assertions, and unknown ones are unexpected arguments.
     except (TypeError, ValueError, AssertionError) as error:
         raise ProblemError(f"recipe {name!r} refuses its options: {error}") from error
-    problems = _RecipeProblems(name, dataset)
-    problems[0]  # fail now if this recipe has no gold answers
-    return problems
+    if not isinstance(dataset[0]["answer"], str):
+        raise ProblemError(f"recipe {name!r} has no gold answers (its problems are open-ended): choose another")
+    return dataset
 
 
 def _load_file(path: Path) -> Any:
@@ -140,7 +171,7 @@ def _load_dataset(name: str) -> Any:
         raise ProblemError(f"data set {path!r}, split {split or 'train'!r}: {error}") from error
 
 
-def _row_problems(rows: Any, config: ProblemsConfig, source: str) -> list[Problem]:
+def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) -> list[Problem]:
     if not len(rows):
         raise ProblemError(f"{source} has no rows")
     for field in (config.problem_field, config.answer_field):

@@ -2,8 +2,8 @@
 
 Templates are text files that contain `{problem}` exactly once and nothing else that is replaced; a last line break is
 not part of them. The shipped ones lie in `tasks/templates/`: `zerotir` is the prompt of ZeroTIR for base models
-(arXiv 2505.07773), `plain` suits small instruction-tuned models, `tiny` is the problem alone. Those named `-text` do
-not mention code.
+(arXiv 2505.07773), `few-shot` shows a base model two answers, one of them with code, `plain` suits small instruction-tuned
+models, `tiny` is the problem alone. Those named `-text` do not mention code.
 """
 
 import difflib

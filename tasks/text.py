@@ -6,14 +6,14 @@ nothing that begins before a block or the end of a turn continues after it. All 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
+
+from tasks.blocks import find_blocks
 
 BREAK = "\0"
 """Stands between pieces of own text that do not touch."""
 
-# A block ends at its closing fence, at the fence that opens the next block, or with the text.
-_BLOCK = re.compile(r"```(?:python|output).*?(?:(?=```(?:python|output))|```|\Z)", re.DOTALL | re.IGNORECASE)
 _BRACE = re.compile(r"\\boxed[ \t\n]*\{|\\[{}]|[{}]|\0")
 _NUMBER = re.compile(
     r"(?P<minus>(?<![\w)\]}.])[-−])?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
@@ -24,12 +24,20 @@ _NUMBER = re.compile(
 
 def strip_code(text: str) -> str:
     """`text` with each python or output block, closed or not, replaced by a line break."""
-    return _BLOCK.sub("\n", text)
+    return "\n".join(_own_pieces(text))
 
 
 def own_text(turns: Sequence[str]) -> str:
     """The model's own text of all turns, its pieces separated by `BREAK`."""
-    return BREAK.join(_BLOCK.sub(BREAK, turn) for turn in turns)
+    return BREAK.join(piece for turn in turns for piece in _own_pieces(turn))
+
+
+def _own_pieces(text: str) -> Iterator[str]:
+    end = 0
+    for block in find_blocks(text):
+        yield text[end : block.start]
+        end = block.end
+    yield text[end:]
 
 
 def last_tagged(text: str) -> str | None:
@@ -66,6 +74,11 @@ def last_number(text: str) -> Decimal | None:
     """
     matches = list(_NUMBER.finditer(text))
     return _decimal(matches[-1]) if matches else None
+
+
+def numbers_in(text: str) -> set[Decimal]:
+    """All numbers of `text`, as `last_number` reads them."""
+    return {_decimal(match) for match in _NUMBER.finditer(text)}
 
 
 def as_number(text: str) -> Decimal | None:

@@ -7,6 +7,7 @@ process: so it runs in a child that is killed when its time is up.
 import asyncio
 import json
 import sys
+from dataclasses import dataclass
 
 START_TIMEOUT_S = 120.0
 """Seconds that the child may take to import math-verify; seldom more than 2."""
@@ -20,6 +21,15 @@ class NoVerdict(Exception):
     """The child ran out of time or died over one comparison. It has been ended; the next comparison starts another."""
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one comparison."""
+
+    equal: bool
+    parsed: bool
+    """The answer could be read as mathematics, or is the gold answer's text."""
+
+
 class Verifier:
     """One child process; compares one pair at a time."""
 
@@ -27,8 +37,8 @@ class Verifier:
         self._process: asyncio.subprocess.Process | None = None
         self._closed = False
 
-    async def equal(self, gold: str, answer: str, timeout_s: float) -> bool:
-        """Whether `answer` equals `gold` for math-verify; starting the child does not count into `timeout_s`.
+    async def compare(self, gold: str, answer: str, timeout_s: float) -> Verdict:
+        """Whether `answer` equals `gold`; starting the child does not count into `timeout_s`.
 
         Raises NoVerdict after `timeout_s` seconds or when the child dies, GradingError when it does not start.
         """
@@ -46,7 +56,7 @@ class Verifier:
                 await self._kill()
         if reply is None:
             raise NoVerdict(f"math-verify died (exit code {process.returncode})")
-        return bool(reply["equal"])
+        return Verdict(equal=bool(reply["equal"]), parsed=bool(reply["parsed"]))
 
     async def close(self) -> None:
         """Ends the child for good."""

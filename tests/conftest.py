@@ -1,7 +1,8 @@
 """Servers and folders that tests share: real ones, started once."""
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,16 @@ _runs = itertools.count(1)
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BusAddress]:
     """One nats-server for the whole session."""
     async with embedded_server(tmp_path_factory.mktemp("nats"), BusConfig(), "none") as (address, _):
+        yield address
+
+
+@pytest.fixture
+async def own_run(tmp_path: Path) -> AsyncIterator[BusAddress]:
+    """The master's address of a run on a server of its own, with its streams: here roles have credentials of their own."""
+    config = BusConfig(timeout_s=5, max_results_bytes=64 * 1024**2)
+    async with embedded_server(tmp_path / "nats", config, "own") as (address, _):
+        async with open_bus(address, config, "bus") as bus:
+            await create_streams(bus.js, bus.names, config)
         yield address
 
 
@@ -44,3 +55,17 @@ async def bus(bus_address: BusAddress) -> AsyncIterator[Bus]:
 def connection(bus: Bus):
     """The bus's bare NATS client."""
     return bus.client
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    """One of this process alone, for all training engines of a module."""
+    from learner.ranks import join_process_group
+
+    assert join_process_group()
+    yield
+    import deepspeed as ds
+    import torch
+
+    # DeepSpeed keeps groups of its own in this one, and must know when they are gone.
+    (ds.comm if ds.comm.is_initialized() else torch.distributed).destroy_process_group()

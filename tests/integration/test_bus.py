@@ -2,32 +2,25 @@
 
 import asyncio
 import os
+import re
 
-import numpy as np
 import pytest
-import xxhash
 
-from bus.address import AddressError, BusAddress
+from bus import log_reader
+from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
-from bus.messages import Failure, Metrics, TensorEntry
+from bus.messages import Failure, Metrics
 from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics
-from bus.presence import Announcer, who_is_alive
+from bus.presence import Announcer, last_sign, who_is_alive
 from bus.server import embedded_server
 from bus.streams import StreamError, create_streams
-from bus.weights import DeposedError, WeightFollower, WeightsError, WeightWriter, fetch_weights, newest_manifest
 from configs.schema import BusConfig
 
 
 def failure(ticket: int) -> Failure:
     return Failure(ticket=ticket, group=0, reason="test", attempts=1, actor="a", published_at=0.0)
-
-
-def random_weights(nbytes: int, seed: int) -> tuple[list[TensorEntry], memoryview]:
-    data = np.random.default_rng(seed).integers(0, 256, nbytes, dtype=np.uint8)
-    entry = TensorEntry(name="w", dtype="bfloat16", shape=(nbytes // 2,), offset=0, nbytes=nbytes)
-    return [entry], memoryview(data)
 
 
 async def test_a_log_is_read_once_in_order_from_any_position(bus: Bus):
@@ -55,6 +48,54 @@ async def test_a_reader_goes_on_after_its_consumer_is_gone(bus: Bus):
         if got:
             break
     assert got == [2]
+
+
+async def test_an_idle_reader_keeps_its_one_consumer(bus: Bus):
+    stream = bus.names.stream("RESULTS")
+    before = {consumer.name for consumer in await bus.js.consumers_info(stream)}
+    reader = LogReader(bus, stream, bus.names.results)
+    for _ in range(3):
+        assert await reader.read(10, 0.2) == []
+    assert len({consumer.name for consumer in await bus.js.consumers_info(stream)} - before) == 1
+
+
+async def test_no_more_lies_unread_than_the_last_read_asked_for(bus: Bus):
+    for number in range(1, 41):
+        await bus.publish(bus.names.results, failure(number))
+    reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+    got = await reader.read(7, 1.0)
+    while len(got) < 40:
+        await asyncio.sleep(0.05)
+        assert len(reader._arrived) <= 7
+        more = await reader.read(7, 1.0)
+        assert 1 <= len(more) <= 7
+        got += more
+    assert [sequence for sequence, _ in got] == list(range(1, 41))
+
+
+async def test_a_message_wakes_a_reader_that_waits_past_the_end_of_its_request(bus: Bus, monkeypatch):
+    monkeypatch.setattr(log_reader, "LOST_AFTER_S", 0.3)
+    reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+    waiting = asyncio.create_task(reader.read(10, 20.0))
+    await asyncio.sleep(1.0)
+    await bus.publish(bus.names.results, failure(1))
+    assert [sequence for sequence, _ in await asyncio.wait_for(waiting, 5.0)] == [1]
+
+
+async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, monkeypatch):
+    """The last ones before a silence: no later one shows the hole."""
+    monkeypatch.setattr(log_reader, "LOST_AFTER_S", 0.5)
+    reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+    await bus.publish(bus.names.results, failure(1))
+    got = [sequence for sequence, _ in await reader.read(1, 1.0)]
+    # No request of the reader is open now.
+    for number in (2, 3):
+        await bus.publish(bus.names.results, failure(number))
+    thief = await bus.js.pull_subscribe_bind(stream=bus.names.stream("RESULTS"), consumer=reader._name)
+    assert len(await thief.fetch(2, timeout=1.0)) == 2
+    for _ in range(20):
+        got += [sequence for sequence, _ in await reader.read(10, 0.25)]
+    assert got == [1, 2, 3]
 
 
 async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_address: BusAddress):
@@ -99,8 +140,8 @@ async def test_streams_survive_a_restart_of_the_server(tmp_path):
             assert (sequence, decode(data, Failure).ticket) == (1, 7)
 
 
-async def test_a_stranger_without_the_password_is_refused(bus_address: BusAddress):
-    wrong = bus_address.model_copy(update={"password": "guess"})
+async def test_a_stranger_without_the_key_is_refused(bus_address: BusAddress):
+    wrong = BusAddress.new(bus_address.run, bus_address.url)
     with pytest.raises(BusError, match="no bus at"):
         async with open_bus(wrong, BusConfig(timeout_s=3), "stranger"):
             pass
@@ -110,64 +151,6 @@ async def test_a_run_that_does_not_exist_is_named(bus_address: BusAddress):
     async with open_bus(bus_address, BusConfig(timeout_s=3), "early") as bus:
         with pytest.raises(BusError, match=bus_address.run):
             await bus.require_streams()
-
-
-def test_the_address_file_is_private_and_its_absence_is_explained(tmp_path):
-    address = BusAddress(run="r", url="nats://127.0.0.1:1", user="u", password="p")
-    path = tmp_path / "bus.json"
-    with pytest.raises(AddressError, match="zerotir up"):
-        BusAddress.read(path)
-    address.write(path)
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    assert BusAddress.read(path) == address
-    path.write_text("{}")
-    with pytest.raises(AddressError, match=r"usable bus\.json"):
-        BusAddress.read(path)
-
-
-async def test_weights_travel_bit_exactly_and_old_versions_are_purged(bus: Bus):
-    writer = WeightWriter(bus)
-    assert await writer.open() == 0
-    follower = WeightFollower(bus)
-    for n in range(4):
-        tensors, data = random_weights(5_000_001, seed=n)
-        await writer.write(n, tensors, data)
-        manifest = await follower.next_manifest(5)
-        assert manifest is not None
-        assert manifest.version.n == n
-        into = bytearray(manifest.nbytes)
-        await fetch_weights(bus, manifest, memoryview(into), timeout_s=20)
-        assert bytes(into) == data.tobytes()
-    assert await follower.next_manifest(0.3) is None
-    state = (await bus.js.stream_info(bus.names.stream("WEIGHTS"))).state
-    assert state.bytes < 3 * 5_000_001, "older versions should have been purged"
-
-
-async def test_damaged_weights_are_refused(bus: Bus):
-    writer = WeightWriter(bus)
-    await writer.open()
-    tensors, data = random_weights(100_000, seed=1)
-    manifest = await writer.write(0, tensors, data)
-    wrong = manifest.model_copy(update={"checksum": xxhash.xxh3_128_hexdigest(b"other")})
-    with pytest.raises(WeightsError, match="checksum"):
-        await fetch_weights(bus, wrong, memoryview(bytearray(manifest.nbytes)), timeout_s=10)
-    await bus.js.purge_stream(bus.names.stream("WEIGHTS"), subject=bus.names.chunks(str(manifest.version)))
-    with pytest.raises(WeightsError, match="0 of 1 chunks"):
-        await fetch_weights(bus, manifest, memoryview(bytearray(manifest.nbytes)), timeout_s=1)
-
-
-async def test_a_second_learner_deposes_the_first(bus: Bus):
-    tensors, data = random_weights(1000, seed=1)
-    first, second = WeightWriter(bus), WeightWriter(bus)
-    await first.open()
-    await first.write(0, tensors, data)
-    assert await second.open() == 1
-    await second.write(0, tensors, data)
-    with pytest.raises(DeposedError, match=r"1\.0"):
-        await first.write(1, tensors, data)
-    head = await newest_manifest(bus)
-    assert head is not None
-    assert str(head[1].version) == "1.0"
 
 
 async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path):
@@ -206,3 +189,20 @@ async def test_presence_is_seen_and_withdrawn(bus: Bus):
     assert (presence.role, presence.id, presence.state, presence.pid) == ("actor", "a1", "ready", os.getpid())
     await announcer.leave()
     assert await who_is_alive(bus) == []
+
+
+async def test_the_last_sign_of_life_names_who_was_there_and_what_it_did(bus: Bus):
+    assert await last_sign(bus, "actor") == "no actor has given a sign of life"
+    announcer = Announcer(bus, "actor", "a1")
+    await announcer.say("ready")
+    assert re.fullmatch(
+        r"last sign of life: a1 on \S+ \(one of 1 alive\) was 'ready' 0 s ago", await last_sign(bus, "actor")
+    )
+    await announcer.leave()
+    await MetricsWriter(bus, "learner", "l1").write({"reward": 0.0})
+    await MetricsWriter(bus, "actor", "a1").write({"in_flight": 0.0})
+    await bus.client.flush()
+    async with asyncio.timeout(5):
+        while "is gone" not in (text := await last_sign(bus, "actor")):
+            await asyncio.sleep(0.05)
+    assert text == "last sign of life: a1 measured something 0 s ago and is gone"

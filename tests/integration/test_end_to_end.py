@@ -9,13 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bus.messages import Trajectory
+from bus.messages import DeadLetter, Trajectory
 from learner.archive import read_archive
+from tests.bad_results import BAD, unusable
+from tests.integration.intruder import GARBAGE, intrude
 
 STEPS = 40
 TIMEOUT_S = 480
@@ -30,6 +33,7 @@ class FinishedRun:
     steps: list[dict]
     trajectories: list[Trajectory]
     left: list[str]
+    letters: list[DeadLetter]
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -64,10 +68,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
             folder = wait_for(lambda: next((home / "runs").glob("tiny-*"), None), up, output)
             wait_for(lambda: (folder / "bus.json").exists(), up, output)
             leaver = subprocess.Popen(
-                [*zerotir, "actor", str(folder / "config.yaml"), "--run", str(folder / "bus.json"), "--id", "leaver"],
+                [*zerotir, "actor", str(folder / "config.yaml"), "--bus", str(folder / "bus.json"), "--id", "leaver"],
                 stdout=file, stderr=file, env=environment,
             )  # fmt: skip
             wait_for(lambda: any(t.actor == "leaver" for t in archived(folder)), up, output)
+            # In a thread: this one has the tests' event loop.
+            with ThreadPoolExecutor(1) as thread:
+                letters = thread.submit(intrude, folder).result(timeout=120)
             leaver.send_signal(signal.SIGTERM)
             leaver_code = leaver.wait(timeout=30)
             code = up.wait(timeout=TIMEOUT_S)
@@ -85,6 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
         steps=[line for line in lines if line["role"] == "learner" and line["step"] is not None],
         trajectories=archived(folder),
         left=processes_of(home),
+        letters=letters,
     )
 
 
@@ -139,6 +147,19 @@ def test_every_ticket_is_accounted_for(run: FinishedRun):
     assert last["tickets_open"] == 0
     tickets = [trajectory.ticket for trajectory in run.trajectories]
     assert len(tickets) == len(set(tickets))
+
+
+def test_bad_messages_went_to_the_dead_letters_with_the_reason_and_stopped_nobody(run: FinishedRun):
+    results = [letter for letter in run.letters if letter.stream.endswith("-RESULTS")]
+    sent = (BAD | unusable(run.folder.name)).values()
+    assert [letter.data for letter in results] == [data for data, _ in sent]
+    for letter, (_, reason) in zip(results, sent, strict=True):
+        assert reason in letter.reason
+    # Both who follow the metrics bury what they cannot read.
+    assert GARBAGE in {letter.data for letter in run.letters if letter.stream.endswith("-METRICS")}
+    assert run.code == 0
+    assert "intruder" not in {trajectory.actor for trajectory in run.trajectories}
+    assert run.steps[-1]["tickets_ignored"] >= len(results)
 
 
 def test_inserted_tokens_are_masked_and_sampled_ones_have_probabilities(run: FinishedRun):

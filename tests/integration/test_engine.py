@@ -1,6 +1,7 @@
 """The vLLM engine on a tiny model with random weights, held against a Hugging Face forward pass in float32."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -11,88 +12,18 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.engine import Completion, Engine, EngineError
-from bus.messages import TensorEntry, WeightVersion
+from actors.rollout import Response, Rollout
+from bus.messages import ExecutionResult, WeightVersion
 from configs.models import model_folder
-from configs.schema import EngineConfig, ModelConfig
+from configs.schema import EngineConfig, ModelConfig, RolloutConfig
+from tests.integration.reference import Reference
+from tests.unit.scripted import result
 
 MAX_LENGTH = 512
 MODEL = ModelConfig(path="random-tiny", dtype="float32")
 CONFIG = EngineConfig(max_running=16, kv_cache_gb=1, enforce_eager=True, start_timeout_s=300)
-PROMPT = "What is 2 + 3?\n"
-
-
-class Reference:
-    """The same model in transformers, and its weights as a host copy that an engine loads."""
-
-    def __init__(self, folder: Path, memory: Path, drop: tuple[str, ...] = ()) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.prompt: list[int] = self.tokenizer.encode(PROMPT, add_special_tokens=False)
-        self._memory = memory
-        self._drop = drop
-        self._original = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-        self._version = 0
-
-    def perturb(self, seed: int) -> None:
-        """Moves every weight so far from the first ones that greedy texts differ."""
-        generator = torch.Generator().manual_seed(seed)
-        state = {
-            name: tensor + 0.5 * tensor.std() * torch.randn(tensor.shape, generator=generator)
-            for name, tensor in self._original.items()
-        }
-        self.model.load_state_dict(state)
-
-    @torch.no_grad()
-    def bias(self, logits: dict[int, float]) -> None:
-        """Adds about so much to the logit of each of these tokens, at every position.
-
-        The head has no bias: one dimension of the residual stream is made a constant that only these tokens read.
-        """
-        head = self.model.lm_head.weight
-        self.model.model.embed_tokens.weight[:, 0] = 0.4
-        head[:, 0] = 0.0
-        hidden = self.model.model(torch.tensor([self.prompt])).last_hidden_state[0, :, 0]
-        for token, logit in logits.items():
-            head[token, 0] = logit / hidden.mean()
-
-    @property
-    def end(self) -> int:
-        """The end of the sequence."""
-        return self.model.config.eos_token_id
-
-    def restore(self) -> None:
-        self.model.load_state_dict(self._original)
-
-    def publish(self) -> tuple[WeightVersion, tuple[TensorEntry, ...], str]:
-        """Writes the present weights as the next version: the arguments of `Engine.load`."""
-        entries, data = [], bytearray()
-        for name, tensor in self.model.state_dict().items():
-            if name in self._drop:
-                continue
-            raw = tensor.contiguous().numpy().tobytes()
-            entries.append(
-                TensorEntry(name=name, dtype="float32", shape=tuple(tensor.shape), offset=len(data), nbytes=len(raw))
-            )
-            data += raw
-        self._memory.write_bytes(data)
-        self._version += 1
-        return WeightVersion(epoch=1, n=self._version), tuple(entries), str(self._memory)
-
-    @torch.no_grad()
-    def logprobs(self, prompt: list[int], tokens: list[int], temperature: float) -> torch.Tensor:
-        """[len(tokens), vocabulary] log-probabilities of each token's distribution."""
-        logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
-        return torch.log_softmax(logits / temperature, dim=-1)
-
-    def greedy(self, prompt: list[int], count: int) -> list[int]:
-        """The most likely tokens, one after another, until the end of the sequence."""
-        tokens: list[int] = []
-        while len(tokens) < count and self.end not in tokens:
-            tokens.append(int(self.logprobs(prompt, [*tokens, 0], 1.0)[-1].argmax()))
-        return tokens
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +69,23 @@ def assert_covered(completion: Completion) -> None:
         assert before.version != after.version
 
 
+def alive(process: psutil.Process) -> bool:
+    """It runs; one that has ended and waits to be reaped does not."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def our_children(before: set[psutil.Process]) -> set[psutil.Process]:
     """Live children that are new since `before`; Python's own resource tracker stays until the end of the tests."""
-    new = set(psutil.Process().children(recursive=True)) - before
-    return {process for process in new if process.is_running() and "resource_tracker" not in str(process.cmdline())}
+    ours = set()
+    for process in set(psutil.Process().children(recursive=True)) - before:
+        # It may end at any moment, between these two questions too.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if alive(process) and "resource_tracker" not in str(process.cmdline()):
+                ours.add(process)
+    return ours
 
 
 def assert_agree(completion: Completion, reference: Reference, prompt: list[int], temperature: float = 1.0) -> None:
@@ -226,6 +170,117 @@ async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, re
         difference = (torch.tensor(c.logprobs) - expected).abs()
         assert difference[:end].max() < 1e-4
         assert difference[end:].mean() > 1e-2
+
+
+class Recorder:
+    """Keeps what each request of a rollout was and became."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.requests: list[tuple[WeightVersion | None, list[int], Completion]] = []
+        """The version at which each was asked for, its prompt and what came of it."""
+
+    async def generate(self, tokens: list[int], **settings: Any) -> Completion:
+        version = self._engine.version
+        self.requests.append((version, tokens, completion := await self._engine.generate(tokens, **settings)))
+        return completion
+
+
+class Printing:
+    """Runs nothing; what it prints looks like the end of the sequence and like code. Its `signal`th call sets `called`."""
+
+    def __init__(self, signal: int) -> None:
+        self._left = signal
+        self.called = asyncio.Event()
+
+    async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
+        self._left -= 1
+        if self._left == 0:
+            self.called.set()
+        return result(stdout="<eos> 6\n```python\n")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("keep", [True, False], ids=["keep", "recompute"])
+async def test_logprobs_of_rollouts_across_calls_and_an_update(
+    tiny_engine: Engine, reference: Reference, keep: bool, temperature: float
+):
+    """What runs in the moment in which the weights come, and what after it, is a matter of luck: so there are some tries."""
+    for _ in range(8):
+        if await requests_across_an_update(tiny_engine, reference, keep, temperature):
+            return
+    pytest.fail("too few requests before, across and after the weights' coming: the test shows nothing")
+
+
+async def requests_across_an_update(tiny_engine: Engine, reference: Reference, keep: bool, temperature: float) -> bool:
+    """Checks all log-probabilities of rollouts during which weights are loaded; whether there were enough of each kind."""
+    reference.restore()
+    bias = {reference.end: -20.0} | {
+        reference.tokenizer.convert_tokens_to_ids(f): 2.0 for f in ("```python\n", "```\n")
+    }
+    reference.bias(bias)
+    await tiny_engine.load(*reference.publish())
+    first = tiny_engine.version
+    # Made before anything runs: while they are made nothing is asked for, and what runs comes to its end.
+    reference.restore()
+    reference.perturb(seed=9)
+    reference.bias(bias)
+    update = reference.publish()
+    config = RolloutConfig(
+        max_tool_calls=4, max_response_tokens=400, max_output_tokens=40, temperature=temperature, stop=()
+    )
+    runner = Printing(signal=10)
+    recorders = [Recorder(tiny_engine) for _ in range(8)]
+    rollouts = [Rollout(recorder, runner, reference.tokenizer, config) for recorder in recorders]
+    running = [asyncio.create_task(rollout.run(reference.prompt)) for rollout in rollouts]
+    async with asyncio.timeout(120):
+        everything = asyncio.gather(*running)
+        called = asyncio.create_task(runner.called.wait())
+        await asyncio.wait((called, everything), return_when=asyncio.FIRST_COMPLETED)
+        called.cancel()
+        await tiny_engine.load(*update, recompute=not keep)
+        responses: list[Response] = await everything
+
+    after = calls = 0
+    told_apart: list[float] = []
+    for response, recorder in zip(responses, recorders, strict=True):
+        calls += len(response.tool_calls)
+        # The trajectory holds what the requests sampled, in order, and none of the inserted tokens is a special one.
+        rows = list(zip(response.tokens, response.loss_mask, response.logprobs, strict=True))
+        assert [row[0] for row in rows if row[1]] == [t for _, _, c in recorder.requests for t in c.tokens]
+        assert [row[2] for row in rows if row[1]] == [p for _, _, c in recorder.requests for p in c.logprobs]
+        assert reference.end not in [row[0] for row in rows if not row[1]]
+        for asked_at, prompt, completion in recorder.requests:
+            new_only = completion.versions[0].version != first
+            if new_only and asked_at == first:
+                continue  # it came while the weights were loaded: nobody can tell what it found in the cache
+            after += new_only
+            actual = torch.tensor(completion.logprobs)
+            expected = reference.across_versions(prompt, completion, temperature, keep=keep)
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=0)
+            if len(completion.versions) == 2 and completion.versions[1].end - completion.versions[1].start > 3:
+                wrong = reference.across_versions(prompt, completion, temperature, keep=not keep)
+                told_apart.append(float((actual - wrong).abs().max()))
+    if not told_apart or min(calls, after) <= 8:
+        return False
+    assert max(told_apart) > 1e-2
+    return True
+
+
+async def test_a_cancelled_request_tells_how_much_it_had_sampled(tiny_engine: Engine, reference: Reference):
+    reference.bias({reference.end: -20.0})
+    await tiny_engine.load(*reference.publish())
+    task = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450))
+    await asyncio.sleep(0.2)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError) as caught:
+        await task
+    assert 0 < caught.value.args[0] < 450
+
+
+async def test_the_size_of_the_cache_is_known(tiny_engine: Engine):
+    # Keys and values, two layers, two heads of 64 numbers of four bytes: 2,048 bytes a token.
+    assert tiny_engine.cache_tokens == pytest.approx(CONFIG.kv_cache_gb * 2**30 / 2048, rel=0.01)
 
 
 async def test_a_stop_string_is_included_and_reported(tiny_engine: Engine, reference: Reference):
@@ -341,4 +396,4 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
     assert started
     await engine.stop()
     assert not our_children(before)
-    assert not any(process.is_running() for process in started)
+    assert not any(alive(process) for process in started)

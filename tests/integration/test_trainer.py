@@ -24,6 +24,8 @@ from learner.batches import micro_batches
 from learner.policy import Policy, TokenLogprobs
 from learner.trainer import NO_METRICS, Trainer
 
+pytestmark = pytest.mark.usefixtures("process_group")
+
 VOCABULARY = 80
 # With an epsilon that dwarfs every gradient, AdamW's first step is lr / eps times the gradient: the weights show it.
 GRADIENT = OptimizerConfig(lr=1e4, eps=1e4, max_grad_norm=1e9)
@@ -34,14 +36,6 @@ Weights = dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def folder() -> Path:
     return model_folder("random-tiny")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group() -> Iterator[None]:
-    """One for all policies of this module."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
 
     yield make
     for trainer in made:
-        trainer.policy.close()
+        trainer.close()
 
 
 def trajectory(group: int, reward: float, rng: np.random.Generator, temperature: float = 0.7) -> Trajectory:
@@ -202,6 +196,8 @@ def test_on_policy_ratios_are_exactly_one_at_a_temperature(new_trainer, minibatc
     if minibatches == 1:
         assert metrics["loss"] == pytest.approx(-(centred / centred.std() * tokens).sum() / tokens.sum(), abs=1e-5)
     assert metrics["trained_tokens"] == tokens.sum()
+    assert metrics["trained_sequence_tokens"] == sum(len(item.tokens) for item in everything)
+    assert metrics["parameters"] == AutoModelForCausalLM.from_pretrained(model_folder("random-tiny")).num_parameters()
 
 
 def test_temperature_acts_on_the_ratio(new_trainer):
@@ -248,7 +244,7 @@ def test_ppo_clips_against_the_behaviour_policy(new_trainer):
 def test_nothing_to_train_on_changes_nothing(new_trainer):
     trainer = new_trainer()
     before = weights(trainer)
-    assert trainer.train([], 1) == NO_METRICS
+    assert trainer.train([], 1) == NO_METRICS | {"parameters": trainer.policy.parameters}
     assert all(torch.equal(weight, before[name]) for name, weight in weights(trainer).items())
 
 
@@ -303,10 +299,12 @@ def test_every_engine_trains_saves_and_restores(folder, tmp_path, stage, compute
             folder,
             ModelConfig(path="random-tiny", dtype="bfloat16"),
             TRAIN,
-            DeepSpeedConfig(zero_stage=stage, gradient_checkpointing=stage == 2),
+            DeepSpeedConfig(
+                zero_stage=stage, gradient_checkpointing=stage == 2, offload_optimizer=compute == torch.bfloat16
+            ),
             seed=0,
             total_steps=2,
-            compute_dtype=compute,
+            compute=compute,
         )
 
     micros = micro_batches([item for group in batch() for item in group], torch.ones(12), 100)
@@ -404,14 +402,6 @@ def test_a_model_that_caps_its_logits_is_refused(tmp_path, folder):
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="logits"):
         Policy(tmp_path, ModelConfig(path="capped"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
-
-
-def test_several_ranks_are_refused(folder, monkeypatch):
-    # As `torchrun --nproc-per-node 2` starts a process, with no process group yet.
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="several ranks are not supported yet"):
-        Policy(folder, ModelConfig(path="random-tiny"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(folder):

@@ -7,6 +7,7 @@ import pytest
 
 from configs.loading import shipped_names
 from configs.reference import configuration_reference
+from configs.schema import AlgorithmConfig, CriticConfig, FiltersConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,15 +19,28 @@ def test_the_configuration_reference_is_current():
 
 def test_every_metric_is_documented():
     documented = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
-    # Names are literal keys in the three places that write metrics; the balance and the reward's parts get a prefix.
+    # Names are literal keys in the places that write metrics; the balance and the reward's parts get a prefix.
     for source in ("learner/report.py", "actors/actor.py"):
         text = (ROOT / source).read_text()
         names = set(re.findall(r'^\s+"([a-z_]+)":', text, re.MULTILINE))
         names |= set(re.findall(r'values\["([a-z_]+)"\]', text))
         assert names <= documented, f"{source}: {sorted(names - documented)}"
-    from learner.trainer import NO_METRICS
+    from learner.filters import REASONS
+    from learner.trainer import NO_CRITIC_METRICS, NO_METRICS
 
-    assert set(NO_METRICS) <= documented
+    assert set(NO_METRICS) | set(NO_CRITIC_METRICS) <= documented
+    assert {f"filtered_by_{reason.replace(' ', '_')}" for reason in REASONS} <= documented
+
+
+def test_every_algorithm_field_and_filter_reason_is_explained():
+    text = (ROOT / "docs" / "algorithms.md").read_text()
+    sections = (AlgorithmConfig, CriticConfig, FiltersConfig)
+    fields = {name for section in sections for name in section.model_fields}
+    # Optimiser settings and numbers of minibatches are explained where they are listed.
+    assert {name for name in fields if f"`{name}" not in text} <= {"optimizer"}
+    from learner.filters import REASONS
+
+    assert all(f"`{reason}`" in text for reason in REASONS)
 
 
 @pytest.mark.parametrize(

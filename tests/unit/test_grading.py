@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from configs.schema import GradingConfig
-from tasks.grading import Grader, GradingError
+from tasks.grading import Grader, GradingError, void_turns
 from tasks.verifier import NoVerdict, Verifier
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -171,6 +171,88 @@ async def test_last_number_inside_the_answer_tag(grader):
     assert (await grader.grade(["42"], "42", config)).parts == SILENT
 
 
+@pytest.mark.parametrize(
+    ("turns", "config", "count"),
+    [
+        (["```python\nprint(42)\n```", r"So \boxed{42}."], BOXED, 0),
+        (["```python\nprint(42)\n```", "So it is."], BOXED, 1),
+        (["I think", "and think"], BOXED, 2),
+        (["```python\nprint(42)"], BOXED, 1),
+        (["```python\n'\\boxed{42}'"], BOXED, 1),
+        (["```output\n\\boxed{42}\n```"], BOXED, 1),
+        ([r"<answer>\boxed{", "42}</answer>"], BOXED, 2),
+        ([r"\boxed{42}"], GradingConfig(answer_tag=True), 0),
+        (["42"], BOXED, 1),
+        (["42"], NUMBER, 0),
+        (["forty-two"], NUMBER, 1),
+        ([], BOXED, 0),
+    ],
+)
+def test_void_turns(turns, config, count):
+    assert void_turns(turns, config) == count
+
+
+TAGGED = r"</think> <answer>\boxed{42}</answer>"
+
+
+@pytest.mark.parametrize(
+    ("turns", "changes", "reward", "parts"),
+    [
+        ([TAGGED], {"format_penalty": 0.5, "answer_tag": True}, 1.0, {"format_penalty": 0.0}),
+        ([TAGGED + "<|im_end|>"], {"format_penalty": 0.5, "answer_tag": True}, 1.0, {"format_penalty": 0.0}),
+        ([r"<answer>\boxed{42}</answer>"], {"format_penalty": 0.5, "answer_tag": True}, 0.5, {"format_penalty": -0.5}),
+        ([TAGGED + " and"], {"format_penalty": 0.5, "answer_tag": True}, 0.5, {"format_penalty": -0.5}),
+        ([TAGGED * 2], {"format_penalty": 0.5, "answer_tag": True}, 0.5, {"format_penalty": -0.5}),
+        ([r"\boxed{42}"], {"format_penalty": 0.5}, 1.0, {"format_penalty": 0.0}),
+        (["42"], {"format_penalty": 0.5}, -0.5, {"format_penalty": -0.5}),
+        (["42"], {"unparsable_penalty": 1.0}, -1.0, {"unparsable_penalty": -1.0}),
+        ([r"\boxed{???}"], {"unparsable_penalty": 1.0}, -1.0, {"unparsable_penalty": -1.0}),
+        ([r"\boxed{41}"], {"unparsable_penalty": 1.0}, 0.0, {"unparsable_penalty": 0.0}),
+        ([r"\boxed{x+1}"], {"unparsable_penalty": 1.0}, 0.0, {"unparsable_penalty": 0.0}),
+        # What chokes the grader earns 0, whatever else is taken off.
+        ([r"\boxed{9^{9^{9^{9}}}}"], {"unparsable_penalty": 1.0}, 0.0, {"unparsable_penalty": 0.0, "ungradable": 1.0}),
+        (["42"], {"rule": "last_number", "unparsable_penalty": 1.0}, 1.0, {"unparsable_penalty": 0.0}),
+        (["none"], {"rule": "last_number", "unparsable_penalty": 1.0}, -1.0, {"unparsable_penalty": -1.0}),
+    ],
+)
+async def test_penalties_are_parts_of_their_own(grader, turns, changes, reward, parts):
+    grade = await grader.grade(turns, "42", GradingConfig(timeout_s=20.0, **changes))
+    assert grade.reward == reward
+    assert {part: grade.parts[part] for part in parts} == parts
+    assert set(grade.parts) - set(RIGHT) == {part for part in parts if part.endswith("_penalty")}
+
+
+@pytest.mark.parametrize(
+    ("length", "truncated", "tokens", "penalty"),
+    [
+        (80, False, 20, 0.0),
+        (90, False, 20, 0.25),
+        (100, False, 20, 0.5),
+        (90, True, 20, 0.5),  # its next piece of output did not fit
+        (99, False, 0, 0.0),
+        (100, True, 0, 0.5),
+    ],
+)
+async def test_the_overlong_penalty_grows_to_the_limit(grader, length, truncated, tokens, penalty):
+    config = GradingConfig(timeout_s=20.0, overlong_penalty=0.5, overlong_tokens=tokens)
+    grade = (await grader.grade([r"\boxed{42}"], "42", config)).with_length(length, 100, truncated, config)
+    assert grade.parts["overlong_penalty"] == -penalty
+    assert grade.reward == 1 - penalty
+
+
+@pytest.mark.parametrize(
+    ("turns", "config", "answer"),
+    [
+        ([r"\boxed{41} \boxed{ 42 }"], BOXED, "42"),
+        (["42"], BOXED, None),
+        (["1,042"], NUMBER, "1042"),
+        (["x"], NUMBER, None),
+    ],
+)
+async def test_what_was_taken_for_the_answer_is_told(grader, turns, config, answer):
+    assert (await grader.grade(turns, "42", config)).answer == answer
+
+
 async def test_last_number_starts_no_process_and_needs_a_number():
     async with Grader() as grader:
         assert (await grader.grade(["5"], "5", NUMBER)).reward == 1
@@ -248,7 +330,7 @@ async def test_concurrent_grades_get_their_own_verdicts_and_no_process_stays():
 
 async def test_the_child_ends_with_its_input_and_does_not_import_big_libraries():
     verifier = Verifier()
-    assert await verifier.equal("1/2", "0.5", 20.0)
+    assert (await verifier.compare("x+1", "1+x", 20.0)).equal
     process = verifier._process
     assert process is not None
     assert process.stdin is not None
@@ -261,7 +343,7 @@ async def test_the_child_ends_with_its_input_and_does_not_import_big_libraries()
 async def test_the_child_ends_itself_when_its_parent_is_gone():
     """Nobody limits this comparison but the child's watchdog: no parent's time-out, and the input stays open."""
     verifier = Verifier()
-    await verifier.equal("1", "1", 20.0)
+    await verifier.compare("1", "1", 20.0)
     process = verifier._process
     assert process is not None
     assert process.stdin is not None
@@ -277,7 +359,7 @@ async def test_the_child_ends_itself_when_its_parent_is_gone():
 async def test_no_verdict_says_why():
     verifier = Verifier()
     with pytest.raises(NoVerdict, match=r"within 0\.5 s"):
-        await verifier.equal("1", r"9^{9^9} + \sqrt{2}", 0.5)
+        await verifier.compare("1", r"9^{9^9} + \sqrt{2}", 0.5)
     await verifier.close()
 
 

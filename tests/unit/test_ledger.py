@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from bus.messages import Failure, FinishReason, Trajectory, VersionSpan, WeightVersion
+from configs.schema import FiltersConfig
+from learner.filters import Filters
 from learner.ledger import BalanceError, Ledger
 
 
@@ -42,7 +44,7 @@ def failure(ledger: Ledger, ticket: int) -> Failure:
 
 
 def make(groups: int = 2, samples: int = 2, staleness: int = 1, steps: int = 100) -> Ledger:
-    return Ledger(groups, samples, staleness, steps, drop_no_signal=True)
+    return Ledger(groups, samples, staleness, steps, Filters(FiltersConfig(), group_relative=True))
 
 
 def settle(ledger: Ledger, group: int, sequence: Iterator[int]) -> None:

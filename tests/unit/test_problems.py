@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from configs.loading import load_config
 from configs.schema import ProblemsConfig
+from tasks.overlap import overlap, refuse_overlap
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 
+DATA = Path(__file__).parents[3] / "shared" / "data"
 PROBLEMS = [Problem(id=str(i), text=f"question {i}", answer=str(i)) for i in range(10)]
 PINNED = ["1", "0", "2", "4", "9", "3", "8", "6", "7", "5"]
 
@@ -90,6 +93,79 @@ class TestRecipes:
     def test_errors(self, config, message):
         with pytest.raises(ProblemError, match=message):
             load_problems(config, seed=0)
+
+
+class TestMixes:
+    MIX = ProblemsConfig.model_validate(
+        {
+            "mix": {
+                "gcd": {"weight": 3, "options": {"min_value": 10, "max_value": 99}},
+                "two_digit_products": {},
+            },
+            "size": 800,
+        }
+    )
+
+    def test_recipes_come_in_their_weights_with_their_options(self):
+        problems = load_problems(self.MIX, seed=0)
+        kinds = [problem.id.rpartition("-")[0] for problem in problems]
+        assert len(problems) == len({problem.id for problem in problems}) == 800
+        assert set(kinds) == {"gcd", "two_digit_products"}
+        assert kinds.count("gcd") == pytest.approx(600, abs=50)  # 4 standard deviations
+        gcd = next(problem for problem in problems if problem.id.startswith("gcd"))
+        numbers = [int(word.strip(",.")) for word in gcd.text.split() if word.strip(",.").isdigit()]
+        assert all(10 <= number <= 99 for number in numbers)
+
+    def test_a_function_of_the_seed_and_the_number_alone(self):
+        first, again, other = (load_problems(self.MIX, seed) for seed in (1, 1, 2))
+        assert [again[i] for i in reversed(range(100))] == [first[i] for i in range(100)][::-1]
+        kinds = [[problem.id.partition("-")[0] for problem in problems[:100]] for problems in (first, other)]
+        assert kinds[0] != kinds[1]
+
+    def test_the_shipped_mix_has_numbers_for_answers(self):
+        problems = load_problems(load_config("harder-mix").tasks.problems, seed=0)
+        sample = [problems[i] for i in range(300)]
+        assert {problem.id.rpartition("-")[0] for problem in sample} == set(
+            load_config("harder-mix").tasks.problems.mix
+        )
+        for problem in sample:
+            float(problem.answer)
+
+    def test_files_are_mixed_with_recipes_by_weight_and_come_in_turn(self, tmp_path):
+        path = write_jsonl(tmp_path / "set.jsonl", [{"id": f"row{i}", "q": f"{i}?", "answer": i} for i in range(7)])
+        mix = {"mine": {"file": path, "problem_field": "q", "weight": 3}, "two_digit_products": {}}
+        config = ProblemsConfig.model_validate({"mix": mix, "size": 400})
+        problems = load_problems(config, seed=0)
+        ids = [problem.id for problem in problems]
+        mine = [id for id in ids if id.startswith("row")]
+        assert len(mine) == pytest.approx(300, abs=36)  # 4 standard deviations
+        assert mine == [f"row{i % 7}" for i in range(len(mine))]
+        assert [problems[i].id for i in reversed(range(400))] == ids[::-1]
+        assert all(id.startswith("two_digit_products-") for id in set(ids) - set(mine))
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ({"file": "a.jsonl", "dataset": "b"}, "exclude each other"),
+            ({"file": "a.jsonl", "options": {"x": 1}}, "exclude each other"),
+        ],
+    )
+    def test_a_mixed_source_is_one(self, source, message):
+        with pytest.raises(ValueError, match=message):
+            ProblemsConfig.model_validate({"mix": {"mine": source}})
+
+    @pytest.mark.parametrize(
+        ("mix", "message"),
+        [
+            ({"mine": {"file": "absent.jsonl"}}, "no file absent.jsonl"),
+            ({"gdc": {}}, "no recipe 'gdc': did you mean 'gcd'"),
+            ({"gcd": {}, "lcm": {"options": {"maximum": 3}}}, "recipe 'lcm' refuses its options: .*maximum"),
+            ({"gcd": {}, "rubiks_cube": {}}, "recipe 'rubiks_cube' has no gold answers"),
+        ],
+    )
+    def test_errors_name_the_recipe(self, mix, message):
+        with pytest.raises(ProblemError, match=message):
+            load_problems(ProblemsConfig.model_validate({"mix": mix}), seed=0)
 
 
 class TestFilesAndDataSets:
@@ -182,3 +258,33 @@ class TestProblemOrder:
             ProblemOrder([], seed=0)
         with pytest.raises(IndexError):
             ProblemOrder(PROBLEMS, seed=0)[-1]
+
+
+class TestOverlap:
+    TRAINING = (Problem("t0", "What is $2 + 3$?", "5"), Problem("t1", "What is 2 + 4?", "6"))
+
+    def test_the_same_problem_is_found_in_another_dress(self):
+        evaluation = [
+            Problem("e0", "what is 2+3", "5"),
+            Problem("e1", "What is 2 + 5?", "7"),
+            Problem("e2", "2 + 4?", "6"),
+        ]
+        assert overlap(self.TRAINING, evaluation) == [(evaluation[0], self.TRAINING[0])]
+
+    def test_signs_and_numbers_make_a_difference(self):
+        for text in ("What is 2 - 3?", "What is 23?", "What is 2 + 33?", "What is -2 + 3?"):
+            assert overlap(self.TRAINING, [Problem("e", text, "1")]) == []
+
+    def test_an_overlap_is_refused_by_name(self):
+        evaluation = [Problem("e0", "What is 2 + 4?", "6")]
+        with pytest.raises(ProblemError, match=r"1 problems of the evaluation set 'sums' .*e0 is t1; 'What is 2 \+ 4"):
+            refuse_overlap(self.TRAINING, evaluation, "sums")
+        refuse_overlap(self.TRAINING, [Problem("e0", "What is 2 + 6?", "8")], "sums")
+
+    @pytest.mark.skipif(not DATA.is_dir(), reason="the problem sets in ../shared/data are not on this machine")
+    def test_the_measured_sets_share_what_they_share(self):
+        math, aime = (
+            load_problems(ProblemsConfig(file=str(DATA / f"{name}.jsonl")), seed=0) for name in ("math500", "aime24")
+        )
+        assert len(overlap(math, math)) == 500
+        assert overlap(math, aime) == []

@@ -16,8 +16,10 @@ MAY_IMPORT = {
     "tasks": {"configs"},
     "sandbox": {"bus", "configs"},
     "actors": {"bus", "configs", "sandbox", "tasks"},
+    "evaluation": {"actors", "bus", "configs", "sandbox", "tasks"},
     "learner": {"bus", "configs", "tasks"},
-    "launch": {"actors", "bus", "configs", "learner", "sandbox", "tasks"},
+    "scaling": {"bus", "configs"},
+    "launch": {"actors", "bus", "configs", "evaluation", "learner", "sandbox", "scaling", "tasks"},
 }
 
 
@@ -67,7 +69,7 @@ def test_config_prints_what_it_resolved():
 
 def test_a_role_without_a_run_says_how_to_start_one(tmp_path):
     started = time.monotonic()
-    result = zerotir("actor", "tiny", "--run", str(tmp_path / "bus.json"))
+    result = zerotir("actor", "tiny", "--bus", str(tmp_path / "bus.json"))
     assert result.returncode == 2
     assert "zerotir up" in result.stderr
     assert "Traceback" not in result.stderr

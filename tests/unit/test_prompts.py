@@ -1,11 +1,16 @@
 """Templates and their rendering to token ids, with a real tokenizer of transformers that has one id a character."""
 
+import contextlib
+import io
+
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from configs.schema import PromptConfig
+from tasks.blocks import find_blocks
 from tasks.prompts import TEMPLATES, PromptError, load_template, render_prompt
+from tasks.text import last_boxed
 
 PROBLEM = "Solve {x} for \\frac{a}{b}: {problem}?"
 CHAT = (
@@ -54,10 +59,10 @@ def test_a_tokenizer_without_chat_template(tokenizer):
 
 def test_every_template_of_the_schema_is_shipped():
     names = {path.stem for path in TEMPLATES.glob("*.txt")}
-    assert names == {"zerotir", "zerotir-text", "plain", "plain-text", "tiny"}
+    assert names == {"zerotir", "zerotir-text", "few-shot", "plain", "plain-text", "tiny"}
     for name in names:
         assert load_template(name).count("{problem}") == 1
-        assert ("python" in load_template(name).lower()) == (name in {"zerotir", "plain"})
+        assert ("python" in load_template(name).lower()) == (name in {"zerotir", "few-shot", "plain"})
 
 
 def test_the_papers_template():
@@ -67,6 +72,19 @@ def test_the_papers_template():
     code = " In your reasoning-process, You can use python-code to solve your problem."
     assert template.endswith("{problem}\nAssistant: <think>")
     assert template.replace(code, "") == load_template("zerotir-text") != template
+
+
+def test_the_shown_answers_have_the_form_of_a_rollout():
+    """Code, its output as the rollout inserts it, an answer; and nothing that a base stop string would end before."""
+    template = load_template("few-shot")
+    assert template.endswith("User: {problem}\nAssistant:")
+    [code, output] = find_blocks(template)
+    assert (code.kind, output.kind) == ("python", "output")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(code.program)
+    assert template[code.end : output.end] == f"\n```output\n{printed.getvalue()}```"
+    assert printed.getvalue().strip() == last_boxed(template.partition("User: A rectangle")[0])
 
 
 def test_a_template_of_the_users_own(tokenizer, tmp_path):
@@ -85,7 +103,7 @@ def test_the_place_of_the_problem_must_be_there_once(tokenizer, tmp_path, conten
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("zerotirr", "did you mean 'zerotir'"), ("qqq", "shipped are plain, "), (".", "no prompt temp")],
+    [("zerotirr", "did you mean 'zerotir'"), ("qqq", "shipped are few-shot, plain, "), (".", "no prompt temp")],
 )
 def test_an_unknown_template(tokenizer, name, message):
     with pytest.raises(PromptError, match=message):

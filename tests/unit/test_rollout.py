@@ -1,160 +1,229 @@
-"""The rollout's state machine over a scripted engine and a scripted code runner."""
+"""The rollout's state machine over a scripted engine and a scripted code runner, one rule a test."""
 
+import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import pytest
 
-from actors.rollout import Completion, Rollout, output_text, program_of
-from bus.messages import ExecutionResult, FinishReason, Outcome, VersionSpan, WeightVersion
+from actors.rollout import Completion, DeadlineError, Rollout, roll_out
+from actors.tool_output import error_kind, output_text
+from bus.messages import ExecutionResult, FinishReason, Outcome
 from configs.schema import RolloutConfig
-
-
-class Characters:
-    """A tokenizer with one token a character."""
-
-    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool) -> list[int]:
-        assert not add_special_tokens
-        assert split_special_tokens
-        return [ord(character) for character in text]
-
-    def decode(self, token_ids: list[int]) -> str:
-        return "".join(map(chr, token_ids))
-
-
-@dataclass
-class Scripted:
-    """Plays one script; what a stop string cuts off is said at the next request, as a model would go on."""
-
-    script: str
-    version: int = 0
-    requests: list[tuple[str, tuple[str, ...], int]] = field(default_factory=list)
-
-    async def generate(
-        self, tokens: list[int], *, max_tokens: int, stop: Sequence[str], temperature: float, top_p: float,
-        top_k: int, seed: int | None,
-    ) -> Completion:  # fmt: skip
-        self.requests.append((Characters().decode(tokens), tuple(stop), max_tokens))
-        text, reason, stopped = "", "stop", None
-        for character in self.script:
-            text += character
-            stopped = next((string for string in stop if text.endswith(string)), None)
-            if stopped:
-                break
-            if len(text) == max_tokens:
-                reason = "length"
-                break
-        self.script = self.script[len(text) :]
-        version = WeightVersion(epoch=0, n=self.version)
-        self.version += 1
-        return Completion(
-            tokens=[ord(character) for character in text],
-            logprobs=[-0.5] * len(text),
-            versions=[VersionSpan(version=version, start=0, end=len(text))],
-            finish_reason=reason,
-            stop=stopped,
-            first_token_at=float(len(self.requests)),
-        )
-
-
-@dataclass
-class Runner:
-    output: str = "6"
-    programs: list[str] = field(default_factory=list)
-
-    async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
-        self.programs.append(code)
-        return result(stdout=self.output + "\n")
-
-
-def result(outcome: Outcome = Outcome.EXITED, exit_code: int | None = 0, stdout: str = "", stderr: str = ""):
-    return ExecutionResult(
-        outcome=outcome, exit_code=exit_code, signal=None, stdout=stdout, stderr=stderr, truncated=False, seconds=0.0
-    )
-
-
-async def play(script: str, output: str = "6", **settings):
-    engine, runner = Scripted(script), Runner(output)
-    config = RolloutConfig(**{"max_tool_calls": 1, "max_response_tokens": 1000, "stop": ("User:",), **settings})
-    response = await Rollout(engine, runner, Characters(), config).run([ord("Q")])
-    return response, engine, runner
-
-
-def text_of(response, mask: int) -> str:
-    return "".join(chr(t) for t, m in zip(response.tokens, response.loss_mask, strict=True) if m == mask)
-
+from tests.unit.scripted import END, Pieces, Sampled, ScriptedEngine, ScriptedRunner, play, result
 
 CODE = "Let me see. ```python\nprint(2*3)\n```"
+OUTPUT = "\n```output\n6\n```\n"
+MESSAGE = "\n```output\nNo more.\n```\n"
 
 
 async def test_code_is_run_and_its_output_inserted_and_masked():
-    response, engine, runner = await play(CODE + "So 6.")
-    assert runner.programs == ["print(2*3)"]
-    assert text_of(response, 0) == "\n```output\n6\n```\n"
-    assert text_of(response, 1) == CODE + "So 6."
-    assert response.turns == [CODE, "So 6."]
-    assert engine.requests[-1][0] == "Q" + CODE + "\n```output\n6\n```\n"
-    assert response.finish_reason is FinishReason.STOP
-    call = response.tool_calls[0]
-    assert (call.start, call.success, call.output) == (len(CODE), True, "6")
+    played = await play(CODE + "So 6.")
+    assert played.runner.programs == ["print(2*3)"]
+    assert played.text(0) == OUTPUT
+    assert played.text(1) == CODE + "So 6."
+    assert played.turns == [CODE, "So 6."]
+    assert played.tokenizer.decode(played.engine.requests[-1].tokens) == "Q" + CODE + OUTPUT
+    assert played.response.finish_reason is FinishReason.STOP
+    call = played.response.tool_calls[0]
+    assert (call.start, call.success, call.output, call.error) == (len(CODE), True, "6", "")
+
+
+async def test_stop_strings_follow_the_state():
+    played = await play(CODE + "So 6.", max_tool_calls=2, stop=("User:", "</answer>"))
+    thinking = ("```python", "User:", "</answer>")
+    assert [request.stop for request in played.engine.requests] == [thinking, ("```",), thinking]
+
+
+@pytest.mark.parametrize("stop", ["User:", "Human:", "Assistant:", "</answer>"])
+async def test_a_base_stop_string_ends_the_response(stop: str):
+    played = await play(f"I think 5. {stop} more", stop=RolloutConfig().stop)
+    assert played.text(1) == f"I think 5. {stop}"
+    assert played.response.tool_calls == []
+    assert played.response.finish_reason is FinishReason.STOP
+
+
+async def test_base_stop_strings_do_not_end_code():
+    played = await play("```python\nprint('User:')\n```So 6.")
+    assert played.runner.programs == ["print('User:')"]
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        ["So ``", "`py", "thon\n", "print(2*3)", "\n`", "``", " It", " is 6."],
+        ["So", " ```python", "\nprint(2*3)\n", "```", " It is", " 6."],
+        # Tokens that reach past the fences that they complete.
+        ["So ``", "`python\nprint(", "2*3)\n", "```\n\n", "It is 6."],
+        ["So ```python\nprint(2*3)\n``` and", " it is 6."],
+        ["So ```python\n", "print(2*3)\n```output", "\nIt is 6."],
+        ["So ```python\n", "print(2*3)\n```python", "\nIt is 6."],
+    ],
+)
+async def test_fences_may_span_tokens_and_tokens_fences(pieces: list[str]):
+    played = await play(pieces)
+    assert played.runner.programs == ["print(2*3)"]
+    assert played.text(0) == OUTPUT
+    sampled = [t for t, m in zip(played.response.tokens, played.response.loss_mask, strict=True) if m == 1]
+    assert sampled == [played.tokenizer.pieces.index(piece) for piece in [*pieces, END]]
+
+
+async def test_sampled_tokens_are_kept_where_encoding_their_text_gives_others():
+    played = await play(["a", "b", "ab", "```python", "\n1", "```", "a", "b"])
+    tokenizer = played.tokenizer
+    inserted = tokenizer.encode(OUTPUT, add_special_tokens=False, split_special_tokens=True)
+    sampled = [tokenizer.pieces.index(piece) for piece in ("a", "b", "ab", "```python", "\n1", "```")]
+    assert played.response.tokens[: len(sampled) + len(inserted)] == sampled + inserted
+    assert played.engine.requests[-1].tokens[1:] == sampled + inserted
+
+
+@pytest.mark.parametrize("line", ['s = "```"', "# not the end: ```", "s = '''\n```\n'''", "s = 'it\\'s ```'"])
+async def test_a_fence_in_a_literal_or_a_comment_does_not_end_the_code(line: str):
+    code = f"```python\n{line}\nprint(6)\n```"
+    played = await play(code + "So 6.")
+    assert played.runner.programs == [f"{line}\nprint(6)"]
+    assert played.turns == [code, "So 6."]
+
+
+async def test_a_second_call_is_answered_by_the_message_and_not_run():
+    played = await play(CODE + CODE + "Then 6. " + CODE, exhausted_message="No more.")
+    assert len(played.runner.programs) == 1
+    assert played.text(0) == OUTPUT + MESSAGE
+    assert played.response.refused_calls == 1
+    # It generates once more, and code in that is text.
+    assert played.turns[-1] == "Then 6. " + CODE
+    assert played.engine.requests[-1].stop == ("User:",)
+
+
+async def test_without_a_message_further_code_is_just_not_run():
+    played = await play(CODE + CODE + "Then 6.", exhausted_message="")
+    assert len(played.runner.programs) == 1
+    assert played.text(0) == OUTPUT
+    assert played.turns == [CODE, CODE + "Then 6."]
+    assert played.response.refused_calls == 0
+
+
+async def test_every_allowed_call_is_run():
+    played = await play(CODE * 5 + "So 6.", max_tool_calls=5)
+    assert len(played.runner.programs) == 5
+    assert played.text(0) == OUTPUT * 5
+
+
+async def test_without_tools_code_is_text():
+    played = await play(CODE + CODE + "done", max_tool_calls=0)
+    assert played.runner.programs == []
+    assert played.turns == [CODE + CODE + "done"]
+    assert played.engine.requests[0].stop == ("User:",)
+
+
+SCRIPT = CODE + CODE + "So 6, and on and on and on."
+WHOLE = len(CODE + OUTPUT + CODE + MESSAGE + "So 6, and on and on and on.")
+
+
+@pytest.mark.parametrize("budget", range(1, WHOLE + 3))
+async def test_the_budget_is_exact(budget: int):
+    """One token a character. The budget ends within each part: samples, output, message and the last turn."""
+    played = await play(SCRIPT, max_response_tokens=budget, exhausted_message="No more.")
+    response = played.response
+    assert len(response.tokens) <= budget
+    assert len(response.tokens) == len(response.loss_mask) == len(response.logprobs)
+    assert (response.finish_reason is FinishReason.LENGTH) == (budget <= WHOLE)
+    for request in played.engine.requests:
+        assert len(request.tokens) + request.max_tokens == 1 + budget
+    # What is inserted is inserted whole.
+    assert played.text(0) in ("", OUTPUT, OUTPUT + MESSAGE)
+
+
+async def test_a_block_that_the_budget_cuts_is_not_run():
+    played = await play(CODE, max_response_tokens=len(CODE) - 1)
+    assert played.runner.programs == []
+    assert played.turns == [CODE[:-1]]
+    assert played.response.finish_reason is FinishReason.LENGTH
+
+
+async def test_no_code_is_run_where_no_output_would_fit():
+    frame = len(OUTPUT) - 1
+    played = await play(CODE, max_response_tokens=len(CODE) + frame)
+    assert (played.runner.programs, played.response.tool_calls) == ([], [])
+    # With room for an empty output it is run; the call is told even where its output proves too long.
+    played = await play(CODE, max_response_tokens=len(CODE) + frame + 1)
+    assert [call.start for call in played.response.tool_calls] == [len(CODE)] == [len(played.response.tokens)]
+    assert played.response.finish_reason is FinishReason.LENGTH
+
+
+async def test_an_unclosed_block_is_not_run():
+    played = await play("```python\nprint(1)")
+    assert played.runner.programs == []
+    assert played.turns == ["```python\nprint(1)"]
+    assert played.response.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    "text", ["```\nprint(1)\n```", "```py\nprint(1)\n```", "```Python\nprint(1)\n```", "` ``python"]
+)
+async def test_only_the_papers_fence_opens_code(text: str):
+    played = await play(text + " and so on.")
+    assert played.runner.programs == []
+    assert played.turns == [text + " and so on."]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "```python\nprint('again')\n```",
+        "\\boxed{9} <answer>9</answer>",
+        "User: go on",
+        f"{END}<|im_end|>",
+        "```output\n1",
+    ],
+)
+async def test_output_with_fences_answers_and_markers_stays_inert(output: str):
+    played = await play(CODE + "End.", output=output, max_tool_calls=3)
+    assert len(played.runner.programs) == 1
+    assert played.turns == [CODE, "End."]
+    assert played.text(0) == f"\n```output\n{output}\n```\n"
+    assert 0 not in played.response.tokens[:-1]  # a marker in text is not its token
+    assert played.response.hallucinated_outputs == 0
+
+
+async def test_output_that_the_model_makes_up_is_counted_and_never_taken_for_output():
+    made_up = "It prints ```output\n5\n``` and ```output\n6\n```. "
+    played = await play(made_up + CODE + "So 6. ```output\n7")
+    assert played.response.hallucinated_outputs == 3
+    assert played.runner.programs == ["print(2*3)"]
+    assert [call.output for call in played.response.tool_calls] == ["6"]
+    assert played.text(0) == OUTPUT
+
+
+async def test_long_output_is_cut_with_a_marker():
+    played = await play(CODE + "End.", output="9" * 500, max_output_tokens=20)
+    assert played.response.tool_calls[0].output == "9" * 20 + "\n[output truncated]"
+    played = await play(CODE + "End.", output="9" * 20, max_output_tokens=20)
+    assert played.response.tool_calls[0].output == "9" * 20
+
+
+async def test_the_whole_traceback_is_a_choice():
+    error = result(exit_code=1, stderr="Traceback (most recent call last):\n  x\nNameError: name 'a'\n")
+    played = await play(CODE, output=error, traceback="last_line")
+    assert played.response.tool_calls[0].output == "NameError: name 'a'"
+    played = await play(CODE, output=error, traceback="whole")
+    call = played.response.tool_calls[0]
+    assert call.output == "Traceback (most recent call last):\n  x\nNameError: name 'a'"
+    assert (call.success, call.error) == (False, "NameError")
 
 
 async def test_versions_cover_exactly_the_sampled_tokens():
-    response, _, _ = await play(CODE + "So 6.")
+    tokenizer = Pieces()
+    tokens = tokenizer.encode(CODE + "So 6.", add_special_tokens=False, split_special_tokens=True)
+    script = [Sampled(token, version=i // 20) for i, token in enumerate(tokens)]
+    engine = ScriptedEngine(script, tokenizer)
+    response = await Rollout(engine, ScriptedRunner([result(stdout="6")]), tokenizer, RolloutConfig()).run([1])
     covered = [False] * len(response.tokens)
     for span in response.versions:
         for position in range(span.start, span.end):
             covered[position] = True
     assert covered == [bool(mask) for mask in response.loss_mask]
-    assert [span.version.n for span in response.versions] == [0, 1, 2]
-
-
-async def test_a_base_stop_string_ends_the_response():
-    response, _, _ = await play("I think 5. User: more")
-    assert text_of(response, 1) == "I think 5. User:"
-    assert response.tool_calls == []
-
-
-async def test_a_second_call_is_answered_by_the_message_and_not_run():
-    response, _, runner = await play(CODE + CODE + "Then 6. " + CODE, exhausted_message="No more.")
-    assert len(runner.programs) == 1
-    assert text_of(response, 0) == "\n```output\n6\n```\n\n```output\nNo more.\n```\n"
-    assert response.refused_calls == 1
-    assert response.turns[-1] == "Then 6. " + CODE
-
-
-async def test_without_tools_code_is_text():
-    response, engine, runner = await play(CODE + "done", max_tool_calls=0)
-    assert runner.programs == []
-    assert response.turns == [CODE + "done"]
-    assert engine.requests[0][1] == ("User:",)
-
-
-@pytest.mark.parametrize("budget", range(1, 80))
-async def test_the_budget_is_exact(budget: int):
-    response, _, _ = await play(CODE + "So 6, and on and on and on.", max_response_tokens=budget)
-    assert len(response.tokens) <= budget
-    assert len(response.tokens) == len(response.loss_mask) == len(response.logprobs)
-    whole = len(CODE) + len("\n```output\n6\n```\n") + len("So 6, and on and on and on.")
-    assert (response.finish_reason is FinishReason.LENGTH) == (budget <= whole)
-
-
-async def test_an_unclosed_block_is_not_run():
-    response, _, runner = await play("```python\nprint(1)")
-    assert runner.programs == []
-    assert response.turns == ["```python\nprint(1)"]
-
-
-async def test_output_with_fences_and_stops_stays_inert():
-    response, _, runner = await play(CODE + "End.", output="```python\nprint('again')\n```\nUser: \\boxed{9}")
-    assert len(runner.programs) == 1
-    assert "boxed" not in "".join(response.turns)
-    assert response.turns[-1] == "End."
-
-
-async def test_long_output_is_cut_with_a_marker():
-    response, _, _ = await play(CODE + "End.", output="9" * 500, max_output_tokens=20)
-    assert response.tool_calls[0].output == "9" * 20 + "\n[output truncated]"
+    # Spans of one version that touch, such as before and after a stop string, are one.
+    assert response.versions[0].end == 20
 
 
 async def test_failures_of_infrastructure_are_raised():
@@ -162,36 +231,103 @@ async def test_failures_of_infrastructure_are_raised():
         async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
             raise RuntimeError("no sandbox")
 
-    rollout = Rollout(Scripted(CODE), Broken(), Characters(), RolloutConfig())
+    tokenizer = Pieces()
+    tokens = tokenizer.encode(CODE, add_special_tokens=False, split_special_tokens=True)
+    engine = ScriptedEngine([Sampled(token) for token in tokens], tokenizer)
     with pytest.raises(RuntimeError, match="no sandbox"):
-        await rollout.run([1])
+        await Rollout(engine, Broken(), tokenizer, RolloutConfig()).run([1])
     with pytest.raises(ValueError, match="never shown"):
-        output_text(result(Outcome.SANDBOX_FAILURE, None), 5)
+        output_text(result(Outcome.SANDBOX_FAILURE, None), 5, "last_line")
+
+
+async def test_a_wait_for_a_tool_holds_no_other_rollout():
+    class Slow(ScriptedRunner):
+        release = asyncio.Event()
+
+        async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
+            await self.release.wait()
+            return await super().execute(code, timeout_s)
+
+    tokenizer, runner = Pieces(), Slow([result(stdout="6")])
+    texts = [CODE + "So 6."] * 200 + ["It is 6."] * 200
+    scripts = [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
+    engines = [ScriptedEngine([Sampled(token) for token in script], tokenizer) for script in scripts]
+    running = [
+        asyncio.create_task(roll_out([1], engine, runner, tokenizer, RolloutConfig(max_response_tokens=100)))
+        for engine in engines
+    ]
+    await asyncio.gather(*running[200:])
+    assert not any(task.done() for task in running[:200])
+    running[0].cancel()
+    runner.release.set()
+    responses = await asyncio.gather(*running[1:200])
+    assert all(len(response.tool_calls) == 1 for response in responses)
+    assert len(runner.programs) == 199
+    with pytest.raises(asyncio.CancelledError):
+        await running[0]
+
+
+class Hanging(ScriptedEngine):
+    """Plays its script and then samples for ever; it knows how many tokens."""
+
+    async def generate(self, tokens: list[int], *, stop: Sequence[str], **rest) -> Completion:
+        if self.script:
+            return await super().generate(tokens, stop=stop, **rest)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError as error:
+            raise asyncio.CancelledError(17) from error
+        raise AssertionError("nobody cancelled it")
+
+
+async def test_past_the_deadline_the_length_is_told():
+    config = RolloutConfig(max_response_tokens=200, slowest_tokens_per_s=2000, max_tool_calls=0, stop=("User:",))
+    assert config.deadline_s == 0.1
+    tokenizer = Pieces()
+    with pytest.raises(DeadlineError) as caught:
+        await roll_out([1], Hanging([], tokenizer), ScriptedRunner([]), tokenizer, config)
+    assert caught.value.length == 17
+    config = config.model_copy(update={"max_tool_calls": 1, "tool_timeout_s": 0.1})
+    tokens = tokenizer.encode(CODE, add_special_tokens=False, split_special_tokens=True)
+    engine = Hanging([Sampled(token) for token in tokens], tokenizer)
+    with pytest.raises(DeadlineError) as caught:
+        await roll_out([1], engine, ScriptedRunner([result(stdout="6")]), tokenizer, config)
+    assert caught.value.length == len(CODE + OUTPUT) + 17
+
+
+async def test_a_time_out_of_the_engines_own_is_not_the_deadline():
+    class Impatient(ScriptedEngine):
+        async def generate(self, tokens: list[int], **rest) -> Completion:
+            raise TimeoutError("of the engine")
+
+    with pytest.raises(TimeoutError, match="of the engine") as caught:
+        await roll_out([1], Impatient([], Pieces()), ScriptedRunner([]), Pieces(), RolloutConfig())
+    assert not isinstance(caught.value, DeadlineError)
+
+
+def test_the_deadline_follows_from_the_budget():
+    config = RolloutConfig(max_response_tokens=1000, slowest_tokens_per_s=4, max_tool_calls=3, tool_timeout_s=10)
+    assert config.deadline_s == 1000 / 4 + 3 * 10
 
 
 @pytest.mark.parametrize(
-    ("given", "shown"),
+    ("given", "shown", "kind"),
     [
-        (result(stdout="1\n2\n"), "1\n2"),
+        (result(stdout="1\n2\n"), "1\n2", ""),
+        (result(), "", ""),
         (result(exit_code=1, stdout="1\n", stderr="Traceback\n  x\nZeroDivisionError: by zero\n"),
-         "1\nZeroDivisionError: by zero"),
-        (result(exit_code=3), "exit status 3"),
-        (result(Outcome.TIMEOUT, None), "TimeoutError: the program ran longer than 5 seconds"),
-        (result(Outcome.OUT_OF_MEMORY, None), "MemoryError: the program used up its memory"),
+         "1\nZeroDivisionError: by zero", "ZeroDivisionError"),
+        (result(exit_code=1, stderr="KeyboardInterrupt\n"), "KeyboardInterrupt", "KeyboardInterrupt"),
+        (result(exit_code=1, stderr="mine.MyError: 1\n"), "mine.MyError: 1", "other"),
+        (result(exit_code=1, stderr="print: 1\n"), "print: 1", "other"),
+        (result(exit_code=3), "exit status 3", "other"),
+        (result(Outcome.TIMEOUT, None), "TimeoutError: the program ran longer than 5 seconds", "timeout"),
+        (result(Outcome.CPU_LIMIT, None), "TimeoutError: the program used up its CPU time", "cpu_limit"),
+        (result(Outcome.OUT_OF_MEMORY, None), "MemoryError: the program used up its memory", "out_of_memory"),
+        (result(Outcome.OUTPUT_LIMIT, None, stdout="x"), "x\nOutputLimitError: the program printed too much",
+         "output_limit"),
     ],
 )  # fmt: skip
-def test_what_the_model_is_shown(given: ExecutionResult, shown: str):
-    assert output_text(given, 5) == shown
-
-
-@pytest.mark.parametrize(
-    ("turn", "program"),
-    [
-        ("a ```python\nx = 1\nprint(x)\n```", "x = 1\nprint(x)"),
-        ("```python3\nprint(1)```", "print(1)"),
-        ("```python\n1\n```\nfoo ```python\n2\n```", "2"),
-        ("```pythonprint(1)```", "print(1)"),
-    ],
-)
-def test_the_program_of_a_turn(turn: str, program: str):
-    assert program_of(turn) == program
+def test_what_the_model_is_shown_and_metrics_are_told(given: ExecutionResult, shown: str, kind: str):
+    assert output_text(given, 5, "last_line") == shown
+    assert error_kind(given) == kind

@@ -3,25 +3,28 @@
 import pytest
 
 from bus.messages import Outcome
-from sandbox.jail import outcome_of, remedy
+from sandbox.outcomes import Ending, remedy
 
 
 @pytest.mark.parametrize(
-    ("signal", "cpu_s", "out_of_memory", "outcome"),
+    ("words", "out_of_memory", "outcome"),
     [
-        (None, 0.1, False, Outcome.EXITED),
-        (None, 10.0, True, Outcome.EXITED),
-        (11, 0.1, True, Outcome.CRASHED),
-        (9, 10.0, False, Outcome.CPU_LIMIT),
-        # Ticks ran ahead of the time that was measured.
-        (9, 6.0, False, Outcome.CPU_LIMIT),
-        (9, 6.0, True, Outcome.OUT_OF_MEMORY),
-        # Some other process was the victim: this one was at its limit.
-        (9, 10.0, True, Outcome.CPU_LIMIT),
+        ("exited with status: 3", False, Outcome.EXITED),
+        ("exited with status: 0", True, Outcome.EXITED),
+        ("terminated with signal: SIGSEGV (11)", True, Outcome.CRASHED),
+        ("terminated with signal: SIGKILL (9)", False, Outcome.CPU_LIMIT),
+        ("terminated with signal: SIGKILL (9)", True, Outcome.OUT_OF_MEMORY),
     ],
 )
-def test_endings(signal, cpu_s, out_of_memory, outcome):
-    assert outcome_of(signal, cpu_s, 10.0, out_of_memory) is outcome
+def test_endings(words, out_of_memory, outcome):
+    line = f"[I][2026-01-01T00:00:00+0000] pid=12 ([STANDALONE MODE]) {words}, (PIDs left: 0)\n"
+    ending = Ending.read(b"[I] before\n" + line.encode())
+    assert ending is not None
+    assert ending.outcome(out_of_memory) is outcome
+
+
+def test_a_log_without_the_programs_end_has_no_ending():
+    assert Ending.read(b"program started\n") is None
 
 
 @pytest.mark.parametrize(

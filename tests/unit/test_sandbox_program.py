@@ -11,8 +11,15 @@ CONFIG = SandboxConfig(max_code_bytes=20)
 
 @pytest.mark.parametrize(
     ("code", "words"),
-    [("x" * 21, "21 bytes"), ("é" * 11, "22 bytes"), ("'\udc80'", "not valid Unicode at position 1")],
-    ids=["too long", "too long in bytes only", "lone surrogate"],
+    [
+        ("x" * 21, "21 bytes"),
+        ("é" * 11, "22 bytes"),
+        ("'\udc80'", "not valid Unicode at position 1"),
+        ("a\0b", "null bytes"),
+        ("", "no code"),
+        (" \n\t", "no code"),
+    ],
+    ids=["too long", "too long in bytes only", "lone surrogate", "NUL", "empty", "blank"],
 )
 def test_programs_that_cannot_run_are_the_models_error(code, words):
     result = refusal(code, CONFIG)
@@ -22,6 +29,6 @@ def test_programs_that_cannot_run_are_the_models_error(code, words):
     assert words in result.stderr
 
 
-@pytest.mark.parametrize("code", ["", "x" * 20, "é" * 10, "a\0b", "print("])
+@pytest.mark.parametrize("code", ["x", "x" * 20, "é" * 10, "#", "print("])
 def test_every_other_program_is_left_to_the_interpreter(code):
     assert refusal(code, CONFIG) is None

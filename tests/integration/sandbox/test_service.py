@@ -1,23 +1,32 @@
 """The execution service and its client over a real server, with real jails."""
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 from nats.micro.request import ERROR_CODE_HEADER
 
 from bus.codec import decode, encode
-from bus.messages import Busy, ExecutionRequest, ExecutionResult, Outcome
+from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
 from configs.schema import SandboxConfig
-from sandbox.client import SandboxClient, SandboxError
+from launch.views import sandbox_line
+from sandbox.check import check
+from sandbox.client import SandboxClient, SandboxError, statistics
 from sandbox.jail import Jail, SandboxUnavailable
+from sandbox.pool import Pool
+from sandbox.program import cancel_subject
 from sandbox.service import SandboxService
+from tests.integration.sandbox.traces import until
 
-CONFIG = SandboxConfig(concurrency=2, packages=(), max_output_bytes=10_000, request_timeout_s=60.0)
+CONFIG = SandboxConfig(
+    concurrency=2, packages=(), max_output_bytes=10_000, request_timeout_s=60.0, cgroups="prefer", warm=2
+)
 
 
 @pytest.fixture(scope="module")
-def jail() -> Jail:
-    return Jail(CONFIG)
+async def pool() -> AsyncIterator[Pool]:
+    async with Pool(Jail(CONFIG)) as pool:
+        yield pool
 
 
 @pytest.fixture
@@ -26,22 +35,29 @@ def subject(bus_address) -> str:
 
 
 @pytest.fixture
-async def service(connection, subject, jail):
-    service = SandboxService(connection, subject, jail, CONFIG)
-    await service.start()
-    yield service
-    await service.drain(0.0)
+async def another(connection, subject, pool):
+    """Starts one more service; all are drained at the end."""
+    started: list[SandboxService] = []
+
+    async def another(pool: Pool = pool, config: SandboxConfig = CONFIG) -> SandboxService:
+        service = SandboxService(connection, subject, pool, config, f"sandbox-{len(started)}")
+        await service.start()
+        started.append(service)
+        return service
+
+    yield another
+    for service in started:
+        await service.drain(0.0)
+
+
+@pytest.fixture
+async def service(another):
+    return await another()
 
 
 @pytest.fixture
 def client(connection, subject) -> SandboxClient:
     return SandboxClient(connection, subject, CONFIG)
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_round_trip(service, client):
@@ -66,7 +82,7 @@ async def test_output_that_grows_in_decoding_still_travels(service, client):
 
 
 async def test_too_long_code_from_another_client_is_the_models_error(service, connection, subject):
-    request = ExecutionRequest(code="#" * (CONFIG.max_code_bytes + 1), timeout_s=1.0)
+    request = ExecutionRequest(id="a", code="#" * (CONFIG.max_code_bytes + 1), timeout_s=1.0)
     result = decode((await connection.request(subject, encode(request), timeout=10)).data, ExecutionResult)
     assert (result.outcome, result.exit_code) == (Outcome.EXITED, 1)
 
@@ -74,7 +90,7 @@ async def test_too_long_code_from_another_client_is_the_models_error(service, co
 async def test_a_full_service_answers_busy_at_once_and_the_client_comes_back(service, client, connection, subject):
     long = [asyncio.create_task(client.execute("import time; time.sleep(1)", 10.0)) for _ in range(CONFIG.concurrency)]
     await until(lambda: service.in_flight == CONFIG.concurrency)
-    request = encode(ExecutionRequest(code="print(1)", timeout_s=1.0))
+    request = encode(ExecutionRequest(id="a", code="print(1)", timeout_s=1.0))
     assert decode((await connection.request(subject, request, timeout=5)).data, Busy, ExecutionResult) == Busy()
     assert (await client.execute("print(1)", 10.0)).stdout == "1\n"
     await asyncio.gather(*long)
@@ -87,7 +103,7 @@ async def test_many_calls_on_few_places_are_all_served(service, client):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"\xff", encode(Busy()), encode(ExecutionRequest(code="", timeout_s=1.0))[:-3]], ids=repr
+    "data", [b"", b"\xff", encode(Busy()), encode(ExecutionRequest(id="a", code="", timeout_s=1.0))[:-3]], ids=repr
 )
 async def test_a_malformed_request_is_an_error_response(service, client, connection, subject, data):
     reply = await connection.request(subject, data, timeout=5)
@@ -101,24 +117,21 @@ async def test_without_a_service_the_client_gives_up_at_its_deadline(connection,
         await client.execute("print(1)", 10.0)
 
 
-async def test_the_client_waits_for_a_service_that_starts_later(connection, subject, client, jail):
+async def test_the_client_waits_for_a_service_that_starts_later(another, client):
     waiting = asyncio.create_task(client.execute("print(1)", 10.0))
     await asyncio.sleep(0.2)
-    service = SandboxService(connection, subject, jail, CONFIG)
-    await service.start()
+    await another()
     assert (await waiting).stdout == "1\n"
-    await service.drain(0.0)
 
 
-async def test_a_failing_sandbox_is_an_error_never_a_result(connection, subject):
+async def test_a_failing_sandbox_is_an_error_never_a_result(connection, subject, another):
     """A jail whose interpreter cannot start within its address space."""
-    config = CONFIG.model_copy(update={"memory_mb": 1, "request_timeout_s": 2.0})
-    service = SandboxService(connection, subject, Jail(config), config)
-    await service.start()
-    with pytest.raises(SandboxError, match="the sandbox failed: nsjail returned"):
-        await SandboxClient(connection, subject, config).execute("print(1)", 10.0)
-    assert service.failures == service.executions > 1
-    await service.drain(0.0)
+    config = CONFIG.model_copy(update={"memory_mb": 1, "request_timeout_s": 2.0, "warm": 0})
+    async with Pool(Jail(config)) as pool:
+        service = await another(pool, config)
+        with pytest.raises(SandboxError, match=r"the sandbox failed: .*nsjail returned"):
+            await SandboxClient(connection, subject, config).execute("print(1)", 10.0)
+        assert service.failures == service.executions > 1
 
 
 async def test_draining_lets_programs_finish(service, client):
@@ -129,21 +142,18 @@ async def test_draining_lets_programs_finish(service, client):
     assert (await running).stdout == "done\n"
 
 
-async def test_what_a_drained_service_cut_runs_elsewhere(service, client, connection, subject, jail):
+async def test_what_a_drained_service_cut_runs_elsewhere(service, client, another):
     running = asyncio.create_task(client.execute("import time; time.sleep(2); print('done')", 10.0))
     await until(lambda: service.in_flight == 1)
     await service.drain(0.0)
     assert (service.in_flight, service.executions) == (0, 0)
-    other = SandboxService(connection, subject, jail, CONFIG)
-    await other.start()
+    other = await another()
     assert (await running).stdout == "done\n"
     assert (service.executions, other.executions) == (0, 1)
-    await other.drain(0.0)
 
 
-async def test_two_services_share_the_work_and_one_may_leave(service, client, connection, subject, jail):
-    other = SandboxService(connection, subject, jail, CONFIG)
-    await other.start()
+async def test_two_services_share_the_work_and_one_may_leave(service, client, another):
+    other = await another()
     calls = [asyncio.create_task(client.execute(f"import time; time.sleep(0.2); print({n})", 10.0)) for n in range(12)]
     await until(lambda: other.executions > 0)
     await other.drain(0.0)
@@ -152,10 +162,57 @@ async def test_two_services_share_the_work_and_one_may_leave(service, client, co
     assert service.executions + other.executions == 12
 
 
-async def test_limits_beyond_the_servers_messages_are_refused_at_the_start(connection, subject, jail):
+async def test_limits_beyond_the_servers_messages_are_refused_at_the_start(another, connection):
     config = CONFIG.model_copy(update={"max_output_bytes": connection.max_payload})
     with pytest.raises(SandboxUnavailable, match="max_payload"):
-        await SandboxService(connection, subject, jail, config).start()
+        await another(config=config)
+
+
+async def test_services_are_discovered_with_their_statistics(service, another, client, connection, subject, bus):
+    assert await statistics(connection, bus.names.execution) == []
+    other = await another()
+    await client.execute("print(1)", 10.0)
+    found = await statistics(connection, subject)
+    assert [each["name"] for each in sorted(found, key=lambda each: each["name"])] == ["sandbox-0", "sandbox-1"]
+    assert sum(each["executions"] for each in found) == service.executions + other.executions == 1
+    assert {each["places"] for each in found} == {CONFIG.concurrency}
+    # What `zerotir status` makes of it.
+    assert "sandbox-0" in sandbox_line(min(found, key=lambda each: each["name"]))
+    assert f"0 of {CONFIG.concurrency} places in use" in sandbox_line(found[0])
+
+
+async def test_a_call_that_is_given_up_frees_its_place(service, client):
+    running = asyncio.create_task(client.execute("import time; time.sleep(60)", 60.0))
+    await until(lambda: service.in_flight == 1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await until(lambda: service.in_flight == 0)
+    assert (service.cancelled, service.executions) == (1, 0)
+    assert (await client.execute("print(1)", 10.0)).stdout == "1\n"
+
+
+async def test_a_call_that_vanishes_without_a_word_costs_no_more_than_its_limit(service, connection, subject):
+    request = ExecutionRequest(id="lost", code="import time; time.sleep(60)", timeout_s=0.5)
+    await connection.publish(subject, encode(request), reply=connection.new_inbox())
+    await until(lambda: service.in_flight == 1)
+    await until(lambda: service.in_flight == 0)
+    assert service.executions == 1
+
+
+async def test_nonsense_instead_of_a_cancellation_harms_nobody(service, client, connection, subject):
+    running = asyncio.create_task(client.execute("import time; time.sleep(0.5); print(1)", 10.0))
+    await until(lambda: service.in_flight == 1)
+    for data in (b"", b"\xff", encode(CancelExecution(id="unknown"))):
+        await connection.publish(cancel_subject(subject), data)
+    assert (await running).stdout == "1\n"
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, -1.0, float("inf"), float("nan"), 1e9])
+async def test_a_time_that_is_none_is_an_error_response(service, connection, subject, timeout_s):
+    data = encode(ExecutionRequest.model_construct(id="a", code="print(1)", timeout_s=timeout_s))
+    reply = await connection.request(subject, data, timeout=5)
+    assert reply.headers[ERROR_CODE_HEADER] == "400"
 
 
 def test_a_package_that_is_not_installed_is_named():
@@ -164,6 +221,6 @@ def test_a_package_that_is_not_installed_is_named():
 
 
 async def test_a_jail_too_small_for_its_packages_is_refused_by_the_check():
-    config = SandboxConfig(packages=("numpy",), memory_mb=40)
+    config = CONFIG.model_copy(update={"packages": ("numpy",), "memory_mb": 40})
     with pytest.raises(SandboxUnavailable, match=r"raise sandbox\.memory_mb"):
-        await Jail(config).check()
+        await check(Jail(config))

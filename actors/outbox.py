@@ -1,0 +1,147 @@
+"""Finished results on their way to the result stream: published in order, kept while the bus is away or full.
+
+    rollout ── store ──▶ queue in memory ──▶ result stream
+                             │ refused once: everything that waits, and what comes, is in a file as well
+    an actor that starts ────┘ takes over the files that dead ones left, before anything of its own
+
+A rollout keeps its place until its result is stored, so the queue and the file never hold more than `actor.max_rollouts`
+results beside those that were taken over, and an actor whose places are all taken pulls no tickets. The learner unblocks it,
+by purging, or the bus, by coming back. A result may be stored twice; the learner takes the first.
+"""
+
+import asyncio
+import fcntl
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import msgpack
+import structlog
+
+from bus.codec import MessageError, decode, encode
+from bus.connection import Bus
+from bus.messages import Failure, Trajectory
+from bus.streams import MAX_MESSAGE_BYTES
+
+log = structlog.get_logger()
+
+PATIENCE_S = 3600.0
+
+Result = Trajectory | Failure
+
+
+@dataclass(eq=False)
+class _Parcel:
+    result: Result
+    adopted: bool = False
+    stored: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Outbox:
+    """One actor's; `run` publishes what `store` brings."""
+
+    def __init__(self, bus: Bus, folder: Path, name: str) -> None:
+        """`folder` is shared with the other actors of this run on this host."""
+        self._bus = bus
+        self._folder = folder
+        self._path = folder / f"{name}-{os.getpid()}.results"
+        self._parcels: deque[_Parcel] = deque()
+        self._filled = asyncio.Event()
+        self._file: BinaryIO | None = None
+        self._adopted: list[BinaryIO] = []
+        self.settled: set[int] = set()
+        """Tickets whose results were taken over and are stored: whoever gets one again has nothing to do."""
+
+    def __len__(self) -> int:
+        """Results that are not stored yet."""
+        return len(self._parcels)
+
+    async def store(self, result: Result) -> None:
+        """Returns once the stream has `result`. Cancelled, it leaves the result where it is: it is still published."""
+        parcel = _Parcel(result)
+        self._parcels.append(parcel)
+        if self._file is not None:
+            self._write([parcel])
+        self._filled.set()
+        await parcel.stored
+
+    async def run(self) -> None:
+        """Publishes until cancelled. Raises BusError where the stream takes nothing for `PATIENCE_S` seconds."""
+        self._adopt()
+        while True:
+            while not self._parcels:
+                self._filled.clear()
+                await self._filled.wait()
+            parcel = self._parcels[0]
+            await self._bus.publish_until_stored(self._bus.names.results, parcel.result, PATIENCE_S, self.keep)
+            self._parcels.popleft()
+            if parcel.adopted:
+                self.settled.add(parcel.result.ticket)
+            if not parcel.stored.done():
+                parcel.stored.set_result(None)
+            if not self._parcels:
+                self._discard()
+
+    def _adopt(self) -> None:
+        """Takes over the results in files that nobody holds any more."""
+        for path in sorted(self._folder.glob("*.results")):
+            try:
+                file = path.open("rb")
+            except FileNotFoundError:
+                continue  # Another actor that starts was faster, and is done.
+            if not _locked(file):
+                file.close()
+                continue
+            self._adopted.append(file)
+            results = list(_read(file))
+            log.info("publishing what an earlier actor could not", file=str(path), results=len(results))
+            for result in results:
+                self._parcels.append(_Parcel(result, adopted=True))
+        if not self._parcels:
+            self._discard()
+
+    def keep(self) -> None:
+        """From now on until the queue is empty, what waits is in the file as well."""
+        if self._file is None and self._parcels:
+            log.warning("results that are not stored yet are kept", results=len(self), file=str(self._path))
+            self._write(self._parcels)
+
+    def _write(self, parcels: Iterable[_Parcel]) -> None:
+        try:
+            if self._file is None:
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._file = self._path.open("wb")
+                _locked(self._file)
+            for parcel in parcels:
+                self._file.write(msgpack.packb(encode(parcel.result)))
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            log.error("results are kept in memory alone", file=str(self._path), error=str(error))
+
+    def _discard(self) -> None:
+        """Everything is stored: the files go."""
+        for file in (*self._adopted, *([self._file] if self._file else [])):
+            Path(file.name).unlink(missing_ok=True)
+            file.close()
+        self._adopted, self._file = [], None
+
+
+def _locked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(file: BinaryIO) -> Iterator[Result]:
+    """The whole results of a file; what a crash cut short is not one."""
+    try:
+        for data in msgpack.Unpacker(file, max_buffer_size=2 * MAX_MESSAGE_BYTES):
+            yield decode(data, Trajectory, Failure)
+    except (MessageError, ValueError, msgpack.UnpackException) as error:
+        log.error("kept results are damaged, their tickets are worked on again", file=file.name, error=str(error))

@@ -1,0 +1,207 @@
+"""Scoring one set of weights: every job of a plan to a graded sample in the journal.
+
+    who              waits for                                   bound
+    each of the      the engine and the sandbox                  `rollout.deadline_s`
+    `in_flight`      the grader                                  a few times `tasks.grading.timeout_s`
+    workers          the pause before another try                `RETRY_S`
+
+A failure of infrastructure (engine, sandbox, grader, deadline) is tried again with a new rollout and counted; past
+`ATTEMPTS` the sample is missing, said and counted, and the next start tries it again. It is never scored as wrong.
+Problems that no response could be graded on (a prompt that is too long, a gold answer that does not equal itself) are
+left out before anything is generated, and named.
+"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import structlog
+
+from actors.engine import Engine, EngineError
+from actors.rollout import CodeRunner, Response, roll_out
+from evaluation.plan import DataSet, Job, Plan
+from evaluation.records import Journal, Passage, Sample
+from sandbox.client import SandboxError
+from tasks.grading import Grade, Grader, GradingError
+from tasks.problems import Problem
+from tasks.prompts import render_prompt
+
+log = structlog.get_logger()
+
+ATTEMPTS = 3
+RETRY_S = 2.0
+PROGRESS_EVERY_S = 15.0
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A problem that is not asked."""
+
+    data: str
+    problem: str
+    reason: str
+
+
+class Evaluator:
+    """Plays a plan with an engine whose weights nobody changes meanwhile."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine,
+        runner: CodeRunner,
+        grader: Grader,
+        in_flight: int,
+        tell: Callable[[str], None],
+    ) -> None:
+        """`in_flight`: rollouts at once; `tell` gets a line of progress now and then."""
+        self._plan = plan
+        self._engine = engine
+        self._runner = runner
+        self._grader = grader
+        self._in_flight = in_flight
+        self._tell = tell
+        self.left_out: list[LeftOut] = []
+        self.missing: Counter[str] = Counter()
+        """Samples that were given up in this session, by reason."""
+
+    async def run(self, journal: Journal, stop: asyncio.Event) -> bool:
+        """Plays what the journal lacks; False when `stop` was set before everything was tried.
+
+        Raises EngineError when the engine dies, and PromptError for a template that does not work at all.
+        """
+        await self._check_problems(stop)
+        unusable = {(each.data, each.problem) for each in self.left_out}
+        jobs = [job for job in self._plan.jobs() if job.key[:2] not in unusable]
+        pending = [job for job in jobs if job.key not in journal.samples]
+        if len(pending) < len(jobs):
+            self._tell(f"{len(jobs) - len(pending)} of {len(jobs)} samples are there already")
+        queue = iter(pending)
+        workers = [asyncio.create_task(self._work(queue, journal)) for _ in range(min(self._in_flight, len(pending)))]
+        others = [
+            asyncio.create_task(stop.wait()),
+            asyncio.create_task(self._progress(journal, len(jobs), len(pending))),
+        ]
+        try:
+            left = set(workers)
+            while left and not stop.is_set():
+                done, _ = await asyncio.wait((*left, *others), return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    # A worker's error is everybody's: the engine died, or the code has a fault.
+                    task.result()
+                left -= done
+        finally:
+            for task in (*workers, *others):
+                task.cancel()
+            await asyncio.gather(*workers, *others, return_exceptions=True)
+        return not stop.is_set()
+
+    async def _check_problems(self, stop: asyncio.Event) -> None:
+        self.left_out = []
+        for data in self._plan.data:
+            for problem in data.problems:
+                if stop.is_set():
+                    return
+                if reason := await self._unusable(data, problem):
+                    self.left_out.append(LeftOut(data.name, problem.id, reason))
+                    log.warning("a problem is left out", data=data.name, problem=problem.id, reason=reason)
+
+    async def _unusable(self, data: DataSet, problem: Problem) -> str | None:
+        prompt, limit = self._prompt(problem), self._plan.rollout.max_prompt_tokens
+        if len(prompt) > limit:
+            return f"its prompt has {len(prompt)} tokens, the limit is {limit}"
+        answer = f"\\boxed{{{problem.answer}}}"
+        try:
+            grade = await self._grader.grade(
+                [f"<answer>{answer}</answer>" if data.grading.answer_tag else answer], problem.answer, data.grading
+            )
+        except GradingError as error:
+            return str(error)
+        return None if grade.parts["correct"] else f"its answer {problem.answer[:80]!r} is not graded equal to itself"
+
+    def _prompt(self, problem: Problem) -> list[int]:
+        return render_prompt(self._plan.prompt, problem.text, self._engine.tokenizer)
+
+    async def _work(self, queue: Iterator[Job], journal: Journal) -> None:
+        for job in queue:
+            if (sample := await self._sample(job)) is not None:
+                journal.append(sample)
+
+    async def _sample(self, job: Job) -> Sample | None:
+        """A graded sample; None where infrastructure failed too often."""
+        prompt = self._prompt(job.problem)
+        reason = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            started = time.monotonic()
+            try:
+                response = await roll_out(
+                    prompt, self._engine, self._runner, self._engine.tokenizer, self._plan.limits(job)
+                )
+                seconds = time.monotonic() - started
+                grade = await self._grader.grade(response.turns, job.problem.answer, job.data.grading)
+            except (TimeoutError, SandboxError, GradingError, EngineError) as error:
+                if self._engine.failed:
+                    raise
+                reason = f"{type(error).__name__}: {error}" if str(error) else "deadline passed"
+                log.warning("infrastructure failed under a sample", sample=job.key, attempt=attempt, reason=reason)
+                await asyncio.sleep(RETRY_S * attempt if attempt < ATTEMPTS else 0)
+            else:
+                return self._record(job, prompt, response, grade, seconds, attempt)
+        self.missing[reason] += 1
+        return None
+
+    def _record(
+        self, job: Job, prompt: list[int], response: Response, grade: Grade, seconds: float, attempt: int
+    ) -> Sample:
+        return Sample(
+            data=job.data.name,
+            problem=job.problem.id,
+            tool_budget=job.tool_budget,
+            number=job.number,
+            reward=grade.reward,
+            parts=grade.parts,
+            passages=tuple(passages(response, self._engine.tokenizer)),
+            tool_calls=tuple(response.tool_calls),
+            refused_calls=response.refused_calls,
+            finish_reason=response.finish_reason,
+            prompt_tokens=len(prompt),
+            response_tokens=len(response.tokens),
+            sampled_tokens=sum(response.loss_mask),
+            seconds=round(seconds, 3),
+            attempts=attempt,
+        )
+
+    async def _progress(self, journal: Journal, whole: int, pending: int) -> None:
+        """Says how far it is, until cancelled. The time left assumes that what comes costs what was done did."""
+        begun, tokens = time.monotonic(), self._engine.generated_tokens
+        there = len(journal.samples)
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            done, seconds = len(journal.samples) - there, time.monotonic() - begun
+            rate = (self._engine.generated_tokens - tokens) / seconds
+            line = f"{whole - pending + done} of {whole} samples, {rate:.0f} tokens/s"
+            if done:
+                line += f", {_duration(seconds / done * (pending - done))} left"
+            if self.missing:
+                line += f", {self.missing.total()} lost to infrastructure"
+            self._tell(line)
+
+
+def passages(response: Response, tokenizer: Any) -> Iterable[Passage]:
+    """A response as text, cut wherever the hand that wrote it changes."""
+    begins = [0]
+    for mask, run in groupby(response.loss_mask):
+        begins.append(begins[-1] + len(list(run)))
+        begin, end = begins[-2:]
+        yield Passage(sampled=bool(mask), start=begin, text=tokenizer.decode(response.tokens[begin:end]))
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return "less than a minute"
+    return f"about {minutes} min" if minutes < 120 else f"about {minutes / 60:.1f} h"

@@ -1,0 +1,145 @@
+"""The evaluator of a live run: takes a version from the weight log, scores it, and writes the scores to the metrics.
+
+    waiting      for a version that is due: the newest at first, then `evaluation.every` versions after the last one scored
+    loading      it, by the actors' own way from the weight log into the engine
+    scoring      with nothing loaded meanwhile: every sample is of this version and no other
+
+The run's sandboxes run the code; nothing waits for the evaluator.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from actors.engine import Engine
+from actors.weights import WeightLoader
+from bus.codec import MessageError, decode
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError
+from bus.messages import Manifest
+from bus.metrics import MetricsWriter
+from bus.presence import Announcer
+from bus.weight_log import newest
+from configs.schema import RunConfig
+from evaluation.plan import Plan
+from evaluation.scoring import Scores, score
+from sandbox.client import SandboxClient
+from tasks.grading import Grader
+
+log = structlog.get_logger()
+
+POLL_S = 1.0
+LOAD_S = 60.0
+"""Seconds for the newest version to come over the bus, before it is asked for again."""
+
+
+class Following:
+    """Evaluates a run's versions as they come, each in a folder of its own."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: Plan,
+        bus: Bus,
+        weights_bus: Bus,
+        engine: Engine,
+        grader: Grader,
+        announcer: Announcer,
+        folder: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        """Results go to `folder`/VERSION."""
+        self._config = config
+        self._plan = plan
+        self._bus = bus
+        self._weights_bus = weights_bus
+        self._engine = engine
+        self._grader = grader
+        self._announcer = announcer
+        self._folder = folder
+        self._tell = tell
+        self._loader = WeightLoader(weights_bus, engine, recompute=False)
+        self._runner = SandboxClient(bus.client, bus.names.execution, config.sandbox)
+
+    async def run(self, stop: asyncio.Event, *, once: bool) -> Scores | None:
+        """Scores versions until `stop`, or one; returns the last scores.
+
+        Raises BusError when the bus is lost or no weights come, EngineError when the engine fails.
+        """
+        scores = None
+        due = 0
+        # What ends the scoring: being told, or having lost the bus, without which no code runs.
+        ending = asyncio.Event()
+        watching = asyncio.create_task(self._watch(stop, ending))
+        try:
+            await self._announcer.say("waiting for weights")
+            deadline = time.monotonic() + self._config.actor.weights_timeout_s
+            while not ending.is_set():
+                if not await self._take(due):
+                    if self._engine.version is None and time.monotonic() > deadline:
+                        waited = self._config.actor.weights_timeout_s
+                        raise BusError(f"no weights on the bus after {waited:.0f} s: is a learner running?")
+                    await asyncio.sleep(POLL_S)
+                    continue
+                assert self._engine.version is not None
+                due = self._engine.version.n + self._config.evaluation.every
+                scores = await self._score(ending)
+                if once:
+                    break
+                await self._announcer.say(f"waiting for version {due}")
+            if self._bus.lost.is_set():
+                raise BusError(f"the bus at {self._bus.address.url} did not come back")
+            return scores
+        finally:
+            watching.cancel()
+            self._loader.close()
+
+    async def _take(self, due: int) -> bool:
+        """Loads the newest version if it is due."""
+        try:
+            _, data = await newest(self._weights_bus)
+            if not data or decode(data, Manifest).version.n < due:
+                return False
+        except (*TRANSIENT_ERRORS, MessageError) as error:
+            log.warning("weight log out of reach", error=str(error))
+            return False
+        if not await self._loader.update(LOAD_S):
+            return False
+        self._announcer.version = str(self._engine.version)
+        return self._loader.newest >= due
+
+    async def _score(self, ending: asyncio.Event) -> Scores:
+        version = str(self._engine.version)
+
+        def tell(line: str) -> None:
+            self._announcer.state = f"evaluating version {version}: {line}"
+            self._tell(self._announcer.state)
+
+        tell("begins")
+        scores = await score(
+            self._plan,
+            f"{self._bus.address.run} version {version}",
+            self._folder / version,
+            self._engine,
+            self._runner,
+            self._grader,
+            self._config.actor.max_rollouts,
+            ending,
+            tell,
+        )
+        if scores.finished:
+            for row in scores.rows:
+                id = f"{self._announcer.id}/{row.data}/{row.tool_calls}"
+                await MetricsWriter(self._bus, "evaluator", id).write(row.metrics(), step=self._loader.newest)
+        return scores
+
+    async def _watch(self, stop: asyncio.Event, ending: asyncio.Event) -> None:
+        waits = [asyncio.create_task(event.wait()) for event in (stop, self._bus.lost)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            ending.set()
+        finally:
+            for wait in waits:
+                wait.cancel()

@@ -1,0 +1,130 @@
+"""The page on which people read transcripts: one HTML file that loads nothing and runs nothing but its own script.
+
+Transcripts are hostile text. They stand in the page as JSON in which nothing can end the element around it, the script
+makes text nodes of them and never markup, and a content security policy allows that one script, by its hash, and no
+resource at all.
+"""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.plan import Plan
+from evaluation.records import Key, Sample
+
+TEMPLATE = Path(__file__).with_name("page.html")
+MAX_CHARACTERS = 24_000_000
+"""Of the transcripts together: more than that no browser likes to open."""
+
+_PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
+_SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
+# A block that the model opened ends at its closing fence, or with the passage.
+_BLOCK = re.compile(r"```(python|output).*?(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+
+
+def page(
+    title: str, plan: Plan, table: Sequence[Sequence[str]], notes: Sequence[str], samples: Mapping[Key, Sample]
+) -> str:
+    """The whole page; where the transcripts are too long for one, as many samples of every problem as fit."""
+    shown, whole = _transcripts(plan, samples)
+    remarks = list(notes)
+    if len(shown) < whole:
+        remarks.append(f"This page shows {len(shown)} of {whole} transcripts; all are in samples.jsonl.")
+    template = TEMPLATE.read_text(encoding="utf-8")
+    script = _SCRIPT.search(template)
+    assert script is not None
+    values = {
+        "title": html.escape(title),
+        "script_hash": base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode(),
+        "table": _table(table),
+        "notes": "".join(f"<p>{html.escape(remark)}</p>" for remark in remarks),
+        "data": inert_json({"problems": _problems(plan), "samples": shown}),
+    }
+    # In one pass: what is put in is not looked at again.
+    return _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+
+
+def inert_json(value: Any) -> str:
+    """JSON that contains nothing that means something to an HTML parser."""
+    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def pieces(sample: Sample) -> Iterator[tuple[str, str, str]]:
+    """A transcript as (kind, text, label).
+
+    Kinds: `text` and `code`, which the model wrote; `claimed`, output that the model made up; `output`, which was
+    inserted, labelled by how the program ended.
+    """
+    calls = {call.start: call for call in sample.tool_calls}
+    for passage in sample.passages:
+        if not passage.sampled:
+            call = calls.get(passage.start)
+            label = (
+                "not run"
+                if call is None
+                else f"{call.outcome}{'' if call.success else ', failed'}, {call.seconds:.1f} s"
+            )
+            yield "output", passage.text.strip("\n"), label
+            continue
+        begin = 0
+        for block in _BLOCK.finditer(passage.text):
+            if text := passage.text[begin : block.start()]:
+                yield "text", text, ""
+            yield "code" if block[1].lower() == "python" else "claimed", block[0], ""
+            begin = block.end()
+        if text := passage.text[begin:]:
+            yield "text", text, ""
+
+
+def _problems(plan: Plan) -> list[dict[str, str]]:
+    return [
+        {"data": data.name, "id": problem.id, "text": problem.text, "answer": problem.answer}
+        for data in plan.data
+        for problem in data.problems
+    ]
+
+
+def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[str, Any]], int]:
+    """The samples that are shown, in the plan's order, and how many there are."""
+    places = {
+        key: place
+        for place, key in enumerate((data.name, problem.id) for data in plan.data for problem in data.problems)
+    }
+    there = [samples[job.key] for job in plan.jobs() if job.key in samples]
+    shown: list[Sample] = []
+    characters = 0
+    for sample in sorted(there, key=lambda sample: sample.number):
+        characters += sum(len(passage.text) for passage in sample.passages)
+        if characters > MAX_CHARACTERS and shown:
+            break
+        shown.append(sample)
+    shown.sort(key=lambda sample: (places[sample.key[:2]], sample.tool_budget, sample.number))
+    return [
+        {
+            "problem": places[sample.key[:2]],
+            "budget": sample.tool_budget,
+            "number": sample.number,
+            "correct": sample.correct,
+            "calls": len(sample.tool_calls),
+            "failedCalls": sum(not call.success for call in sample.tool_calls),
+            "refused": sample.refused_calls,
+            "answered": sample.parts["answered"] > 0,
+            "finish": sample.finish_reason,
+            "tokens": sample.response_tokens,
+            "pieces": list(pieces(sample)),
+        }
+        for sample in shown
+    ], len(there)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = rows
+    first = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    rest = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in body)
+    return f"<thead><tr>{first}</tr></thead><tbody>{rest}</tbody>"

@@ -1,0 +1,179 @@
+"""What an evaluation asks: data sets x problems x tool budgets x samples, as a list of jobs.
+
+The jobs go through all data sets and budgets at once, in proportion, so that what is known after a part of the time stands
+for the whole, and so does the time that is left. The samples of a problem are neighbours: the engine shares its prompt.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import EvaluationConfig, EvaluationData, GradingConfig, PromptConfig, RolloutConfig, RunConfig
+from evaluation.records import Key
+from tasks.overlap import refuse_overlap
+from tasks.problems import Problem, ProblemError, load_problems
+from tasks.prompts import load_template
+
+FILES = (".jsonl", ".json", ".parquet")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The problems that are asked of one source."""
+
+    name: str
+    problems: tuple[Problem, ...]
+    grading: GradingConfig
+    digest: str
+    """Of all its problems, asked or not."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sample to be had."""
+
+    data: DataSet
+    problem: Problem
+    tool_budget: int
+    number: int
+
+    @property
+    def key(self) -> Key:
+        return self.data.name, self.problem.id, self.tool_budget, self.number
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole evaluation."""
+
+    data: tuple[DataSet, ...]
+    tool_budgets: tuple[int, ...]
+    samples: int
+    """k, of each problem under each budget."""
+    prompt: PromptConfig
+    rollout: RolloutConfig
+    """Of every sample, but for `max_tool_calls`, which is the job's."""
+
+    def jobs(self) -> list[Job]:
+        """All samples, in the order in which they are begun."""
+        placed = [
+            ((place + 0.5) / len(data.problems), Job(data, problem, budget, number))
+            for data in self.data
+            for place, problem in enumerate(data.problems)
+            for budget in self.tool_budgets
+            for number in range(self.samples)
+        ]
+        return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
+
+    def limits(self, job: Job) -> RolloutConfig:
+        """The limits and sampling of a job's rollout."""
+        return self.rollout.model_copy(update={"max_tool_calls": job.tool_budget})
+
+    def settings(self, weights: str) -> dict[str, Any]:
+        """What every sample of this evaluation has in common; `weights` says of which weights it is.
+
+        More samples, budgets, problems and data sets can be added to an evaluation; these cannot be changed.
+        """
+        return {
+            "weights": weights,
+            "prompt": {**self.prompt.model_dump(mode="json"), "text": load_template(self.prompt.template)},
+            "rollout": self.rollout.model_dump(mode="json", exclude={"max_tool_calls"}),
+            "data": {
+                data.name: {"digest": data.digest, "grading": data.grading.model_dump(mode="json")}
+                for data in self.data
+            },
+        }
+
+
+def choose(
+    config: RunConfig, data: Sequence[str], tool_budgets: Sequence[int], samples: int | None, limit: int | None
+) -> EvaluationConfig:
+    """The configuration's evaluation with what the command line says instead; what is empty or None stays as it is.
+
+    Each of `data` is the name of one of the configuration's data sets, a file, or a Hugging Face `name:split`. Raises
+    ProblemError for two of one name.
+    """
+    chosen = config.evaluation
+    changes: dict[str, Any] = {}
+    if data:
+        named = [(text, chosen.data[text]) if text in chosen.data else _source(text) for text in data]
+        if len({name for name, _ in named}) < len(named):
+            raise ProblemError(f"two data sets have one name: {', '.join(name for name, _ in named)}")
+        changes["data"] = dict(named)
+    if tool_budgets:
+        changes["tool_calls"] = tuple(dict.fromkeys(tool_budgets))
+    if samples is not None:
+        changes["samples"] = samples
+    chosen = chosen.model_copy(update=changes)
+    if limit is not None:
+        sources = chosen.data or _own(config)
+        limited = {name: source.model_copy(update={"limit": limit}) for name, source in sources.items()}
+        chosen = chosen.model_copy(update={"data": limited})
+    return chosen
+
+
+def make_plan(config: RunConfig, chosen: EvaluationConfig) -> Plan:
+    """Loads the problems. Raises ProblemError for what `load_problems` does and for two problems of one id; PromptError."""
+    load_template(config.tasks.prompt.template)
+    sampling = {"temperature": chosen.temperature, "top_p": chosen.top_p}
+    return Plan(
+        data=tuple(_load(config, name, source) for name, source in (chosen.data or _own(config)).items()),
+        tool_budgets=tuple(sorted(chosen.tool_calls or (config.rollout.max_tool_calls,))),
+        samples=chosen.samples,
+        prompt=config.tasks.prompt,
+        rollout=config.rollout.model_copy(update={k: v for k, v in sampling.items() if v is not None}),
+    )
+
+
+def refuse_known(config: RunConfig, plan: Plan) -> None:
+    """Raises ProblemError where a file or data set of the plan shares problems with what the run trains on.
+
+    A recipe may: both sides draw from it, with other seeds.
+    """
+    training = load_problems(config.tasks.problems, config.seed)
+    for data in plan.data:
+        source = config.evaluation.data.get(data.name)
+        if source is not None and (source.file or source.dataset):
+            refuse_overlap(training, data.problems, data.name)
+
+
+def _source(text: str) -> tuple[str, EvaluationData]:
+    path = Path(text)
+    if path.suffix in FILES:
+        return _plain(path.stem), EvaluationData(file=text)
+    return _plain(text.rpartition("/")[2]), EvaluationData(dataset=text)
+
+
+def _plain(name: str) -> str:
+    """Names are part of the subjects on which metrics travel."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+
+
+def _own(config: RunConfig) -> dict[str, EvaluationData]:
+    """The source that the run trains on."""
+    problems = config.tasks.problems
+    name = problems.recipe or (problems.file and Path(problems.file).stem) or problems.dataset or "mix"
+    return {_plain(name): EvaluationData(**problems.model_dump())}
+
+
+def _load(config: RunConfig, name: str, source: EvaluationData) -> DataSet:
+    # Seeds of runs are not negative: a recipe gives an evaluation other draws than any run.
+    problems = load_problems(source, seed=-1 - abs(config.seed))
+    everything = list(problems) if source.file or source.dataset else list(problems[: source.limit])
+    if len({problem.id for problem in everything}) < len(everything):
+        ids = [problem.id for problem in everything]
+        twice = next(id for id in ids if ids.count(id) > 1)
+        raise ProblemError(f"data set {name!r} has two problems of id {twice!r}")
+    digest = hashlib.sha256()
+    if source.file or source.dataset:
+        digest.update(repr([(problem.id, problem.text, problem.answer) for problem in everything]).encode())
+    else:
+        # A recipe makes as many as are asked, each from its options, the seed and its number.
+        digest.update(f"{config.seed} {source.model_dump_json(include={'recipe', 'options', 'mix'})}".encode())
+    grading = config.tasks.grading
+    if source.rule is not None:
+        grading = grading.model_copy(update={"rule": source.rule})
+    return DataSet(name, tuple(everything[: source.limit]), grading, digest.hexdigest()[:16])

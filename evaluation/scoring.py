@@ -1,0 +1,53 @@
+"""One set of weights from a plan to a report, in a folder that a second start goes on in."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actors.engine import Engine
+from actors.rollout import CodeRunner
+from evaluation.evaluator import Evaluator
+from evaluation.plan import Plan
+from evaluation.records import Journal
+from evaluation.report import write_report
+from evaluation.summary import Row
+from tasks.grading import Grader
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What came of it."""
+
+    rows: list[Row]
+    finished: bool
+    """False when it was stopped."""
+    missing: Counter[str]
+    """Samples that infrastructure did not give in this session, by reason."""
+
+
+async def score(
+    plan: Plan,
+    weights: str,
+    folder: Path,
+    engine: Engine,
+    runner: CodeRunner,
+    grader: Grader,
+    in_flight: int,
+    stop: asyncio.Event,
+    tell: Callable[[str], None],
+) -> Scores:
+    """Evaluates what the engine holds; `weights` identifies it, so that no folder ever mixes samples of two.
+
+    The report is written also when `stop` ends it early. Raises JournalError, PromptError, and EngineError when the engine
+    dies; what was finished before is kept.
+    """
+    settings = plan.settings(weights)
+    with Journal(folder, settings) as journal:
+        evaluator = Evaluator(plan, engine, runner, grader, in_flight, tell)
+        finished = await evaluator.run(journal, stop)
+        rows = await asyncio.to_thread(
+            write_report, folder, weights, plan, settings, journal.samples, evaluator.left_out
+        )
+    return Scores(rows, finished, evaluator.missing)

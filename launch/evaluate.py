@@ -1,0 +1,178 @@
+"""`zerotir eval`: a checkpoint, with engine and jails of this process alone, or the weights of a run, as a role of it."""
+
+import argparse
+import asyncio
+import os
+import re
+import secrets
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import structlog
+
+from bus.connection import Bus, open_bus
+from bus.logs import set_up_logs
+from bus.presence import Announcer
+from configs.models import ModelError, model_folder
+from configs.schema import RunConfig
+from launch.roles import UsageError, guarded, join, new_id
+from launch.views import say
+
+if TYPE_CHECKING:
+    from evaluation.plan import Plan
+    from evaluation.scoring import Scores
+
+log = structlog.get_logger()
+
+STOPPED = 130
+
+
+def start(arguments: argparse.Namespace, config: RunConfig) -> int:
+    """Runs the command; returns the exit status: 0 when every sample is there, 1 when some are missing, 130 when stopped."""
+    from evaluation.plan import choose
+    from tasks.problems import ProblemError
+
+    if arguments.checkpoint and arguments.follow:
+        sys.stderr.write("zerotir: --follow is for a live run: a checkpoint has no next version\n")
+        return 2
+    try:
+        chosen = choose(config, arguments.data, arguments.tool_calls, arguments.samples, arguments.limit)
+    except ProblemError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 2
+    config = config.model_copy(update={"evaluation": chosen})
+    if arguments.checkpoint:
+        out = arguments.out or _folder_for(config, arguments.checkpoint)
+        return guarded(lambda stop: _explained(_evaluate_checkpoint(config, arguments.checkpoint, out, stop)))
+
+    async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
+        out = arguments.out or folder / "evaluation"
+        await _explained(_evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow))
+
+    id = arguments.id or new_id("evaluator")
+    return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
+
+
+def _folder_for(config: RunConfig, checkpoint: str) -> Path:
+    """Of a checkpoint's evaluation, by the last two parts of its path: `model` alone would name every run's."""
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(Path(checkpoint).parts[-2:])).strip("-.")
+    return Path(config.launch.runs_dir) / f"evaluation-{config.name}-{name}"
+
+
+async def _explained(work: Coroutine[None, None, None]) -> None:
+    """What the user has to mend is a UsageError."""
+    from evaluation.checkpoint import CheckpointError
+    from evaluation.records import JournalError
+    from sandbox.jail import SandboxUnavailable
+    from tasks.problems import ProblemError
+    from tasks.prompts import PromptError
+
+    try:
+        await work
+    except (CheckpointError, JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
+        raise UsageError(str(error)) from error
+
+
+async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event) -> None:
+    from actors.engine import Engine
+    from bus.messages import WeightVersion
+    from evaluation.checkpoint import CheckpointImage
+    from evaluation.plan import make_plan
+    from evaluation.runner import LocalRunner
+    from evaluation.scoring import score
+    from sandbox.check import check
+    from sandbox.jail import Jail
+    from sandbox.pool import Pool
+    from tasks.grading import Grader
+
+    set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
+    model = await asyncio.to_thread(model_folder, checkpoint)
+    plan = await asyncio.to_thread(make_plan, config, config.evaluation)
+    jail = Jail(config.sandbox)
+    await check(jail)
+    if jail.weaker:
+        log.warning(jail.weaker)
+    say(f"{_description(plan)} with {checkpoint}; results in {out}")
+    # Nothing else needs them, unlike in a run.
+    os.environ.setdefault("ZEROTIR_ENGINE_CORES", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
+    with await asyncio.to_thread(CheckpointImage.read, model) as image:
+        engine = await Engine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
+        try:
+            await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
+            async with Pool(jail) as pool, Grader() as grader:
+                scores = await score(
+                    plan,
+                    f"{Path(checkpoint).name} {image.digest}",
+                    out,
+                    engine,
+                    LocalRunner(pool, config.sandbox),
+                    grader,
+                    config.actor.max_rollouts,
+                    stop,
+                    say,
+                )
+        finally:
+            await engine.stop()
+    _conclude(scores, out, "the same command goes on")
+
+
+async def _evaluate_run(
+    config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, *, once: bool
+) -> None:
+    from actors.engine import Engine
+    from evaluation.following import Following
+    from evaluation.plan import make_plan, refuse_known
+    from tasks.grading import Grader
+
+    await announcer.say("loading problems and the engine")
+    plan = await asyncio.to_thread(make_plan, config, config.evaluation)
+    await asyncio.to_thread(refuse_known, config, plan)
+    model = await asyncio.to_thread(model_folder, config.model.path)
+    engine = await Engine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
+    try:
+        async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus, Grader() as grader:
+            following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)
+            scores = await following.run(stop, once=once)
+    finally:
+        await engine.stop()
+    if once and scores is not None:
+        version = engine.version
+        remedy = f"the same command goes on while {version} is the run's newest version"
+        _conclude(scores, out / str(version), remedy)
+
+
+def _conclude(scores: "Scores", out: Path, remedy: str) -> None:
+    """Says what came of it and ends the process accordingly."""
+    from evaluation.report import table
+
+    if scores.rows:
+        sys.stdout.write(aligned(table(scores.rows)) + "\n")
+    say(f"read the transcripts in {out / 'index.html'}; numbers: results.md and results.json beside it")
+    for reason, count in scores.missing.most_common():
+        say(f"{count} samples are missing: {reason}")
+    if not scores.finished:
+        say(f"stopped; what is finished is kept, {remedy}")
+        sys.exit(STOPPED)
+    if scores.missing:
+        say(f"{scores.missing.total()} samples are missing; {remedy}")
+        sys.exit(1)
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _description(plan: "Plan") -> str:
+    sets = ", ".join(f"{len(data.problems)} of {data.name}" for data in plan.data)
+    budgets = ", ".join(map(str, plan.tool_budgets))
+    return f"evaluating {len(plan.jobs())} samples: {sets}; {plan.samples} each with {budgets} calls allowed"
+
+
+def _length(config: RunConfig) -> int:
+    return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens

@@ -1,0 +1,98 @@
+"""`zerotir replay RUN`: trains again from the archive of a run, with its own configuration or with another algorithm."""
+
+import argparse
+import asyncio
+import secrets
+import sys
+import time
+from pathlib import Path
+
+from bus.logs import set_up_logs
+from bus.messages import Metrics
+from configs.loading import ConfigError, dump_config, load_config
+from configs.schema import RunConfig
+from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
+from launch.views import say
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status, 2 for what the user has to mend."""
+    run: Path = arguments.run.resolve()
+    try:
+        recorded = load_config(str(run / "config.yaml"))
+        config = load_config(str(run / "config.yaml"), arguments.set)
+        from learner.replay import FIXED
+
+        changed = [name for name in FIXED if getattr(config.learner, name) != getattr(recorded.learner, name)]
+        if changed:
+            raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
+    except ConfigError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 2
+    if arguments.ranks:
+        return start_ranks(arguments.ranks)
+    end_with_launcher()
+    _same_threads(run)
+    if rank() > 0:
+        asyncio.run(follow_leader(config, asyncio.Event()))
+        return 0
+    out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    from learner.steps import UnstableError
+
+    try:
+        return _replay(config, run, out.resolve(), same=config == recorded)
+    except UnstableError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 1
+
+
+def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
+    from configs.models import model_folder
+    from learner.crew import Crew
+    from learner.replay import difference, replay
+    from learner.steps import UnstableError
+    from learner.trainer import Trainer
+
+    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=False)
+    say(f"replay of {run.name}: metrics and model in {out}")
+
+    def report(metrics: Metrics) -> None:
+        value = metrics.values.get
+        say(
+            f"step {metrics.step:>3}/{config.learner.steps}  accuracy {value('accuracy', 0):4.0%}  "
+            f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
+        )
+
+    crew = Crew(Trainer(config, model_folder(config.model.path)))
+    try:
+        steps = replay(config, crew, run, out, report)
+    except UnstableError:
+        # The other ranks wait for an order.
+        crew.close()
+        raise
+    (out / "config.yaml").write_text(dump_config(config))
+    crew.close()
+    if steps < config.learner.steps:
+        say(f"the archive ends after step {steps}: the run had not collected more")
+    elif not (run / "model").is_dir():
+        say("the run has exported no model: nothing to compare the weights with")
+    else:
+        found = difference(run / "model", out / "model")
+        if found.different == 0:
+            say(f"weights: the same {found.weights} as the run's, bit for bit")
+        else:
+            why = "" if same else " (the configuration differs)"
+            say(f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}")
+    return 0
+
+
+def _same_threads(run: Path) -> None:
+    """Sums depend on how many threads share them: takes as many as the run's learner had."""
+    import torch
+
+    from configs.schema import CheckpointConfig
+    from learner.checkpoints import Checkpoints
+
+    newest = Checkpoints(run / "checkpoints", CheckpointConfig()).newest()
+    if newest is not None:
+        torch.set_num_threads(Checkpoints.read(newest)["threads"])

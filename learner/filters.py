@@ -1,0 +1,72 @@
+"""What of a finished group is trained on: pure functions of its trajectories, so the book of tickets stays deterministic.
+
+A trajectory that is left out takes no part in its group's baseline either: the group goes on as one that lacks samples.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from bus.messages import FinishReason, Trajectory
+from configs.schema import FiltersConfig
+
+NOT_FINITE = "not finite"
+OVERLONG = "overlong"
+VOID_TURN = "void turn"
+HALLUCINATED = "hallucinated output"
+TOO_SMALL = "group too small"
+NO_SIGNAL = "no signal"
+ACCURACY = "accuracy band"
+REASONS = (NOT_FINITE, OVERLONG, VOID_TURN, HALLUCINATED, TOO_SMALL, NO_SIGNAL, ACCURACY)
+
+
+def is_finite(trajectory: Trajectory) -> bool:
+    """Whether all its behaviour log-probabilities are numbers."""
+    return bool(np.isfinite(trajectory.logprobs[trajectory.loss_mask == 1]).all())
+
+
+@dataclass(frozen=True)
+class Filters:
+    """The filters of a run: `config`, and whether advantages are relative to the group (see `AlgorithmConfig`)."""
+
+    config: FiltersConfig
+    group_relative: bool
+
+    def apply(self, members: Sequence[Trajectory]) -> tuple[tuple[Trajectory, ...], dict[str, tuple[Trajectory, ...]]]:
+        """Which of a group's trajectories are trained on, in their order, and which are not, by reason.
+
+        The accuracy of a group counts all its trajectories; its size and its signal those that are left.
+        """
+        reasons = [self._of_trajectory(member) for member in members]
+        kept = tuple(member for member, reason in zip(members, reasons, strict=True) if reason is None)
+        dropped: dict[str, tuple[Trajectory, ...]] = {}
+        for member, reason in zip(members, reasons, strict=True):
+            if reason is not None:
+                dropped[reason] = (*dropped.get(reason, ()), member)
+        reason = self._of_group(members, kept) if kept else None
+        return (kept, dropped) if reason is None else ((), dropped | {reason: kept})
+
+    def _of_trajectory(self, member: Trajectory) -> str | None:
+        # Its ratio to any policy would not be a number; an engine that overflows is no reason to stop.
+        if not is_finite(member):
+            return NOT_FINITE
+        if self.config.overlong and member.finish_reason is FinishReason.LENGTH:
+            return OVERLONG
+        if self.config.void_turns and member.void_turns:
+            return VOID_TURN
+        if self.config.hallucinated_output and member.hallucinated_outputs:
+            return HALLUCINATED
+        return None
+
+    def _of_group(self, members: Sequence[Trajectory], kept: Sequence[Trajectory]) -> str | None:
+        if self.group_relative and len(kept) < 2:
+            return TOO_SMALL
+        if self.group_relative and self.config.no_signal and len({member.reward for member in kept}) == 1:
+            return NO_SIGNAL
+        if self.config.accuracy_band is not None:
+            low, high = self.config.accuracy_band
+            if not low <= fmean(member.reward_parts.get("correct", 0.0) for member in members) <= high:
+                return ACCURACY
+        return None

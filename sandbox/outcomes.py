@@ -1,0 +1,85 @@
+"""How an execution ended, and what mends a jail that cannot start, both from nsjail's log and its exit status.
+
+Neither can be written by the program: nsjail's log goes to a descriptor that the program does not have.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
+
+from bus.messages import Outcome
+from sandbox.layout import INSIDE_ID
+
+_ENDED = re.compile(
+    rb"^\[I\]\[[^]\n]*\] pid=\d+ \(\[STANDALONE MODE\]\) "
+    rb"(?:exited with status: (\d+)|terminated with signal: \S+ \((\d+)\)), \(PIDs left: 0\)$",
+    re.MULTILINE,
+)
+_PROBLEM = re.compile(rb"^\[[EFW]\].*|.*error while loading shared libraries.*|.*[Pp]ython.*rror.*", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What nsjail says of the program: its exit code or the signal that ended it, or neither."""
+
+    exit_code: int | None
+    signal: int | None
+
+    @classmethod
+    def read(cls, record: bytes) -> "Ending | None":
+        """From nsjail's log; None where nsjail was ended before the program."""
+        ended = _ENDED.search(record)
+        if ended is None:
+            return None
+        return cls(int(ended[1]) if ended[1] else None, int(ended[2]) if ended[2] else None)
+
+    def outcome(self, out_of_memory: bool) -> Outcome:
+        """How a program ended that was not ended by us.
+
+        A program is process 1 of its namespace, where no SIGKILL of its own reaches it: that came from the kernel, for
+        want of memory or at the CPU limit.
+
+        Args:
+            out_of_memory: the kernel killed a process for want of memory, in the jail's group or, where there are no
+                groups, on this machine while the program was below its CPU limit.
+        """
+        if self.signal is None:
+            return Outcome.EXITED
+        if self.signal != SIGKILL:
+            return Outcome.CRASHED
+        return Outcome.OUT_OF_MEMORY if out_of_memory else Outcome.CPU_LIMIT
+
+
+def problems(record: bytes) -> str:
+    """nsjail's own words about what went wrong, in one line."""
+    lines = [line.decode(errors="replace") for line in _PROBLEM.findall(record)]
+    return " | ".join(lines[-4:]) or record[-300:].decode(errors="replace").strip()
+
+
+def remedy(detail: str, is_root: bool) -> str:
+    """The message for a set-up failure: what is missing and the one command that mends it."""
+    library = re.search(r"loading shared libraries: (\S+?):", detail)
+    if library:
+        return f"nsjail lacks {library[1]}: `apt-get install libnl-route-3-200`"
+    if "chmod o+x" in detail:
+        user = f"uid {INSIDE_ID}" if is_root else f"uid {os.geteuid()}"
+        return (
+            f"jails run as {user}, which cannot reach the interpreter or a package: install them elsewhere ({detail})"
+        )
+    if "clone(" in detail or "CLONE_NEW" in detail:
+        return f"this user may not make user namespaces: `{_namespace_command()}` ({detail})"
+    return f"nsjail cannot set a jail up: {detail}"
+
+
+def _namespace_command() -> str:
+    """The command that allows user namespaces, by what the kernel has."""
+    for switch, wanted in (
+        ("kernel/apparmor_restrict_unprivileged_userns", "0"),
+        ("kernel/unprivileged_userns_clone", "1"),
+    ):
+        path = Path("/proc/sys", switch)
+        if path.exists() and path.read_text().strip() != wanted:
+            return f"sysctl -w {switch.replace('/', '.')}={wanted}"
+    return "sysctl -w user.max_user_namespaces=65536"

@@ -1,0 +1,105 @@
+"""Two settings held against each other at the same step, the same number of trained tokens or the same compute.
+
+Each setting is averaged over its runs, and the difference over the second half of the range that both cover. The interval
+is a block bootstrap's, over steps: it holds the noise of the steps, not how much another seed could differ.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from scaling.data import Floats, TooLittleDataError
+from scaling.noise import block_draws, block_length
+from scaling.runs import Setting
+
+LEAST_PLACES = 5
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A quantity's mean difference, `other` minus `baseline`, between two places of an axis."""
+
+    baseline: str
+    other: str
+    axis: str
+    quantity: str
+    first: float
+    last: float
+    """The range of the axis over which the difference is taken, in the axis's unit."""
+    baseline_mean: float
+    other_mean: float
+    difference: float
+    low: float
+    high: float
+    seeds: tuple[int, int]
+    """Runs of the baseline and of the other setting."""
+
+
+def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comparison:
+    """Compares at the baseline's own places on the axis, between which the other setting is interpolated.
+
+    Raises TooLittleDataError where fewer than 5 of them lie in the second half of the common range, and where an axis is
+    missing.
+    """
+    for setting in (baseline, other):
+        if word := setting.missing(axis):
+            raise TooLittleDataError(word)
+    curves = [[_curve(run.series[axis], run.series[quantity]) for run in s.runs] for s in (baseline, other)]
+    every = [curve for part in curves for curve in part]
+    if any(len(x) < 2 for x, _ in every):
+        raise TooLittleDataError(f"a run measured {quantity} at fewer than two steps")
+    low, high = max(x[0] for x, _ in every), min(x[-1] for x, _ in every)
+    middle = (low + high) / 2
+    places = curves[0][0][0]
+    places = places[(places >= middle) & (places <= high)]
+    if len(places) < LEAST_PLACES:
+        raise TooLittleDataError(f"{len(places)} common measurements are too few for a comparison")
+    means = [np.mean([np.interp(places, x, y) for x, y in part], axis=0) for part in curves]
+    difference = means[1] - means[0]
+    reach = _reach(difference)
+    return Comparison(
+        baseline=baseline.label,
+        other=other.label,
+        axis=axis,
+        quantity=quantity,
+        first=float(places[0]),
+        last=float(places[-1]),
+        baseline_mean=float(means[0].mean()),
+        other_mean=float(means[1].mean()),
+        difference=float(difference.mean()),
+        low=float(difference.mean() - reach),
+        high=float(difference.mean() + reach),
+        seeds=(len(baseline.runs), len(other.runs)),
+    )
+
+
+def pairs(settings: list[Setting]) -> list[tuple[Setting, Setting]]:
+    """(baseline, other): of the settings with the same model and problems, the one with the fewest calls against each."""
+    groups: dict[str, list[Setting]] = {}
+    for setting in settings:
+        groups.setdefault(repr((setting.config.model, setting.config.tasks.problems)), []).append(setting)
+    found = []
+    for group in groups.values():
+        baseline = min(group, key=lambda setting: setting.tool_budget)
+        found += [(baseline, other) for other in group if other.tool_budget > baseline.tool_budget]
+    return found
+
+
+def _curve(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    keep = np.isfinite(x) & np.isfinite(y)
+    return x[keep], y[keep]
+
+
+def _reach(difference: Floats) -> float:
+    """Half the width of the interval of the mean, from what a straight line leaves: a difference that grows is no noise."""
+    places = np.arange(len(difference))
+    residuals = difference - np.polyval(np.polyfit(places, difference, 1), places)
+    block = block_length([residuals])
+    blocks = len(residuals) // block
+    drawn = residuals[block_draws(np.random.default_rng(0), len(residuals), block, DRAWS)].mean(axis=1)
+    # The line took two degrees of freedom, and whole blocks of a finite series lose about one block's share.
+    error = np.std(drawn, ddof=1) * (len(residuals) / (len(residuals) - 2) * blocks / max(blocks - 1, 1)) ** 0.5
+    return float(stats.t.ppf(0.5 + LEVEL / 2, max(blocks - 2, 2)) * error)

@@ -1,0 +1,71 @@
+"""Where code and output blocks stand in what the model wrote.
+
+There is one reading for all who need it: the rollout runs a block of code, the grader looks for answers outside of all
+blocks. A fence inside a string literal or a comment of Python is part of the program. The scan takes time linear in the
+text.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+CLOSING_FENCE = "```"
+OPENING_FENCE = "```python"
+
+_OPENING = re.compile(r"```(python|output)", re.IGNORECASE)
+# What can hide a fence comes before the fence: comments, literals in three quotes and in one. Unclosed literals reach as far
+# as Python would read them. Written without nested choices, so that nothing is tried twice.
+_CODE_PIECE = re.compile(
+    r"#[^\n]*"
+    r'|"""[^"\\]*(?:(?:\\.|"(?!""))[^"\\]*)*(?:""")?'
+    r"|'''[^'\\]*(?:(?:\\.|'(?!''))[^'\\]*)*(?:''')?"
+    r'|"[^"\\\n]*(?:\\.[^"\\\n]*)*"?'
+    r"|'[^'\\\n]*(?:\\.[^'\\\n]*)*'?"
+    r"|(?P<fence>```)",
+    re.DOTALL,
+)
+_INFO_STRING = re.compile(r"^[ \t]*[0-9.]*[ \t]*\n")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of code, or of output that the model made up."""
+
+    kind: Literal["python", "output"]
+    start: int
+    """Where its opening fence begins."""
+    content: str
+    end: int
+    """Where the text after it begins."""
+    closed: bool
+
+    @property
+    def program(self) -> str:
+        """The code, without the rest of the opening line (`3` of `python3`) and without empty lines around it."""
+        return _INFO_STRING.sub("", self.content, count=1).strip("\n")
+
+
+def find_blocks(text: str) -> Iterator[Block]:
+    """The blocks of `text` in order.
+
+    A block ends behind its closing fence, before a fence that opens the next block, or unclosed with the text.
+    """
+    opening = _OPENING.search(text)
+    while opening is not None:
+        kind: Literal["python", "output"] = "python" if opening[1].lower() == "python" else "output"
+        fence = _closing_fence(text, opening.end(), kind)
+        if fence < 0:
+            yield Block(kind, opening.start(), text[opening.end() :], len(text), closed=False)
+            return
+        # The fence that closes it may be the one that opens the next.
+        end = fence if _OPENING.match(text, fence) else fence + len(CLOSING_FENCE)
+        yield Block(kind, opening.start(), text[opening.end() : fence], end, closed=True)
+        opening = _OPENING.search(text, end)
+
+
+def _closing_fence(text: str, start: int, kind: Literal["python", "output"]) -> int:
+    if kind == "output":
+        return text.find(CLOSING_FENCE, start)
+    fences = (piece.start() for piece in _CODE_PIECE.finditer(text, start) if piece["fence"])
+    return next(fences, -1)

@@ -1,0 +1,30 @@
+"""Problems that stand in the training and in an evaluation set: with them, an evaluation measures memory."""
+
+import re
+from collections.abc import Iterable
+
+from tasks.problems import Problem, ProblemError
+
+
+def overlap(training: Iterable[Problem], evaluation: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
+    """Pairs of an evaluation problem and a training problem of the same text, in the order of `evaluation`.
+
+    Case, white space, dollar signs and closing punctuation make no difference; numbers do.
+    """
+    known = {_key(problem.text): problem for problem in training}
+    return [(problem, known[key]) for problem in evaluation if (key := _key(problem.text)) in known]
+
+
+def refuse_overlap(training: Iterable[Problem], evaluation: Iterable[Problem], name: str) -> None:
+    """Raises ProblemError, which names problems, where evaluation set `name` shares some with the training problems."""
+    pairs = overlap(training, evaluation)
+    if pairs:
+        some = ", ".join(f"{asked.id} is {trained.id}" for asked, trained in pairs[:3])
+        raise ProblemError(
+            f"{len(pairs)} problems of the evaluation set {name!r} are training problems too ({some}; "
+            f"{pairs[0][0].text[:60]!r}): take them out of one of the two"
+        )
+
+
+def _key(text: str) -> str:
+    return re.sub(r"[\s$]+|[.?!:]+\s*$", "", text).casefold()

@@ -1,0 +1,154 @@
+"""What goes wrong, each as a function that waits for its moment, strikes, and puts a new process in the place of a dead one.
+
+The moments are publishes of the process that is struck, seen by its tap. `Run.random` chooses victims and counts.
+"""
+
+import asyncio
+import os
+import signal
+
+import nats.js.errors
+
+from bus.codec import decode
+from bus.messages import Failure, Trajectory
+from tests.chaos.run import WAIT_S, Role, Run
+
+OUTAGE_S = 20.0
+
+
+def _victim(run: Run) -> Role:
+    return run.actors.pop(run.random.randrange(len(run.actors)))
+
+
+async def actor_killed_in_a_rollout(run: Run) -> None:
+    """While a program of one of its rollouts is on its way to the sandbox."""
+    victim = _victim(run)
+    await run.event(victim.tap.watch("sandbox.execute", run.random.randint(1, 3)))
+    await victim.kill()
+    await run.start("actor")
+
+
+async def actor_killed_before_its_acknowledgement(run: Run) -> None:
+    """The result is stored, the ticket is not acknowledged: it will be delivered again."""
+    victim = _victim(run)
+    names = run.observer.names
+    data = await run.event(victim.tap.watch(names.results, run.random.randint(1, 4), hold="after"))
+    await run.stored("RESULTS", names.results, data)
+    await victim.kill()
+    # Still there, for another actor; unless one that had it before has answered it too.
+    ticket = decode(data, Trajectory, Failure).ticket
+    try:
+        await run.observer.js.get_msg(names.stream("TICKETS"), ticket)
+    except nats.js.errors.NotFoundError:
+        assert ticket in {record["ticket"] for record in run.logs("result ignored")}
+    await run.start("actor")
+
+
+async def actor_suspended_beyond_its_lease(run: Run) -> None:
+    """Others get its tickets; then it wakes up and answers them as well."""
+    victim = run.random.choice(run.actors)
+    await run.event(victim.tap.watch("sandbox.execute", run.random.randint(1, 3)))
+    os.kill(victim.process.pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(2 * run.config.actor.lease_s)
+    finally:
+        os.kill(victim.process.pid, signal.SIGCONT)
+
+
+async def actors_come_and_go(run: Run) -> None:
+    """With every few results one joins, and one is told to leave in the middle of its work."""
+    for _ in range(4):
+        await run.start("actor")
+        leaver = run.actors.pop(0)
+        await run.event(leaver.tap.watch("$JS.ACK", run.random.randint(1, 3)))
+        assert await leaver.leave() == 0, run.last_words()
+
+
+async def sandbox_killed(run: Run) -> None:
+    """While a program is on its way to it."""
+    await run.event(run.actors[0].tap.watch("sandbox.execute", run.random.randint(1, 3)))
+    await run.sandbox.kill()
+    await run.start("sandbox")
+
+
+async def server_killed(run: Run) -> None:
+    """At some publish; it comes back on its store and port."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    os.kill(run.server_pid, signal.SIGKILL)
+    await asyncio.wait_for(run.bus_role.process.wait(), WAIT_S)
+    await run.start_bus()
+
+
+async def server_silent(run: Run) -> None:
+    """Connections stay, nothing answers for 20 seconds."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    server = run.server_pid
+    os.kill(server, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(OUTAGE_S)
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
+async def server_unreachable(run: Run) -> None:
+    """Every connection ends and none can be made for 20 seconds."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    for role in (run.learner, run.sandbox, *run.actors):
+        role.tap.cut()
+    await asyncio.sleep(OUTAGE_S)
+    for role in (run.learner, run.sandbox, *run.actors):
+        role.tap.mend()
+
+
+async def learner_killed_after_a_step(run: Run) -> None:
+    """A step is trained and published, and no checkpoint has it."""
+    every = run.config.learner.checkpoint.every
+    done = len({record["step"] for record in run.logs("step done")})
+    # Steps are told on the metrics log before they are written to a checkpoint.
+    k = run.random.randint(1, 2)
+    if (done + k) % every == 0:
+        k += 1
+    await run.event(run.learner.tap.watch("metrics.learner", k, hold="after"))
+    await run.learner.kill()
+    await run.start("learner")
+
+
+async def learner_killed_before_the_acknowledgement(run: Run) -> None:
+    """A manifest is stored and the learner does not know."""
+    data = await run.event(run.learner.tap.watch("weights.manifest", run.random.randint(2, 4), hold="after"))
+    # Behind the headers that make it conditional.
+    await run.stored("WEIGHTS", run.observer.names.manifests, data.rpartition(b"\r\n\r\n")[2])
+    await run.learner.kill()
+    await run.start("learner")
+
+
+async def second_learner(run: Run) -> None:
+    """It starts beside one that lives, and takes over just before that one publishes: the first writes nothing more."""
+    first = run.learner
+    # Held between two tickets while the second one loads: there the first one's patience is longest.
+    await run.event(first.tap.watch(run.observer.names.tickets, run.random.randint(1, 12), hold="before"))
+    second = await run.start("learner")
+    await run.event(second.tap.watch("weights.manifest", hold="before"))
+    publishing = first.tap.watch("weights.manifest", hold="before")
+    first.tap.release()
+    await asyncio.wait_for(publishing, WAIT_S)
+    second.tap.release()
+    await run.until(lambda: run.logs("took over the weight log", second.id), "the second learner")
+    first.tap.release()
+    assert await asyncio.wait_for(first.process.wait(), WAIT_S) == 1
+    assert "was deposed and stops" in (run.folder / "logs" / f"{first.id}.jsonl").read_text()
+
+
+ALL = (
+    actor_killed_in_a_rollout,
+    actor_killed_before_its_acknowledgement,
+    actor_suspended_beyond_its_lease,
+    actors_come_and_go,
+    sandbox_killed,
+    server_killed,
+    server_silent,
+    server_unreachable,
+    learner_killed_after_a_step,
+    learner_killed_before_the_acknowledgement,
+    second_learner,
+)

@@ -1,0 +1,130 @@
+"""What every rank of `test_ranks` runs: `torchrun ... -m tests.integration.ranks_program FOLDER`.
+
+For every ZeRO stage and a few token budgets (at one of them with the optimiser offloaded): the change that one update
+makes of the weights (the gradient, see `GRADIENT`), its metrics, and whether an update that is not finite is left out and
+a checkpoint restores. Rank 0 writes all to FOLDER.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from configs.models import model_folder
+from configs.schema import (
+    AlgorithmConfig,
+    CriticConfig,
+    DeepSpeedConfig,
+    LearnerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProblemsConfig,
+    RunConfig,
+    TasksConfig,
+)
+from learner import crew as orders
+from learner.crew import Crew, follow
+from learner.ranks import Ranks, join_process_group
+from learner.trainer import Trainer
+from tests.integration.test_trainer import GRADIENT, TRAIN, batch
+
+BUDGETS = (1, 100, 4096)
+STAGES = (1, 2, 3)
+# With a critic and a reference: estimator, ZeRO stage, budget. The last leaves the second rank nothing but fill-ups.
+CRITICS = (("gae", 2, 100), ("vtrace", 3, 4096))
+# Far enough to clip policy and values.
+STEEP = OptimizerConfig(lr=1e-2)
+
+
+def config(
+    stage: int, budget: int, optimizer: OptimizerConfig, minibatches: int = 1, advantage: str | None = None
+) -> RunConfig:
+    with_critic = {"advantage": advantage, "kl_coefficient": 0.1} if advantage else {}
+    return RunConfig(
+        name="test",
+        seed=3,
+        model=ModelConfig(path="random-tiny", dtype="float32"),
+        tasks=TasksConfig(problems=ProblemsConfig(recipe="products")),
+        learner=LearnerConfig(
+            steps=10,
+            algorithm=AlgorithmConfig.model_validate({"minibatches": minibatches} | with_critic),
+            critic=CriticConfig.model_validate(
+                {"minibatches": 3, "value_clip": 0.05, "optimizer": optimizer.model_dump()}
+            ),
+            optimizer=optimizer,
+            deepspeed=DeepSpeedConfig(zero_stage=stage, micro_batch_tokens=budget, offload_optimizer=budget == 100),
+        ),
+    )
+
+
+def work(crew: Crew, stage: int, budget: int, folder: Path) -> dict[str, object]:
+    before = dict(crew.named_weights())
+    time.sleep(0.5)  # Rank 0 says meanwhile that it has no order yet.
+    metrics = crew.train(batch(), 1)
+    after = dict(crew.named_weights())
+    gradient = {name: before[name] - weight for name, weight in after.items()}
+    skipped = crew.train(batch(temperature=1e-44), 2)["skipped_updates"]
+    unchanged = all(torch.equal(weight, after[name]) for name, weight in crew.named_weights())
+    checkpoint = folder / f"checkpoint-{stage}-{budget}"
+    checkpoint.mkdir()
+    crew.save(checkpoint)
+    crew.train(batch(5), 3)
+    once = dict(crew.named_weights())
+    crew.load(checkpoint)
+    restored = all(torch.equal(weight, after[name]) for name, weight in crew.named_weights())
+    crew.train(batch(5), 3)
+    repeated = all(torch.equal(weight, once[name]) for name, weight in crew.named_weights())
+    return {
+        "gradient": gradient,
+        "metrics": metrics,
+        "skipped": skipped,
+        "unchanged": unchanged,
+        "restored": restored,
+        "repeated": repeated,
+    }
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    orders.WAIT_S = 0.1
+    join_process_group()
+    results: dict[object, object] = {}
+    for stage in STAGES:
+        for budget in BUDGETS:
+            trainer = Trainer(config(stage, budget, GRADIENT), model_folder("random-tiny"))
+            if Ranks().rank > 0:
+                follow(trainer)
+                continue
+            crew = Crew(trainer)
+            results[stage, budget] = work(crew, stage, budget, folder)
+            crew.close()
+    # Two minibatches, so that proximal passes are shared as well.
+    trainer = Trainer(config(2, 100, TRAIN, minibatches=2), model_folder("random-tiny"))
+    if Ranks().rank > 0:
+        follow(trainer)
+    else:
+        crew = Crew(trainer)
+        results["metrics"] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
+        crew.close()
+    for advantage, stage, budget in CRITICS:
+        trainer = Trainer(config(stage, budget, STEEP, 2, advantage), model_folder("random-tiny"))
+        if Ranks().rank > 0:
+            follow(trainer)
+            continue
+        crew = Crew(trainer)
+        checkpoint = folder / f"checkpoint-{advantage}"
+        checkpoint.mkdir()
+        results[advantage] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
+        crew.save(checkpoint)
+        results[f"{advantage} once"] = crew.train(batch(2), 3)
+        crew.load(checkpoint)
+        results[f"{advantage} again"] = crew.train(batch(2), 3)
+        crew.close()
+    if Ranks().rank == 0:
+        torch.save(results, folder / "results.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""An actor on a real bus, over an engine that plays a script: admission, retries, the deadline, what results tell."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from actors.actor import Actor
+from actors.engine import EngineError
+from actors.outbox import Outbox
+from actors.rollout import Completion
+from bus.codec import decode
+from bus.connection import Bus
+from bus.log_reader import LogReader
+from bus.messages import Failure, TensorEntry, Ticket, Trajectory, VersionSpan, WeightVersion
+from bus.presence import Announcer
+from bus.weight_codec import Layout
+from bus.weight_writer import WeightWriter
+from configs.loading import load_config
+from configs.models import model_folder
+from configs.schema import WeightsConfig
+from tasks.grading import Grader
+
+CONFIG = load_config(
+    "tiny",
+    ["rollout.slowest_tokens_per_s=80", "rollout.max_tool_calls=0", "tasks.grading.overlong_penalty=0.5"],
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return AutoTokenizer.from_pretrained(Path(model_folder("random-tiny")))
+
+
+class PlayedEngine:
+    """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` never.
+
+    Counts what it does at once.
+    """
+
+    def __init__(self, tokenizer: Any, cache_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.cache_tokens = cache_tokens
+        self.version: WeightVersion | None = None
+        self.failed = False
+        self.generated_tokens = 0
+        self.at_once = self.most_at_once = 0
+        self.failures = 0
+
+    async def load(
+        self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
+    ) -> float:
+        self.version = version
+        return 0.0
+
+    async def generate(self, tokens: list[int], *, max_tokens: int, **settings: Any) -> Completion:
+        assert self.version is not None
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        try:
+            return await self._answer(self.tokenizer.decode(tokens), max_tokens)
+        finally:
+            self.at_once -= 1
+
+    async def _answer(self, problem: str, max_tokens: int) -> Completion:
+        await asyncio.sleep(0.05)
+        if problem == "hang":
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError as error:
+                raise asyncio.CancelledError(33) from error
+        command, _, text = ("fail 0: " + "5 " * 100 if problem == "flood" else problem).partition(": ")
+        if self.failures < int(command.removeprefix("fail ")):
+            self.failures += 1
+            raise EngineError("the engine refused a request")
+        tokens = self.tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
+        assert self.version is not None
+        return Completion(
+            tokens=tokens,
+            logprobs=[-1.0] * len(tokens),
+            versions=[VersionSpan(version=self.version, start=0, end=len(tokens))],
+            finish_reason="length" if len(tokens) == max_tokens else "stop",
+            stop=None,
+            first_token_at=time.time(),
+        )
+
+
+async def serve(bus: Bus, engine: PlayedEngine, problems: list[str], folder: Path) -> list[Trajectory | Failure]:
+    """What an actor answers to a ticket for each problem, whose right answer is 5, in the order of the tickets."""
+    writer = WeightWriter(bus, WeightsConfig())
+    await writer.open()
+    await writer.publish(0, writer.room(Layout.of([("w", "float32", (4,), 16)])))
+    for number, problem in enumerate(problems, start=1):
+        ticket = Ticket(
+            number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer="5",
+            prompt=CONFIG.tasks.prompt, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=0,
+            issued_at=time.time(),
+        )  # fmt: skip
+        await bus.publish(bus.names.tickets, ticket)
+    results: dict[int, Trajectory | Failure] = {}
+    outbox = Outbox(bus, folder, "a")
+    stop = asyncio.Event()
+    reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+    async with Grader() as grader, asyncio.timeout(60):
+        actor = Actor(CONFIG, bus, bus, engine, grader, outbox, Announcer(bus, "actor", "a"), seed=7)  # type: ignore[arg-type]
+        running = asyncio.create_task(actor.run(stop))
+        while len(results) < len(problems) and not running.done():
+            for _, data in await reader.read(16, timeout_s=0.5):
+                result = decode(data, Trajectory, Failure)
+                assert result.ticket not in results
+                results[result.ticket] = result
+        stop.set()
+        await running
+    await reader.close()
+    return [results[number] for number in sorted(results)]
+
+
+async def test_a_failure_of_the_engine_is_tried_again_and_never_graded(bus: Bus, tokenizer: Any, tmp_path: Path):
+    engine = PlayedEngine(tokenizer, 10**6)
+    [result] = await serve(bus, engine, ["fail 2: it is 5"], tmp_path)
+    assert engine.failures == 2
+    assert isinstance(result, Trajectory)
+    assert result.reward == 1
+    assert tokenizer.decode(result.tokens.tolist()) == "fail 2: it is 5it is 5"
+
+
+async def test_a_rollout_past_its_deadline_is_a_failure_that_tells_its_length(bus: Bus, tokenizer: Any, tmp_path: Path):
+    assert CONFIG.rollout.deadline_s == 2
+    late, whole = await serve(bus, PlayedEngine(tokenizer, 10**6), ["hang", "flood"], tmp_path)
+    assert isinstance(late, Failure)
+    assert late.response_length == 33
+    assert "deadline" in late.reason
+    # What the model can do is to use up its budget: that is graded.
+    assert isinstance(whole, Trajectory)
+    assert whole.response_length == CONFIG.rollout.max_response_tokens
+    assert whole.reward_parts["overlong_penalty"] == -0.5
+    assert whole.reward == 0.5
+
+
+async def test_no_more_rollouts_are_admitted_than_the_cache_has_room_for(bus: Bus, tokenizer: Any, tmp_path: Path):
+    one = CONFIG.rollout.max_prompt_tokens + CONFIG.rollout.max_response_tokens
+    engine = PlayedEngine(tokenizer, 3 * one + one // 2)
+    results = await serve(bus, engine, ["fail 0: 5"] * 12, tmp_path)
+    assert len(results) == 12
+    assert engine.most_at_once == 3
+    assert CONFIG.actor.max_rollouts > 3

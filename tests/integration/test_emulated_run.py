@@ -1,0 +1,88 @@
+"""`zerotir up emulated`: every part real but the engine, which says so everywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_end_to_end import processes_of, wait_for
+
+ZEROTIR = [sys.executable, "-m", "launch.cli"]
+
+
+def start(home: Path, *settings: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    output = home / "up.txt"
+    overrides = [part for setting in (*settings, f"launch.runs_dir={home}/runs") for part in ("--set", setting)]
+    with output.open("wb") as file:
+        environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
+        up = subprocess.Popen([*ZEROTIR, "up", "emulated", *overrides], stdout=file, stderr=file, env=environment)
+    return up, output
+
+
+def status(home: Path) -> str:
+    command = [*ZEROTIR, "status", "--bus", str(home / "runs" / "latest" / "bus.json")]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.timeout(300)
+def test_an_emulated_run_closes_its_books_and_never_hides_what_it_is(tmp_path: Path):
+    up, output = start(tmp_path, "learner.steps=8", "actor.engine.emulation.tokens_per_s=80")
+    try:
+        wait_for(lambda: "step   2/8" in output.read_text(), up, output)
+        # The run cannot end before it was looked at, however fast the machine.
+        [learner] = [int(line.split()[0]) for line in processes_of(tmp_path) if " learner " in line]
+        os.kill(learner, signal.SIGSTOP)
+        try:
+            seen = status(tmp_path)
+        finally:
+            os.kill(learner, signal.SIGCONT)
+        assert up.wait(timeout=200) == 0, output.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+    assert "EMULATED engine" in seen
+    for role in ("actor    actor-0", "actor    actor-1", "learner  learner", "sandbox  sandbox", "bus      bus"):
+        assert role in seen
+    assert "0 filtered + 0 failed" in seen
+    text = output.read_text()
+    assert "by an emulated engine" in text
+    assert "128 issued = 128 trained + 0 filtered + 0 failed + 0 open" in text
+    assert all("EMULATED" in line for line in text.splitlines() if "  step " in line)
+    [folder] = (tmp_path / "runs").glob("emulated-*")
+    assert all(record["emulated"] == 1.0 for record in lines(folder / "metrics.jsonl"))
+    for role in ("actor-0", "learner", "sandbox"):
+        assert {record.get("engine") for record in lines(folder / "logs" / f"{role}.jsonl")} == {"emulated"}
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_up_restarts_a_dead_bus_and_nothing_outlives_a_killed_up(tmp_path: Path):
+    up, output = start(tmp_path, "learner.steps=2000")
+    try:
+        wait_for(lambda: "step   2/2000" in output.read_text(), up, output)
+        [server] = [line for line in processes_of(tmp_path) if "nats-server -c" in line]
+        os.kill(int(server.split()[0]), signal.SIGKILL)
+        wait_for(lambda: "bus ended with status 1 and is started again" in output.read_text(), up, output)
+        before = output.read_text().count("  step ")
+        wait_for(lambda: output.read_text().count("  step ") > before + 2, up, output)
+        os.kill(up.pid, signal.SIGKILL)
+        up.wait()
+        deadline = time.monotonic() + 60
+        while left := processes_of(tmp_path):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.2)
+    finally:
+        up.kill()
+        for line in processes_of(tmp_path):
+            os.kill(int(line.split()[0]), signal.SIGKILL)

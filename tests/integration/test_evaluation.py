@@ -1,0 +1,265 @@
+"""The evaluator with a real engine and real jails on the tiny model: stopped, resumed, failing, and in a live run."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from actors.engine import Engine
+from bus.connection import Bus
+from bus.messages import ExecutionResult, FinishReason, WeightVersion
+from bus.metrics import follow_metrics
+from bus.presence import Announcer, who_is_alive
+from configs.loading import load_config
+from configs.models import model_folder
+from configs.schema import RunConfig
+from evaluation.checkpoint import CheckpointImage
+from evaluation.following import Following
+from evaluation.plan import Plan, choose, make_plan
+from evaluation.records import Sample
+from evaluation.runner import LocalRunner
+from evaluation.scoring import Scores, score
+from sandbox.client import SandboxError
+from sandbox.jail import Jail
+from sandbox.pool import Pool
+from sandbox.service import SandboxService
+from tasks.grading import Grader
+from tests.integration.test_weight_updates import Source
+
+CONFIG = load_config("tiny", ["evaluation.samples=2", "evaluation.every=2"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield model_folder("random-tiny")
+
+
+@pytest.fixture(scope="module")
+async def engine(folder: Path) -> AsyncIterator[Engine]:
+    """One for all tests of this file, with the checkpoint's weights."""
+    engine = await Engine.start(folder, CONFIG.model, CONFIG.actor.engine, 512, seed=1)
+    with CheckpointImage.read(folder) as image:
+        await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
+    yield engine
+    await engine.stop()
+
+
+@pytest.fixture(scope="module")
+async def pool() -> AsyncIterator[Pool]:
+    async with Pool(Jail(CONFIG.sandbox)) as pool:
+        yield pool
+
+
+def plan_of(config: RunConfig, budgets: tuple[int, ...], samples: int, limit: int) -> Plan:
+    return make_plan(config, choose(config, [], budgets, samples, limit))
+
+
+async def play(
+    plan: Plan, folder: Path, engine: Engine, runner, stop: asyncio.Event | None = None, in_flight: int = 8
+) -> tuple[Scores, list[str]]:
+    told: list[str] = []
+    async with asyncio.timeout(120), Grader() as grader:
+        scores = await score(
+            plan, "tiny", folder, engine, runner, grader, in_flight, stop or asyncio.Event(), told.append
+        )
+    return scores, told
+
+
+def read(folder: Path) -> list[Sample]:
+    return [Sample.model_validate_json(line) for line in (folder / "samples.jsonl").read_bytes().splitlines()]
+
+
+async def once(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_an_evaluation_is_stopped_in_the_middle_and_goes_on(engine: Engine, pool: Pool, tmp_path: Path):
+    plan = plan_of(CONFIG, (0, 1), samples=2, limit=3)
+    runner, path = LocalRunner(pool, CONFIG.sandbox), tmp_path / "samples.jsonl"
+    stop = asyncio.Event()
+    first = asyncio.create_task(play(plan, tmp_path, engine, runner, stop, in_flight=2))
+    await once(lambda: path.exists() and path.read_bytes().count(b"\n") >= 4)
+    stop.set()
+    scores, _ = await first
+    begun = path.read_bytes()
+    finished = begun.count(b"\n")
+    assert not scores.finished
+    assert 4 <= finished < 12
+    assert sum(row.missing for row in scores.rows) <= 12 - finished
+    assert "INCOMPLETE" in (tmp_path / "results.md").read_text()
+    assert not json.loads((tmp_path / "results.json").read_text())["complete"]
+
+    # As a process leaves it that is killed while it writes.
+    path.write_bytes(begun + b'{"data":"digit_')
+    scores, told = await play(plan, tmp_path, engine, runner)
+    assert scores.finished
+    assert told[0] == f"{finished} of 12 samples are there already"
+    assert path.read_bytes().startswith(begun)
+    samples = read(tmp_path)
+    assert sorted(sample.key for sample in samples) == sorted(job.key for job in plan.jobs())
+
+    for row, budget in zip(scores.rows, (0, 1), strict=True):
+        mine = [sample for sample in samples if sample.tool_budget == budget]
+        assert (row.tool_calls, row.samples, row.missing, row.accuracy.problems) == (budget, 6, 0, 3)
+        assert row.accuracy.value == pytest.approx(sum(sample.correct for sample in mine) / 6)
+        assert row.pass_at[1].value == pytest.approx(row.accuracy.value)
+        assert row.code_ratio.value == pytest.approx(sum(bool(sample.tool_calls) for sample in mine) / 6)
+        assert row.calls_per_response == sum(len(sample.tool_calls) for sample in mine) / 6
+        assert row.truncated_ratio == sum(sample.finish_reason is FinishReason.LENGTH for sample in mine) / 6
+        assert all(len(sample.tool_calls) <= budget for sample in mine)
+        assert all(0 < sample.sampled_tokens <= sample.response_tokens <= 160 for sample in mine)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"]
+    assert [row["tool_calls"] for row in results["rows"]] == [0, 1]
+    assert shown_on(tmp_path / "index.html") == [
+        [passage.text for passage in sample.passages] for sample in sorted(samples, key=lambda s: s.key[1:])
+    ]
+
+
+def shown_on(page: Path) -> list[list[str]]:
+    """The transcripts on a page, each passage put together again from its pieces."""
+
+    class Data(HTMLParser):
+        found, inside = "", False
+
+        def handle_starttag(self, tag, attrs):
+            self.inside = ("id", "transcripts") in attrs
+
+        def handle_data(self, data):
+            self.found += data if self.inside else ""
+
+    parser = Data()
+    parser.feed(page.read_text())
+    shown = []
+    for sample in json.loads(parser.found)["samples"]:
+        passages: list[str] = []
+        before = "output"
+        for kind, text, _ in sample["pieces"]:
+            if kind == "output":
+                passages.append(f"\n{text}\n")
+            elif before == "output":
+                passages.append(text)
+            else:
+                passages[-1] += text
+            before = kind
+        shown.append(passages)
+    return shown
+
+
+class Failing:
+    """A sandbox that fails the first programs that it is given, or all of them."""
+
+    def __init__(self, runner: LocalRunner, failures: float) -> None:
+        self._runner = runner
+        self.left = failures
+
+    async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
+        if self.left > 0:
+            self.left -= 1
+            raise SandboxError("the jail is on fire")
+        return await self._runner.execute(code, timeout_s)
+
+
+async def test_a_failure_of_infrastructure_is_done_again_and_never_scored(
+    engine: Engine, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("evaluation.evaluator.RETRY_S", 0.01)
+    plan = plan_of(CONFIG, (1,), samples=4, limit=6)
+    runner = LocalRunner(pool, CONFIG.sandbox)
+    scores, _ = await play(plan, tmp_path / "some", engine, Failing(runner, 3))
+    [row] = scores.rows
+    assert (row.samples, row.missing, row.retries) == (24, 0, 3)
+    assert any(
+        call.success or "Error" in call.output for sample in read(tmp_path / "some") for call in sample.tool_calls
+    )
+    assert "3 rollouts were lost to infrastructure" in (tmp_path / "some" / "results.md").read_text()
+
+    # Tried once, every sample that has code executed is missing; tried again, it might have none.
+    with monkeypatch.context() as patch:
+        patch.setattr("evaluation.evaluator.ATTEMPTS", 1)
+        scores, _ = await play(plan, tmp_path / "all", engine, Failing(runner, float("inf")))
+    samples = read(tmp_path / "all")
+    assert scores.missing.total() == 24 - len(samples) > 0
+    assert list(scores.missing) == ["SandboxError: the jail is on fire"]
+    assert not any(sample.tool_calls for sample in samples)
+    assert sum(row.missing for row in scores.rows) == scores.missing.total()
+    # Those that were given up are had by the next start.
+    scores, _ = await play(plan, tmp_path / "all", engine, runner)
+    assert (scores.rows[0].samples, scores.missing.total()) == (24, 0)
+    assert all(sample.attempts == 1 for sample in read(tmp_path / "all"))
+
+
+async def test_problems_that_cannot_be_graded_or_asked_are_left_out_and_named(
+    engine: Engine, pool: Pool, tmp_path: Path
+):
+    rows = [("good", "1+1=", "2"), ("words", "1+1=", "a lot"), ("long", "1" * 200, "2")]
+    file = tmp_path / "set.jsonl"
+    file.write_text("".join(json.dumps({"id": i, "problem": p, "answer": a}) + "\n" for i, p, a in rows))
+    plan = make_plan(CONFIG, choose(CONFIG, [str(file)], (0,), 2, None))
+    scores, _ = await play(plan, tmp_path / "out", engine, LocalRunner(pool, CONFIG.sandbox))
+    [row] = scores.rows
+    assert (row.samples, row.missing, row.accuracy.problems) == (2, 0, 1)
+    left_out = json.loads((tmp_path / "out" / "results.json").read_text())["left_out"]
+    assert [(each["problem"], each["reason"].split(" ")[-1]) for each in left_out] == [
+        ("words", "`boxed`"),
+        ("long", "64"),
+    ]
+
+
+async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
+    engine: Engine, pool: Pool, folder: Path, bus: Bus, tmp_path: Path
+):
+    source = Source(folder, bus)
+    await source.writer.open()
+    service = SandboxService(bus.client, bus.names.execution, pool, CONFIG.sandbox, "sandbox")
+    await service.start()
+    plan = plan_of(CONFIG, (0, 1), samples=2, limit=3)
+    announcer = Announcer(bus, "evaluator", "evaluator")
+    stop = asyncio.Event()
+    scored: dict[str, WeightVersion] = {}
+
+    def tell(line: str) -> None:
+        scored[line] = engine.version  # type: ignore[assignment]
+
+    engine.version = None
+    async with asyncio.timeout(120), Grader() as grader:
+        following = Following(CONFIG, plan, bus, bus, engine, grader, announcer, tmp_path, tell)
+        running = asyncio.create_task(following.run(stop, once=False))
+        await source.publish()
+        # Not due: every second version is.
+        await once(lambda: (tmp_path / "0.0" / "results.json").exists())
+        source.change(0.1)
+        await source.publish()
+        await asyncio.sleep(1.5)
+        assert announcer.state == "waiting for version 2"
+        source.change(0.1)
+        await source.publish()
+        await once(lambda: (tmp_path / "0.2" / "results.json").exists())
+        await once(lambda: announcer.state == "waiting for version 4")
+        [presence] = await who_is_alive(bus)
+        assert (presence.role, presence.version, presence.state) == ("evaluator", "0.2", "waiting for version 4")
+        stop.set()
+        await running
+    await service.drain(5.0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.0", "0.2"]
+    written = []
+    async with asyncio.timeout(20):
+        async for _, metrics in follow_metrics(bus):
+            written.append(metrics)
+            if len(written) == 4:
+                break
+    assert {(m.role, m.id, m.step) for m in written} == {
+        ("evaluator", f"evaluator/digit_sums/{budget}", version) for budget in (0, 1) for version in (0, 2)
+    }
+    for metrics in written:
+        results = json.loads((tmp_path / f"0.{metrics.step}" / "results.json").read_text())
+        [row] = [row for row in results["rows"] if row["tool_calls"] == metrics.values["tool_budget"]]
+        assert metrics.values["accuracy"] == row["accuracy"]["value"]
+        assert metrics.values["samples"] == 6

@@ -1,0 +1,109 @@
+"""`zerotir eval` as a user types it: beside a live run, and on a checkpoint, stopped by Ctrl-C and gone on with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.test_end_to_end import processes_of
+
+pytestmark = pytest.mark.slow
+
+ZEROTIR = [sys.executable, "-m", "launch.cli"]
+TIMEOUT_S = 240
+
+
+def start(home: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
+    """A command and the file that it writes to."""
+    output = home / f"{arguments[0]}-{len(list(home.iterdir()))}.txt"
+    with output.open("w") as file:
+        environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
+        return subprocess.Popen([*ZEROTIR, *arguments], stdout=file, stderr=file, env=environment), output
+
+
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], output: Path) -> Any:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not (value := condition()):
+        assert process.poll() is None, f"it ended early:\n{output.read_text()[-3000:]}"
+        assert time.monotonic() < deadline, f"waited in vain:\n{output.read_text()[-3000:]}"
+        time.sleep(0.2)
+    return value
+
+
+def scores(folder: Path) -> list[dict[str, Any]]:
+    """The evaluator's whole lines in a run's metrics."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for record in records if record["role"] == "evaluator"]
+
+
+def test_a_live_run_s_evaluator_reports_versions_and_is_seen(tmp_path: Path):
+    up, output = start(
+        tmp_path, "up", "tiny",
+        *("--set", f"launch.runs_dir={tmp_path}/runs", "--set", "launch.evaluator=true", "--set", "learner.steps=5000"),
+        *("--set", "evaluation.data={sums: {recipe: digit_sums, size: 4}}", "--set", "evaluation.every=3"),
+        *("--set", "evaluation.tool_calls=[0, 1]", "--set", "evaluation.samples=2"),
+    )  # fmt: skip
+    try:
+        folder = wait_for(lambda: next((tmp_path / "runs").glob("tiny-*"), None), up, output)
+        wait_for(lambda: len({record["step"] for record in scores(folder)}) >= 2, up, output)
+        status = subprocess.run(
+            [*ZEROTIR, "status", "--bus", str(folder / "bus.json")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+    finally:
+        up.send_signal(signal.SIGINT)
+        code = up.wait(timeout=60)
+    assert code == 130
+    assert processes_of(tmp_path) == []
+    [line] = [line for line in status.splitlines() if line.startswith("  evaluator ")]
+    assert "evaluating version" in line or "waiting for version" in line
+    steps = [record["step"] for record in scores(folder)]
+    first, second = sorted(set(steps))[:2]
+    assert second >= first + 3
+    for step in (first, second):
+        found = [record for record in scores(folder) if record["step"] == step]
+        assert [record["id"] for record in found] == ["evaluator/sums/0", "evaluator/sums/1"]
+        assert all(record["samples"] == 8 and record["missing"] == 0 for record in found)
+        [results] = (folder / "evaluation").glob(f"*.{step}/results.json")
+        assert json.loads(results.read_text())["complete"]
+
+
+def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path):
+    out = tmp_path / "out"
+    command = ("eval", "tiny", "--checkpoint", "random-tiny", "--tool-calls", "0,1", "--out", str(out))
+    first, output = start(tmp_path, *command)
+    path = out / "samples.jsonl"
+    try:
+        wait_for(lambda: path.exists() and path.read_bytes().count(b"\n") >= 9, first, output)
+    finally:
+        first.send_signal(signal.SIGINT)
+        code = first.wait(timeout=60)
+    assert code == 130
+    assert "stopped; what is finished is kept, the same command goes on" in output.read_text()
+    assert "INCOMPLETE" in (out / "results.md").read_text()
+    begun = path.read_bytes()
+    # The first problems of the same, so that it ends soon: 3 problems, 2 budgets, 4 samples.
+    second, output = start(tmp_path, *command, "--limit", "3")
+    try:
+        code = second.wait(timeout=TIMEOUT_S)
+    finally:
+        second.kill()
+    assert code == 0, output.read_text()[-3000:]
+    assert "samples are there already" in output.read_text()
+    assert path.read_bytes().startswith(begun)
+    results = json.loads((out / "results.json").read_text())
+    assert results["complete"]
+    assert [row["samples"] for row in results["rows"]] == [12, 12]
+    assert processes_of(tmp_path) == []

@@ -1,0 +1,137 @@
+"""Two ranks and one: the same gradient, whatever the micro-batches and the ZeRO stage; and a learner of two ranks."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bus.metrics import steps_of
+from configs.models import model_folder
+from configs.schema import OptimizerConfig
+from learner.crew import Crew
+from learner.replay import difference
+from learner.trainer import Trainer
+from tests.integration.ranks_program import BUDGETS, CRITICS, STAGES, STEEP, config
+from tests.integration.test_end_to_end import processes_of
+from tests.integration.test_resume import Roles
+from tests.integration.test_trainer import TRAIN, batch, plain_gradient
+
+TIMEOUT_S = 240
+
+
+def launch(ranks: int, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Runs `python -m ARGUMENTS` on ranks of this machine, one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    folder = tmp_path_factory.mktemp("ranks")
+    done = launch(2, "tests.integration.ranks_program", str(folder))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, torch.Tensor]:
+    return plain_gradient(model_folder("random-tiny"), batch(), cap=2.0)
+
+
+@pytest.fixture
+def one_rank() -> Iterator[Callable[..., Crew]]:
+    """Makes a crew of this process alone and closes it after the test."""
+    made: list[Crew] = []
+
+    def make(optimizer: OptimizerConfig = TRAIN, advantage: str | None = None) -> Crew:
+        made.append(Crew(Trainer(config(2, 300, optimizer, 2, advantage), model_folder("random-tiny"))))
+        return made[-1]
+
+    yield make
+    for crew in made:
+        crew.close()
+
+
+def assert_same_metrics(theirs: dict[str, float], ours: dict[str, float]) -> None:
+    assert set(theirs) == set(ours)
+    for name in set(ours) - {"train_seconds", "train_tokens_per_s"}:
+        assert theirs[name] == pytest.approx(ours[name], rel=2e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_give_the_gradient_of_plain_transformers(two_ranks, expected, stage, budget):
+    result = two_ranks[stage, budget]
+    for name, gradient in result["gradient"].items():
+        assert gradient.abs().max() > 1e-5
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-6)
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    assert result["metrics"]["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+    # One rank's infinity is left out by both.
+    assert result["skipped"] == 1
+    assert result["unchanged"]
+    assert result["restored"]
+    assert result["repeated"]
+
+
+@pytest.mark.slow
+def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
+    crew = one_rank()
+    for seed, theirs in enumerate(two_ranks["metrics"]):
+        assert_same_metrics(theirs, crew.train(batch(seed), seed + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("advantage", [advantage for advantage, _, _ in CRITICS])
+def test_two_ranks_train_a_critic_and_the_policy_as_one_does(two_ranks, one_rank, advantage):
+    crew = one_rank(STEEP, advantage)
+    steps = [crew.train(batch(seed), seed + 1) for seed in range(3)]
+    for theirs, ours in zip([*two_ranks[advantage], two_ranks[f"{advantage} once"]], steps, strict=True):
+        assert_same_metrics(theirs, ours)
+    # Not a comparison of zeros.
+    for name in ("critic_grad_norm", "value_mean", "value_clip_fraction", "grad_norm", "clip_fraction", "reference_kl"):
+        assert max(abs(step[name]) for step in steps) > 1e-4, name
+    # Both engines went back to the checkpoint.
+    once, again = (two_ranks[f"{advantage} {when}"] for when in ("once", "again"))
+    assert {name: again[name] for name in again if "train_" not in name} == {
+        name: once[name] for name in once if "train_" not in name
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S)
+def test_a_learner_of_two_ranks_trains_live_stops_resumes_and_replays_bit_for_bit(tmp_path: Path):
+    folder = tmp_path / "run"
+    settings = ("learner.steps=4", "learner.checkpoint.every=1", "learner.deepspeed.zero_stage=3")
+    roles = Roles(folder, *settings, "learner.deepspeed.micro_batch_tokens=300")
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        roles.start_all_but_the_learner(deadline)
+        learner = roles.start("learner", "--ranks", "2")
+        while not steps_of(folder):
+            assert learner.poll() is None, roles.output("learner")
+            assert time.monotonic() < deadline, roles.output("learner")
+            time.sleep(0.05)
+        learner.terminate()
+        assert learner.wait(timeout=60) == 0, roles.output("learner")
+        assert not [line for line in processes_of(folder) if "launch.cli learner" in line]
+        assert roles.start("learner", "--ranks", "2").wait(timeout=TIMEOUT_S) == 0, roles.output("learner")
+    finally:
+        roles.stop()
+    assert [step["step"] for step in steps_of(folder)] == [1, 2, 3, 4]
+    out = tmp_path / "replay"
+    replay = [sys.executable, "-m", "launch.cli", "replay", str(folder), "--out", str(out), "--ranks", "2"]
+    environment = {**os.environ, "ZEROTIR_TEST_RUN": str(folder)}
+    subprocess.run(replay, env=environment, timeout=TIMEOUT_S, check=True)
+    assert difference(folder / "model", out / "model").different == 0
+    assert processes_of(folder) == []

@@ -1,0 +1,157 @@
+"""Replay on the tiny model: the archive alone decides, batch by batch, and the weights come out the same to the bit."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bus.messages import Failure, Trajectory, VersionSpan, WeightVersion
+from bus.metrics import steps_of
+from configs.loading import dump_config, load_config
+from configs.models import model_folder
+from configs.schema import RunConfig
+from launch.replay import start
+from learner.archive import Archive, read_archive
+from learner.trainer import Trainer
+from tests.integration.test_trainer import trajectory
+
+SETTINGS = (
+    "learner.steps=3",
+    "learner.batch_groups=2",
+    "learner.samples_per_problem=2",
+    "learner.max_staleness=1",
+    "learner.optimizer.lr=1e-3",
+)
+# Groups of the batches of the three steps. Group 1 comes late: as step 0 may leave it, its batch is 0 and 2.
+BATCHES = ((0, 2), (1, 3), (4, 5))
+ORDER = (0, 2, 1, 3, 4, 5)
+
+
+def result(ticket: int, group: int, rng: np.random.Generator, temperature: float, reward: float) -> Trajectory:
+    item = trajectory(group, ticket % 2 * reward, rng, temperature)
+    version = WeightVersion(epoch=0, n=max(0, group // 2 - 1))
+    span = VersionSpan(version=version, start=0, end=item.response_length)
+    return item.model_copy(update={"ticket": ticket, "versions": (span,)})
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder that a run leaves."""
+
+    def write(temperature: float = 0.7, groups: tuple[int, ...] = ORDER, *settings: str, reward: float = 1.0) -> Path:
+        run = tmp_path / "run"
+        archive = Archive(run / "results")
+        (run / "config.yaml").write_text(dump_config(load_config("tiny", [*SETTINGS, *settings])))
+        rng = np.random.default_rng(0)
+        for position, group in enumerate(groups):
+            for ticket in (2 * group + 1, 2 * group + 2):
+                sequence = archive.last + 3  # Others were ignored.
+                if ticket == 10:
+                    late = Failure(ticket=10, group=4, reason="deadline", attempts=1, actor="a", published_at=0.0)
+                    archive.append(position // 2, sequence, late)
+                else:
+                    archive.append(position // 2, sequence, result(ticket, group, rng, temperature, reward))
+        return run
+
+    return write
+
+
+def replay(run: Path, *overrides: str, out: str = "out") -> Path:
+    folder = run / out
+    arguments = argparse.Namespace(run=run, set=list(overrides), ranks=None, out=folder)
+    assert start(arguments) == 0
+    return folder
+
+
+def trajectories(archive: Path) -> list[Trajectory]:
+    return [item for _, item in read_archive(archive) if isinstance(item, Trajectory)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForCausalLM.from_pretrained(folder).named_parameters())
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+@pytest.fixture
+def by_hand() -> Callable[[Path], dict[str, torch.Tensor]]:
+    def train(run: Path) -> dict[str, torch.Tensor]:
+        config: RunConfig = load_config(str(run / "config.yaml"))
+        groups: dict[int, list[Trajectory]] = {}
+        for item in trajectories(run / "results"):
+            groups.setdefault(item.group, []).append(item)
+        trainer = Trainer(config, model_folder("random-tiny"))
+        for version, numbers in enumerate(BATCHES):
+            # Group 4 lost a sample to a failure: one is no group.
+            trainer.train([groups[number] for number in numbers if number != 4], version)
+        result = dict(trainer.policy.named_weights())
+        trainer.close()
+        return result
+
+    return train
+
+
+def test_replay_trains_the_batches_that_the_log_gives(record, by_hand, capsys):
+    run = record()
+    out = replay(run)
+    assert equal(weights(out / "model"), by_hand(run))
+    assert "the run has exported no model" in capsys.readouterr().out
+    steps = steps_of(out)
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert [step["trained_trajectories"] for step in steps] == [4, 4, 2]
+    assert steps[-1]["tickets_failed"] == 1
+
+    # Beside the model that a run has exported it says whether it came to the same.
+    (out / "model").rename(run / "model")
+    replay(run, out="again")
+    assert "bit for bit" in capsys.readouterr().out
+    replay(run, "learner.algorithm.loss=ppo", "learner.algorithm.clip_high=0.01", out="other")
+    assert "differ" in (said := capsys.readouterr().out)
+    assert "the configuration differs" in said
+
+
+def test_an_archive_that_ends_early_is_trained_as_far_as_it_goes(record, capsys):
+    out = replay(record(0.7, ORDER[:4]))
+    assert [step["step"] for step in steps_of(out)] == [1, 2]
+    assert "ends after step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("learner.batch_groups=3", "batch_groups"), ("learner.steps=2", "steps"), ("learner.nonsense=1", "nonsense")],
+)
+def test_what_decides_the_results_may_not_be_changed(record, capsys, override, message):
+    run = record()
+    arguments = argparse.Namespace(run=run, set=[override], ranks=None, out=run / "out")
+    assert start(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (run / "out").exists()
+
+
+# Returns beyond float32 are infinite for the critic, which here learns before the policy does.
+OF_CRITIC = ("learner.algorithm.advantage=gae", "learner.critic.minibatches=1", "learner.critic.frozen_policy_steps=2")
+
+
+@pytest.mark.parametrize(
+    ("temperature", "reward", "settings"),
+    # Logits over a temperature near the smallest float are infinite.
+    [(1e-44, 1.0, ("learner.algorithm.minibatches=1",)), (0.7, 1e300, OF_CRITIC)],
+    ids=["policy", "critic"],
+)
+def test_a_run_without_finite_gradients_stops_and_keeps_the_batch(record, capsys, temperature, reward, settings):
+    run = record(temperature, ORDER, "learner.max_skipped_updates=2", *settings, reward=reward)
+    arguments = argparse.Namespace(run=run, set=[], ranks=None, out=run / "out")
+    assert start(arguments) == 1
+    said = capsys.readouterr().err
+    assert "2 updates up to step 2 were not finite" in said
+    kept = trajectories(run / "out" / "not-finite")
+    assert str(run / "out" / "not-finite") in said
+    assert [item.ticket for item in kept] == [3, 4, 7, 8]
+    originals = {item.ticket: item for item in trajectories(run / "results")}
+    assert all(np.array_equal(item.tokens, originals[item.ticket].tokens) for item in kept)

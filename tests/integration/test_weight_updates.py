@@ -1,0 +1,176 @@
+"""From the learner's writer over the bus into a running engine, held against a fresh engine on the exported checkpoint."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from actors.engine import Completion, Engine
+from actors.weights import WeightLoader
+from bus.connection import Bus
+from bus.messages import VersionSpan, WeightVersion
+from bus.weight_codec import Layout
+from bus.weight_follower import WeightFollower
+from bus.weight_writer import WeightWriter
+from configs.models import model_folder
+from configs.schema import EngineConfig, ModelConfig, WeightsConfig
+from launch.weights import _write_checkpoint
+
+MODEL = ModelConfig(path="random-tiny", dtype="float32")
+CONFIG = EngineConfig(max_running=8, kv_cache_gb=1, enforce_eager=True, start_timeout_s=300)
+PROMPT = "What is 2 + 3? " * 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield model_folder("random-tiny")
+
+
+@pytest.fixture(scope="module")
+async def engine(folder: Path) -> AsyncIterator[Engine]:
+    engine = await Engine.start(folder, MODEL, CONFIG, 512, seed=1)
+    yield engine
+    await engine.stop()
+
+
+class Source:
+    """A model in transformers that stands for the learner's policy, and the writer of its weights."""
+
+    def __init__(self, folder: Path, bus: Bus) -> None:
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.prompt: list[int] = self.tokenizer.encode(PROMPT, add_special_tokens=False)
+        self.writer = WeightWriter(bus, WeightsConfig(snapshot_every=3))
+        weights = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
+        self.layout = Layout.of([(name, "float32", tuple(w.shape), w.nbytes) for name, w in weights])
+        self.n = -1
+
+    @torch.no_grad()
+    def change(self, size: float) -> None:
+        """Moves every weight by up to `size` of its tensor's deviation; never towards the end of the sequence."""
+        generator = torch.Generator().manual_seed(self.n)
+        for parameter in self.model.parameters():
+            parameter += size * parameter.std() * torch.randn(parameter.shape, generator=generator)
+
+    async def publish(self) -> None:
+        self.n += 1
+        state = self.writer.room(self.layout)
+        image = torch.from_numpy(state.image)
+        for entry, parameter in zip(self.layout.tensors, self.model.parameters(), strict=True):
+            image[entry.offset : entry.offset + entry.nbytes].copy_(parameter.detach().reshape(-1).view(torch.uint8))
+        await self.writer.publish(self.n, state)
+
+    @torch.no_grad()
+    def logprobs(self, tokens: list[int]) -> torch.Tensor:
+        """Of each token after the prompt, from one pass with the present weights."""
+        logits = self.model(torch.tensor([self.prompt + tokens])).logits[0, len(self.prompt) - 1 : -1]
+        return torch.log_softmax(logits, -1)[range(len(tokens)), tokens]
+
+
+@pytest.fixture
+async def source(folder: Path, bus: Bus) -> Source:
+    source = Source(folder, bus)
+    await source.writer.open()
+    return source
+
+
+async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
+    arguments: dict[str, Any] = {"max_tokens": 60, "stop": (), "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 3}
+    return await engine.generate(prompt, **(arguments | changes))
+
+
+async def fresh(checkpoint: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor, Any]:
+    """Greedy tokens, their log-probabilities and the weights' digests of a new engine that reads the checkpoint itself."""
+    from vllm import AsyncEngineArgs, SamplingParams
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    llm = AsyncLLM.from_engine_args(
+        AsyncEngineArgs(
+            model=str(checkpoint), dtype="float32", max_model_len=512, max_num_seqs=8, enforce_eager=True,
+            logprobs_mode="processed_logprobs", generation_config="vllm", kv_cache_memory_bytes=2**30, block_size=32,
+        )
+    )  # fmt: skip
+    try:
+        last: Any = None
+        sampling = SamplingParams(max_tokens=60, temperature=0.0, logprobs=0)
+        async for output in llm.generate({"prompt_token_ids": prompt}, sampling, request_id="fresh"):
+            last = output
+        answer = last.outputs[0]
+        logprobs = [entry[token].logprob for token, entry in zip(answer.token_ids, answer.logprobs, strict=True)]
+        return list(answer.token_ids), torch.tensor(logprobs), await llm.compute_weight_checksums()
+    finally:
+        if llm.output_handler is not None:
+            llm.output_handler.cancel()
+        await asyncio.to_thread(llm.shutdown, 5.0)
+
+
+async def test_after_updates_the_engine_is_a_fresh_engine_on_the_exported_checkpoint(
+    engine: Engine, source: Source, bus: Bus, tmp_path: Path
+):
+    loader = WeightLoader(bus, engine, recompute=False)
+    greedy: list[list[int]] = []
+    try:
+        for _ in range(4):
+            await source.publish()
+            assert await loader.update(20)
+            greedy.append((await sample(engine, source.prompt)).tokens)
+            source.change(0.4)
+        assert engine.version == WeightVersion(epoch=0, n=3)
+        assert len({tuple(tokens) for tokens in greedy}) > 1, "the updates changed nothing: the test shows nothing"
+        assert loader.fallbacks == 0
+    finally:
+        loader.close()
+    # A reader of its own, as `zerotir weights --export` is one.
+    follower = WeightFollower(bus)
+    await follower.reach(WeightVersion(epoch=0, n=3))
+    assert follower.state is not None
+    checkpoint = tmp_path / "exported"
+    _write_checkpoint(follower.state, "random-tiny", checkpoint)
+    ours = await sample(engine, source.prompt)
+    digests = await engine._llm.compute_weight_checksums()
+    tokens, logprobs, fresh_digests = await fresh(checkpoint, source.prompt)
+    assert tokens == ours.tokens
+    torch.testing.assert_close(torch.tensor(ours.logprobs), logprobs, atol=1e-5, rtol=0)
+    assert digests == fresh_digests
+    assert digests
+    shutil.rmtree(checkpoint)
+
+
+@pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep"])
+async def test_running_requests_keep_or_recompute_their_keys_and_values(
+    engine: Engine, source: Source, bus: Bus, recompute: bool
+):
+    loader = WeightLoader(bus, engine, recompute=recompute)
+    try:
+        source.model.model.embed_tokens.weight.requires_grad_(False)
+        await source.publish()
+        assert await loader.update(20)
+        first = engine.version
+        running = [
+            asyncio.create_task(sample(engine, source.prompt, max_tokens=300, temperature=1.0, seed=seed))
+            for seed in range(6)
+        ]
+        await asyncio.sleep(0.15)
+        source.change(0.3)
+        await source.publish()
+        assert await loader.update(20)
+        completions = [done for done in await asyncio.gather(*running) if len(done.versions) == 2]
+    finally:
+        loader.close()
+    assert completions, "every request ended before the update: the test shows nothing"
+    for completion in completions:
+        old, new = completion.versions
+        assert [old.version, new.version] == [first, engine.version]
+        # A pass with the new weights alone has recomputed keys and values: it agrees with `recompute` and not with `keep`.
+        difference = (torch.tensor(completion.logprobs) - source.logprobs(completion.tokens)).abs()[new.start :]
+        if recompute:
+            assert difference.max() < 1e-4, VersionSpan.model_dump(new)
+        else:
+            assert difference.max() > 1e-2

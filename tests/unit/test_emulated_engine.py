@@ -1,0 +1,89 @@
+"""The emulated engine keeps the engine's contract: budgets, stop strings, versions of tokens, and the seed decides."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from actors.emulated import EmulatedEngine, PlainTokenizer
+from actors.engine import EngineError
+from bus.messages import WeightVersion
+from configs.models import model_folder
+from configs.schema import EngineConfig
+
+ROLLOUT: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": None}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PlainTokenizer:
+    return PlainTokenizer(model_folder("random-tiny"))
+
+
+async def ready(tokenizer: PlainTokenizer, seed: int = 0, **emulation: float) -> EmulatedEngine:
+    config = EngineConfig.model_validate({"kind": "emulated", "emulation": {"tokens_per_s": 1e6, **emulation}})
+    engine = EmulatedEngine(tokenizer, config, seed)
+    await engine.load(WeightVersion(epoch=0, n=0), [], "")
+    return engine
+
+
+async def ask(engine: EmulatedEngine, stop: tuple[str, ...], max_tokens: int = 1000):
+    return await engine.generate([1, 2], max_tokens=max_tokens, stop=stop, **ROLLOUT)
+
+
+async def test_it_generates_nothing_before_its_first_weights(tokenizer: PlainTokenizer):
+    with pytest.raises(EngineError, match="no weights"):
+        await ask(EmulatedEngine(tokenizer, EngineConfig(kind="emulated"), 0), ())
+
+
+async def test_the_seed_decides_what_is_written(tokenizer: PlainTokenizer):
+    async def written(seed: int) -> list[list[int]]:
+        engine = await ready(tokenizer, seed)
+        return [(await ask(engine, ("```python",))).tokens for _ in range(5)]
+
+    assert await written(1) == await written(1)
+    assert await written(1) != await written(2)
+
+
+async def test_a_turn_ends_with_a_stop_string_an_end_or_the_budget(tokenizer: PlainTokenizer):
+    caller, talker = await ready(tokenizer, call_ratio=1.0), await ready(tokenizer, call_ratio=0.0)
+    opened = await ask(caller, ("```python",))
+    assert (opened.stop, opened.finish_reason) == ("```python", "stop")
+    assert tokenizer.decode(opened.tokens).endswith("```python")
+    program = await ask(caller, ("```",))
+    assert program.stop == "```"
+    assert "print(" in tokenizer.decode(program.tokens)
+    # Where no program may be written, none is.
+    for engine, stop in ((caller, ()), (talker, ("```python",))):
+        answer = await ask(engine, stop)
+        assert answer.stop is None
+        assert answer.tokens[-1] == tokenizer.eos_token_id
+        assert "```" not in tokenizer.decode(answer.tokens)
+    cut = await ask(caller, ("```python",), max_tokens=7)
+    assert (len(cut.tokens), cut.stop, cut.finish_reason) == (7, None, "length")
+
+
+async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(tokenizer: PlainTokenizer):
+    engine = await ready(tokenizer, tokens_per_s=200, median_tokens=100, spread=0)
+    running = asyncio.create_task(ask(engine, ()))
+    await asyncio.sleep(0.1)
+    await engine.load(WeightVersion(epoch=0, n=1), [], "")
+    completion = await running
+    assert [span.version.n for span in completion.versions] == [0, 1]
+    assert completion.versions[0].start == 0
+    assert completion.versions[0].end == completion.versions[1].start
+    assert completion.versions[1].end == len(completion.tokens) == len(completion.logprobs)
+    later = await ask(engine, ())
+    assert [span.version.n for span in later.versions] == [1]
+
+
+def test_the_plain_tokenizer_agrees_with_the_models_own(tokenizer: PlainTokenizer):
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(model_folder("random-tiny"))
+    for text in ("2+3=", "a ```python\nprint(1)\n```\n", own.eos_token):
+        for split in (True, False):
+            mine = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=split)
+            assert mine == own.encode(text, add_special_tokens=False, split_special_tokens=split)
+            assert tokenizer.decode(mine) == own.decode(mine)
+        assert tokenizer(text)["input_ids"] == own(text)["input_ids"]
+    assert (len(tokenizer), tokenizer.eos_token_id) == (len(own), own.eos_token_id)
