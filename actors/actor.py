@@ -14,6 +14,7 @@ result is stored, and no more than the engine's cache has room for: results that
 import asyncio
 import time
 
+import numpy as np
 import structlog
 
 from actors.admission import CacheRoom
@@ -38,6 +39,8 @@ log = structlog.get_logger()
 METRICS_EVERY_S = 5.0
 VERSION_PATIENCE_S = 30.0
 """How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
+MAX_ENGINE_FAILURES = 8
+"""Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
 
 
 class Actor:
@@ -68,13 +71,15 @@ class Actor:
         self._metrics = MetricsWriter(bus, "actor", announcer.id, emulated=emulated)
         self._rollouts: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
-        """What nobody foresaw in a rollout: the actor ends with it."""
+        """What nobody foresaw in a rollout, or an engine that keeps failing: the actor ends with it."""
         self._room = CacheRoom(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
         self._finished = 0
         self._failed = 0
         self._handed_back = 0
         self._late = 0
         self._late_tokens = 0
+        self._engine_failures = 0
+        """In a row."""
         self._busy = BusyClock()
         self._last = (time.monotonic(), 0)
 
@@ -193,6 +198,9 @@ class Actor:
         try:
             response = await roll_out(prompt, self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             self._room.ended(len(response.tokens))
+            if not np.isfinite(response.logprobs).all():
+                raise EngineError("the engine returned a log-probability that is not finite")
+            self._engine_failures = 0
             grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
@@ -204,8 +212,18 @@ class Actor:
             return self._failure(leased, "deadline passed", str(error), error.length)
         except (SandboxError, GradingError, EngineError) as error:
             log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
+            if isinstance(error, EngineError):
+                self._count_engine_failure(error)
             return None
         return self._trajectory(ticket, prompt, response, grade, started_at)
+
+    def _count_engine_failure(self, error: EngineError) -> None:
+        self._engine_failures += 1
+        if self._engine_failures >= MAX_ENGINE_FAILURES:
+            self._crash = EngineError(
+                f"{self._engine_failures} rollouts in a row failed in the engine, the last because {error}: "
+                "this actor hands its tickets back and ends"
+            )
 
     def _trajectory(
         self, ticket: Ticket, prompt: list[int], response: Response, grade: Grade, started_at: float

@@ -100,7 +100,8 @@ class GradingConfig(Section):
     """How an answer is judged: on tokens that the model sampled, outside code blocks."""
 
     rule: Literal["boxed", "last_number"] = "boxed"
-    """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number in the model's own text outside code."""
+    """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number of the last whole `\\boxed{}`, or
+    without one of the model's own text outside code."""
     answer_tag: bool = False
     """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
     timeout_s: PositiveFloat = 5.0

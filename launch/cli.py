@@ -1,7 +1,9 @@
 """The command line. Heavy imports happen inside the role that needs them, so that `--help` answers at once."""
 
 import argparse
+import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 LATEST = Path("runs/latest/bus.json")
@@ -11,6 +13,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zerotir", description="Asynchronous reinforcement learning of tool-using language models."
     )
+    parser.add_argument("--version", action="version", version=f"zerotir {version('zerotir')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, text: str, *, config: bool = True, joins: bool = False) -> argparse.ArgumentParser:
@@ -137,52 +140,59 @@ def _budgets(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Entry point of the console script `zerotir`; exits with 2 for what the user has to mend, 1 for a failure."""
     arguments = _parser().parse_args()
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads, `head` for one, has seen enough. The interpreter must not try to write the rest at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Does what the command line asks for; returns the exit status."""
     from configs.loading import ConfigError, dump_config, load_config
 
     try:
         config = load_config(arguments.config, arguments.set) if hasattr(arguments, "config") else None
     except ConfigError as error:
-        print(f"zerotir: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 2
+    if arguments.command == "weights":
+        from launch.weights import show_weights
+
+        return show_weights(arguments.run, arguments.export)
+    if arguments.command == "replay":
+        from launch import replay
+
+        return replay.start(arguments)
+    if arguments.command in ("scaling", "matrix"):
+        from launch import experiments
+
+        return experiments.start(arguments)
+    if config is None:
+        from launch.views import show_metrics, show_status
+
+        if arguments.command == "status":
+            return show_status(arguments.bus, watch=arguments.watch)
+        return show_metrics(arguments.bus, arguments.role, as_json=arguments.json)
     if arguments.command == "config":
-        assert config is not None
         sys.stdout.write(dump_config(config))
-        return
-    try:
-        if arguments.command == "weights":
-            from launch.weights import show_weights
+        return 0
+    if arguments.command == "up":
+        from launch.up import up
 
-            code = show_weights(arguments.run, arguments.export)
-        elif arguments.command == "replay":
-            from launch import replay
+        return up(config, arguments.resume)
+    if arguments.command == "eval":
+        from launch import evaluate
 
-            code = replay.start(arguments)
-        elif arguments.command in ("scaling", "matrix"):
-            from launch import experiments
+        return evaluate.start(arguments, config)
+    from launch import roles
 
-            code = experiments.start(arguments)
-        elif config is None:
-            from launch.views import show_metrics, show_status
-
-            if arguments.command == "status":
-                code = show_status(arguments.bus, watch=arguments.watch)
-            else:
-                code = show_metrics(arguments.bus, arguments.role, as_json=arguments.json)
-        elif arguments.command == "up":
-            from launch.up import up
-
-            code = up(config, arguments.resume)
-        elif arguments.command == "eval":
-            from launch import evaluate
-
-            code = evaluate.start(arguments, config)
-        else:
-            from launch import roles
-
-            code = roles.start(arguments, config)
-    except KeyboardInterrupt:
-        code = 130
-    sys.exit(code)
+    return roles.start(arguments, config)
 
 
 if __name__ == "__main__":

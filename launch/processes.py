@@ -6,6 +6,7 @@ however that ends.
 
 import asyncio
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from launch.cores import Share
 log = structlog.get_logger()
 
 STOP_TIMEOUT_S = 11.0
+PRINTED_LINES = 12
 _TOLD_WHEN_PARENT_DIES = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.which("setpriv")) else []
 
 
@@ -31,9 +33,12 @@ class RoleProcess:
         self._output = output
         self._share = share
         self._process: asyncio.subprocess.Process | None = None
+        self._logged_before = 0
 
     async def start(self) -> None:
         """Starts the command; what it prints goes to its own file."""
+        log_file = self._output.with_suffix(".jsonl")
+        self._logged_before = log_file.stat().st_size if log_file.exists() else 0
         everything = os.sched_getaffinity(0)
         environment = {**os.environ, **(self._share.environment if self._share else {})}
         with self._output.open("ab") as output:
@@ -87,6 +92,30 @@ class RoleProcess:
             os.killpg(self.pid, signal.SIGKILL)
         await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
 
-    def last_words(self, lines: int = 12) -> str:
-        """The end of what it printed, for an error message."""
-        return "\n".join(self._output.read_text(errors="replace").splitlines()[-lines:])
+    def ending(self) -> str:
+        """How it ended, in words, with the error that it reported; without one, the end of what it printed."""
+        assert self.code is not None
+        if self.code < 0:
+            number = -self.code
+            names = {each.value: each.name for each in signal.Signals}
+            by = " by hand, or by the kernel for want of memory (`dmesg` tells)" if number == signal.SIGKILL else ""
+            return f"was killed by signal {number} ({names.get(number, 'unknown')}){by}"
+        if error := self._reported_error():
+            return f"ended with exit status {self.code}: {error}"
+        printed = self._output.read_text(errors="replace").splitlines()[-PRINTED_LINES:]
+        words = ["and reported no error" + (", it printed last:" if printed else ""), *printed]
+        return f"ended with exit status {self.code} " + "\n  ".join(words)
+
+    def _reported_error(self) -> str | None:
+        """The last error in its log since it was started."""
+        log_file = self._output.with_suffix(".jsonl")
+        if not log_file.exists():
+            return None
+        with log_file.open(errors="replace") as lines:
+            lines.seek(self._logged_before)
+            found = None
+            for line in lines:
+                with contextlib.suppress(ValueError):  # A process that was killed leaves half a line.
+                    record = json.loads(line)
+                    found = record["event"] if record["level"] == "error" else found
+        return found

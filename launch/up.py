@@ -18,7 +18,7 @@ import structlog
 from bus.address import CREDENTIALS, BusAddress
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
 from bus.logs import set_up_logs
-from bus.metrics import follow_metrics
+from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
 from configs.loading import dump_config
 from configs.schema import RunConfig
@@ -37,7 +37,7 @@ STILL_WAITING_S = 20.0
 
 
 class RunFailedError(RuntimeError):
-    """The run cannot go on; the text holds the failed role's last words."""
+    """The run cannot go on; the text says which role ended, and how."""
 
 
 def up(config: RunConfig, resume: Path | None) -> int:
@@ -50,7 +50,8 @@ def up(config: RunConfig, resume: Path | None) -> int:
     except (RunFailedError, BusError) as error:
         log.error("run failed", error=str(error))
         say(f"FAILED: {error}")
-        say(f"logs: {folder / 'logs'}; go on with: zerotir up {folder}/config.yaml --resume {folder}")
+        say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md")
+        say(f"once that is mended, go on with: {_resume_hint(folder)}")
         return 1
     plots = plot_run(folder)
     try:
@@ -59,8 +60,12 @@ def up(config: RunConfig, resume: Path | None) -> int:
         say(f"FAILED: {error}")
         return 1
     if code == 130:
-        say(f"stopped; go on with: zerotir up {folder}/config.yaml --resume {folder}")
+        say(f"stopped; go on with: {_resume_hint(folder)}")
     return code
+
+
+def _resume_hint(folder: Path) -> str:
+    return f"zerotir up {folder}/config.yaml --resume {folder}"
 
 
 class _Supervisor:
@@ -82,10 +87,16 @@ class _Supervisor:
             if address is None:
                 return 130
             async with open_bus(address, self._config.bus, "up") as bus:
+                # On resume the log holds what was measured before.
+                first_new = (await bus.js.stream_info(bus.names.stream("METRICS"))).state.last_seq + 1
+                if done := steps_of(self._folder):
+                    say(
+                        f"goes on with a run of which {len(done)} steps were measured, the last: step {done[-1]['step']}"
+                    )
                 names = ["sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"]
                 for name in [*names, "evaluator"] if self._config.launch.evaluator else names:
                     await self._start(name, name.partition("-")[0], joins=True)
-                return await self._watch(bus)
+                return await self._watch(bus, first_new)
         finally:
             say("stopping every role")
             await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
@@ -113,13 +124,17 @@ class _Supervisor:
             if self._stop.is_set():
                 return None
             if self._roles["bus"].code is not None or time.monotonic() > deadline:
-                raise RunFailedError(f"the bus did not start:\n{self._roles['bus'].last_words()}")
+                raise RunFailedError(self._why_no_bus())
             await asyncio.sleep(0.05)
         return BusAddress.read(path).for_role("observer")
 
-    async def _watch(self, bus: Bus) -> int:
+    def _why_no_bus(self) -> str:
+        bus = self._roles["bus"]
+        return f"bus {bus.ending()}" if bus.code is not None else f"the bus did not answer in {BUS_TIMEOUT_S:.0f} s"
+
+    async def _watch(self, bus: Bus, first_new: int) -> int:
         tasks = {
-            asyncio.create_task(self._show_steps(bus)),
+            asyncio.create_task(self._show_steps(bus, first_new)),
             asyncio.create_task(self._show_presence(bus)),
             asyncio.create_task(self._until_done()),
             asyncio.create_task(self._stop.wait()),
@@ -148,15 +163,15 @@ class _Supervisor:
 
     async def _mend(self, name: str, role: RoleProcess) -> None:
         if name == "evaluator" and role.code != 2:
-            say(f"{name} ended with status {role.code}, training goes on without it:\n{role.last_words()}")
+            say(f"{name} {role.ending()}; training goes on without it")
             await role.stop()
             del self._roles[name]
             return
         # Status 2 is for the user to mend: trying again would not help.
         if name == "learner" or role.code == 2 or self._restarts >= RESTARTS:
-            raise RunFailedError(f"{name} ended with status {role.code}:\n{role.last_words()}")
+            raise RunFailedError(f"{name} {role.ending()}")
         self._restarts += 1
-        say(f"{name} ended with status {role.code} and is started again ({self._restarts} of {RESTARTS} restarts)")
+        say(f"{name} {role.ending()}; it is started again ({self._restarts} of {RESTARTS} restarts)")
         await role.stop()
         await self._start(name, name.partition("-")[0], joins=name != "bus")
 
@@ -188,7 +203,7 @@ class _Supervisor:
                 raise RunFailedError(f"not ready after {self._config.launch.start_timeout_s:.0f} s: {missing}")
             await asyncio.sleep(0.5)
 
-    async def _show_steps(self, bus: Bus) -> None:
-        async for _, metrics in follow_metrics(bus):
+    async def _show_steps(self, bus: Bus, first_new: int) -> None:
+        async for _, metrics in follow_metrics(bus, first_new):
             if metrics.role == "learner" and metrics.step is not None:
                 say(step_line(metrics, self._config.learner.steps))

@@ -10,12 +10,14 @@ import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from types import TracebackType
 from typing import Self
 
 import structlog
 
 from configs.schema import GradingConfig
+from tasks.answers import plain
 from tasks.blocks import find_blocks
 from tasks.text import as_number, last_boxed, last_number, last_tagged, own_text
 from tasks.verifier import GradingError, NoVerdict, Verifier
@@ -25,7 +27,7 @@ __all__ = ["Grade", "Grader", "GradingError", "void_turns"]
 log = structlog.get_logger()
 
 MAX_ANSWER_LENGTH = 1000
-"""Characters of a box beyond which it is not handed to math-verify."""
+"""Characters of a box beyond which it is neither made plain nor handed to math-verify."""
 
 # Numbers that no answer needs written out and that take math-verify minutes: 10000000!!, 9^{9^{9^{9}}}, 2^{10000000}.
 _CHOKING = re.compile(r"[0-9]{5,}[\s)}\]]*!|[0-9](?:\s*\^\s*[{(]*\s*[0-9]+){3}|\^\s*[{(]*\s*[-+]?[0-9]{6,}")
@@ -117,7 +119,7 @@ def void_turns(turns: Sequence[str], config: GradingConfig) -> int:
 
     def void(turn: str) -> bool:
         text = own_text([turn])
-        answer = last_number(text) if config.rule == "last_number" else last_boxed(text)
+        answer = _stated_number(text) if config.rule == "last_number" else last_boxed(text)
         return answer is None and not any(block.kind == "python" and block.closed for block in find_blocks(turn))
 
     return sum(map(void, turns))
@@ -140,9 +142,17 @@ def _grade_number(text: str, gold: str) -> tuple[Grade, bool]:
     expected = as_number(gold)
     if expected is None:
         raise GradingError(f"the gold answer {gold[:80]!r} is not a number: grade these problems by the rule `boxed`")
-    number = last_number(text)
+    number = _stated_number(text)
     answer = None if number is None else str(number)
     return _grade(answer, correct=number == expected), number is not None
+
+
+def _stated_number(text: str) -> Decimal | None:
+    """The last number of the last whole box; of the text where it holds no box."""
+    box = last_boxed(text)
+    if box is None:
+        return last_number(text)
+    return last_number(plain(box) if len(box) <= MAX_ANSWER_LENGTH else box)
 
 
 async def _compare(verifier: Verifier, box: str, gold: str, timeout_s: float) -> tuple[Grade, bool]:

@@ -15,7 +15,8 @@ from tests.chaos.run import Fault, play
 SEED = 1
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_actors_that_die_or_sleep_lose_nothing(tmp_path: Path):
     run = await play(
         tmp_path,
@@ -31,7 +32,8 @@ async def test_actors_that_die_or_sleep_lose_nothing(tmp_path: Path):
     assert run.logs("result ignored")
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 async def test_a_killed_server_and_a_killed_learner_go_on(tmp_path: Path):
     run = await play(tmp_path, [faults.server_killed, faults.learner_killed_after_a_step], SEED, steps=12)
     assert run.logs("resumed") or len(run.logs("took over the weight log")) == 1

@@ -1,6 +1,7 @@
 """An actor on a real bus, over an engine that plays a script: admission, retries, the deadline, what results tell."""
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from actors.actor import Actor
+from actors.actor import MAX_ENGINE_FAILURES, Actor
 from actors.engine import EngineError
 from actors.outbox import Outbox
 from actors.rollout import Completion
+from actors.tickets import TicketSource
 from bus.codec import decode
 from bus.connection import Bus
 from bus.log_reader import LogReader
@@ -41,10 +43,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 class PlayedEngine:
     """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` never.
 
-    Counts what it does at once.
+    Where it is `numb`, a failure is an answer whose log-probabilities are no numbers. Counts what it does at once.
     """
 
-    def __init__(self, tokenizer: Any, cache_tokens: int) -> None:
+    def __init__(self, tokenizer: Any, cache_tokens: int, *, numb: bool = False) -> None:
+        self.numb = numb
         self.tokenizer = tokenizer
         self.cache_tokens = cache_tokens
         self.version: WeightVersion | None = None
@@ -76,14 +79,17 @@ class PlayedEngine:
             except asyncio.CancelledError as error:
                 raise asyncio.CancelledError(33) from error
         command, _, text = ("fail 0: " + "5 " * 100 if problem == "flood" else problem).partition(": ")
+        logprob = -1.0
         if self.failures < int(command.removeprefix("fail ")):
             self.failures += 1
-            raise EngineError("the engine refused a request")
+            if not self.numb:
+                raise EngineError("the engine refused a request")
+            logprob = math.nan
         tokens = self.tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
         assert self.version is not None
         return Completion(
             tokens=tokens,
-            logprobs=[-1.0] * len(tokens),
+            logprobs=[logprob] * len(tokens),
             versions=[VersionSpan(version=self.version, start=0, end=len(tokens))],
             finish_reason="length" if len(tokens) == max_tokens else "stop",
             stop=None,
@@ -107,7 +113,7 @@ async def serve(bus: Bus, engine: PlayedEngine, problems: list[str], folder: Pat
     outbox = Outbox(bus, folder, "a")
     stop = asyncio.Event()
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
-    async with Grader() as grader, asyncio.timeout(60):
+    async with Grader() as grader, asyncio.timeout(300):
         actor = Actor(CONFIG, bus, bus, engine, grader, outbox, Announcer(bus, "actor", "a"), seed=7)  # type: ignore[arg-type]
         running = asyncio.create_task(actor.run(stop))
         while len(results) < len(problems) and not running.done():
@@ -121,13 +127,35 @@ async def serve(bus: Bus, engine: PlayedEngine, problems: list[str], folder: Pat
     return [results[number] for number in sorted(results)]
 
 
-async def test_a_failure_of_the_engine_is_tried_again_and_never_graded(bus: Bus, tokenizer: Any, tmp_path: Path):
-    engine = PlayedEngine(tokenizer, 10**6)
+@pytest.mark.parametrize("numb", [False, True], ids=["refused", "not finite"])
+async def test_a_failure_of_the_engine_is_tried_again_and_never_graded(
+    bus: Bus, tokenizer: Any, tmp_path: Path, numb: bool
+):
+    engine = PlayedEngine(tokenizer, 10**6, numb=numb)
     [result] = await serve(bus, engine, ["fail 2: it is 5"], tmp_path)
     assert engine.failures == 2
     assert isinstance(result, Trajectory)
     assert result.reward == 1
     assert tokenizer.decode(result.tokens.tolist()) == "fail 2: it is 5it is 5"
+
+
+async def test_an_engine_that_keeps_failing_ends_the_actor_and_gives_its_tickets_back(
+    bus: Bus, tokenizer: Any, tmp_path: Path
+):
+    engine = PlayedEngine(tokenizer, 10**6, numb=True)
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve(bus, engine, ["fail 1000: it is 5"] * MAX_ENGINE_FAILURES, tmp_path)
+    [error] = caught.value.exceptions
+    assert isinstance(error, EngineError)
+    assert "8 rollouts in a row" in str(error)
+    assert "not finite" in str(error)
+    assert (await bus.js.stream_info(bus.names.stream("RESULTS"))).state.messages == 0
+    # Another actor gets them.
+    source = TicketSource(bus, CONFIG.actor.lease_s)
+    held: set[int] = set()
+    async with asyncio.timeout(60):
+        while len(held) < MAX_ENGINE_FAILURES:
+            held |= {leased.ticket.number for leased in await source.pull(MAX_ENGINE_FAILURES, 1.0)}
 
 
 async def test_a_rollout_past_its_deadline_is_a_failure_that_tells_its_length(bus: Bus, tokenizer: Any, tmp_path: Path):

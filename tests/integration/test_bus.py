@@ -38,15 +38,14 @@ async def test_a_reader_goes_on_after_its_consumer_is_gone(bus: Bus):
     stream = bus.names.stream("RESULTS")
     await bus.publish(bus.names.results, failure(1))
     reader = LogReader(bus, stream, bus.names.results)
-    assert [sequence for sequence, _ in await reader.read(10, 1.0)] == [1]
+    assert [sequence for sequence, _ in await reader.read(10, 30.0)] == [1]
     for consumer in await bus.js.consumers_info(stream):
         await bus.js.delete_consumer(stream, consumer.name)
     await bus.publish(bus.names.results, failure(2))
     got: list[int] = []
-    for _ in range(20):
-        got += [sequence for sequence, _ in await reader.read(10, 0.5)]
-        if got:
-            break
+    async with asyncio.timeout(60):
+        while not got:
+            got += [sequence for sequence, _ in await reader.read(10, 0.5)]
     assert got == [2]
 
 
@@ -63,11 +62,11 @@ async def test_no_more_lies_unread_than_the_last_read_asked_for(bus: Bus):
     for number in range(1, 41):
         await bus.publish(bus.names.results, failure(number))
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
-    got = await reader.read(7, 1.0)
+    got = await reader.read(7, 30.0)
     while len(got) < 40:
         await asyncio.sleep(0.05)
         assert len(reader._arrived) <= 7
-        more = await reader.read(7, 1.0)
+        more = await reader.read(7, 30.0)
         assert 1 <= len(more) <= 7
         got += more
     assert [sequence for sequence, _ in got] == list(range(1, 41))
@@ -79,7 +78,7 @@ async def test_a_message_wakes_a_reader_that_waits_past_the_end_of_its_request(b
     waiting = asyncio.create_task(reader.read(10, 20.0))
     await asyncio.sleep(1.0)
     await bus.publish(bus.names.results, failure(1))
-    assert [sequence for sequence, _ in await asyncio.wait_for(waiting, 5.0)] == [1]
+    assert [sequence for sequence, _ in await asyncio.wait_for(waiting, 60.0)] == [1]
 
 
 async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, monkeypatch):
@@ -87,14 +86,16 @@ async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, mon
     monkeypatch.setattr(log_reader, "LOST_AFTER_S", 0.5)
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
     await bus.publish(bus.names.results, failure(1))
-    got = [sequence for sequence, _ in await reader.read(1, 1.0)]
+    got = [sequence for sequence, _ in await reader.read(1, 30.0)]
     # No request of the reader is open now.
     for number in (2, 3):
         await bus.publish(bus.names.results, failure(number))
     thief = await bus.js.pull_subscribe_bind(stream=bus.names.stream("RESULTS"), consumer=reader._name)
-    assert len(await thief.fetch(2, timeout=1.0)) == 2
-    for _ in range(20):
-        got += [sequence for sequence, _ in await reader.read(10, 0.25)]
+    assert len(await thief.fetch(2, timeout=30.0)) == 2
+    async with asyncio.timeout(60):
+        while len(got) < 3:
+            got += [sequence for sequence, _ in await reader.read(10, 0.25)]
+    got += [sequence for sequence, _ in await reader.read(10, 0.25)]
     assert got == [1, 2, 3]
 
 
@@ -177,7 +178,7 @@ async def test_an_unreadable_metric_is_buried_and_stops_nobody(bus: Bus):
     async for _, metrics in follow_metrics(bus):
         assert isinstance(metrics, Metrics)
         break
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await bus.js.stream_info(bus.names.stream("DEADLETTERS"))).state.messages != 1:
             await asyncio.sleep(0.05)
 
@@ -196,13 +197,13 @@ async def test_the_last_sign_of_life_names_who_was_there_and_what_it_did(bus: Bu
     announcer = Announcer(bus, "actor", "a1")
     await announcer.say("ready")
     assert re.fullmatch(
-        r"last sign of life: a1 on \S+ \(one of 1 alive\) was 'ready' 0 s ago", await last_sign(bus, "actor")
+        r"last sign of life: a1 on \S+ \(one of 1 alive\) was 'ready' \d+ s ago", await last_sign(bus, "actor")
     )
     await announcer.leave()
     await MetricsWriter(bus, "learner", "l1").write({"reward": 0.0})
     await MetricsWriter(bus, "actor", "a1").write({"in_flight": 0.0})
     await bus.client.flush()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while "is gone" not in (text := await last_sign(bus, "actor")):
             await asyncio.sleep(0.05)
-    assert text == "last sign of life: a1 measured something 0 s ago and is gone"
+    assert re.fullmatch(r"last sign of life: a1 measured something \d+ s ago and is gone", text)

@@ -133,9 +133,8 @@ class Work:
             await asyncio.sleep(0.2)
 
 
-@pytest.mark.parametrize(
-    "victim", ["the leader of the results", pytest.param("the reader's server", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["the leader of the results", "the reader's server"])
 async def test_one_of_three_servers_is_killed_and_the_work_goes_on(tmp_path: Path, victim: str):
     ports = free_ports(3)
     url = ",".join(f"nats://127.0.0.1:{port}" for port in ports)

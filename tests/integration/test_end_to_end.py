@@ -1,6 +1,7 @@
 """The whole pipeline on the tiny model: real nats-server, nsjail, vLLM and DeepSpeed, two actors, one of which leaves.
 
-One run serves every test of this file; each asserts one property of what it left behind.
+One run serves every test of this file; each asserts one property of what it left behind. It goes on until everything that
+the tests look at has happened, however long that takes on this machine; then it is stopped by Ctrl-C, resumed, and ends.
 """
 
 import json
@@ -9,27 +10,42 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from bus.messages import DeadLetter, Trajectory
+from bus.messages import DeadLetter, ToolCall, Trajectory
+from bus.metrics import steps_of
 from learner.archive import read_archive
 from tests.bad_results import BAD, unusable
 from tests.integration.intruder import GARBAGE, intrude
 
-STEPS = 40
-TIMEOUT_S = 480
+ENDLESS = 100_000
+"""Steps of a run that is stopped before it has done them."""
+MORE_STEPS = 4
+"""That the resumed run takes: more than it was ahead, since its tickets in flight belong to the two steps after the last."""
+GROUPS, SAMPLES = 6, 4
+TIMEOUT_S = 300
+"""Bound of every wait: far above what any of them takes on a busy machine."""
+ZEROTIR = [sys.executable, "-m", "launch.cli"]
 
 
 @dataclass
 class FinishedRun:
     folder: Path
     output: str
-    code: int
-    leaver_code: int
+    """Of the part that was stopped."""
+    resumed_output: str
+    codes: tuple[int, int, int]
+    """Of the leaver, the stopped `up`, the resumed `up`."""
+    status: subprocess.CompletedProcess[str]
+    """Of `zerotir status` while the run was on."""
+    first_metrics: tuple[str, str]
+    """What `zerotir metrics` wrote until its reader went away, to standard output and to standard error."""
+    stopped_at: int
     steps: list[dict]
     trajectories: list[Trajectory]
     left: list[str]
@@ -55,54 +71,97 @@ def processes_of(folder: Path) -> list[str]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
     """`zerotir up tiny` with a second actor that is started by hand, and stopped once it was trained on."""
     home = tmp_path_factory.mktemp("run")
+    output, resumed_output = home / "up.txt", home / "resumed.txt"
     environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
-    zerotir = [sys.executable, "-m", "launch.cli"]
-    output = home / "up.txt"
-    with output.open("w") as file:
-        up = subprocess.Popen(
-            [*zerotir, "up", "tiny", "--set", f"learner.steps={STEPS}", "--set", f"launch.runs_dir={home}/runs",
-             "--set", "learner.batch_groups=6"],
-            stdout=file, stderr=file, env=environment,
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(to: Path, *arguments: object) -> "subprocess.Popen[bytes]":
+        with to.open("ab") as file:
+            process = subprocess.Popen([*ZEROTIR, *map(str, arguments)], stdout=file, stderr=file, env=environment)
+        processes.append(process)
+        return process
+
+    try:
+        settings = (f"launch.runs_dir={home}/runs", f"learner.batch_groups={GROUPS}", f"learner.steps={ENDLESS}")
+        up = start(output, "up", "tiny", *(part for setting in settings for part in ("--set", setting)))
+        folder = wait_for(lambda: next((home / "runs").glob("tiny-*"), None), up, output)
+        wait_for(lambda: (folder / "bus.json").exists(), up, output)
+        leaver = start(output, "actor", folder / "config.yaml", "--bus", folder / "bus.json", "--id", "leaver")
+        wait_for(lambda: {"actor-0", "leaver"} <= {t.actor for t in archived(folder)}, up, output)
+        wait_for(lambda: any("Error" in call.output for call in calls_of(archived(folder))), up, output)
+        wait_for(lambda: any(step.get("grad_norm") for step in steps_of(folder)), up, output)
+        # In a thread: this one has the tests' event loop.
+        with ThreadPoolExecutor(1) as thread:
+            letters = thread.submit(intrude, folder).result(timeout=TIMEOUT_S)
+        status = subprocess.run(
+            [*ZEROTIR, "status", "--bus", str(folder / "bus.json")],
+            capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip
-        try:
-            folder = wait_for(lambda: next((home / "runs").glob("tiny-*"), None), up, output)
-            wait_for(lambda: (folder / "bus.json").exists(), up, output)
-            leaver = subprocess.Popen(
-                [*zerotir, "actor", str(folder / "config.yaml"), "--bus", str(folder / "bus.json"), "--id", "leaver"],
-                stdout=file, stderr=file, env=environment,
-            )  # fmt: skip
-            wait_for(lambda: any(t.actor == "leaver" for t in archived(folder)), up, output)
-            # In a thread: this one has the tests' event loop.
-            with ThreadPoolExecutor(1) as thread:
-                letters = thread.submit(intrude, folder).result(timeout=120)
-            leaver.send_signal(signal.SIGTERM)
-            leaver_code = leaver.wait(timeout=30)
-            code = up.wait(timeout=TIMEOUT_S)
-        finally:
-            for process in (up, leaver) if "leaver" in locals() else (up,):
-                if process.poll() is None:
-                    process.terminate()
-                    process.wait(timeout=60)
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        first_metrics = read_a_line_and_leave([*ZEROTIR, "metrics", "--bus", str(folder / "bus.json")])
+        leaver.send_signal(signal.SIGTERM)
+        leaver_code = leaver.wait(timeout=TIMEOUT_S)
+        seen = len(steps_of(folder))
+        wait_for(lambda: len(steps_of(folder)) >= seen + 2, up, output)
+        up.send_signal(signal.SIGINT)
+        stopped_code = up.wait(timeout=TIMEOUT_S)
+        stopped_at = steps_of(folder)[-1]["step"]
+        again = ("--resume", folder, "--set", f"learner.steps={stopped_at + MORE_STEPS}")
+        code = start(resumed_output, "up", folder / "config.yaml", *again).wait(timeout=TIMEOUT_S)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in processes:
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    assert (folder / "metrics.jsonl").exists(), words_of(resumed_output)
     return FinishedRun(
         folder=folder,
         output=output.read_text(),
-        code=code,
-        leaver_code=leaver_code,
-        steps=[line for line in lines if line["role"] == "learner" and line["step"] is not None],
+        resumed_output=resumed_output.read_text(),
+        codes=(leaver_code, stopped_code, code),
+        status=status,
+        first_metrics=first_metrics,
+        stopped_at=stopped_at,
+        steps=steps_of(folder),
         trajectories=archived(folder),
         left=processes_of(home),
         letters=letters,
     )
 
 
-def wait_for(condition, up: subprocess.Popen, output: Path):
+def wait_for[T](condition: Callable[[], T | None], up: "subprocess.Popen[bytes]", output: Path) -> T:
+    """What `condition` returns once that is true; fails, with every role's last words, when `up` ends before."""
     deadline = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
-        assert up.poll() is None, f"the run ended early:\n{output.read_text()[-3000:]}"
-        assert time.monotonic() < deadline, f"waited in vain:\n{output.read_text()[-3000:]}"
+        assert up.poll() is None, f"the run ended early, with status {up.returncode}:\n{words_of(output)}"
+        assert time.monotonic() < deadline, f"waited in vain:\n{words_of(output)}"
         time.sleep(0.1)
     return value
+
+
+def words_of(output: Path) -> str:
+    """The end of what `up` and each of its roles printed."""
+    printed = [output, *sorted(output.parent.glob("runs/*/logs/*.out"))]
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in printed)
+
+
+def read_a_line_and_leave(command: list[str]) -> tuple[str, str]:
+    """As `| head -n 1` does; what the command wrote to standard output so far, and to standard error until its end."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = process.stdout.readline()
+        process.stdout.close()
+        process.wait(timeout=TIMEOUT_S)
+        assert process.returncode == 0
+        return line, process.stderr.read()
+
+
+def calls_of(trajectories: list[Trajectory]) -> list[ToolCall]:
+    return [call for trajectory in trajectories for call in trajectory.tool_calls]
 
 
 def archived(folder: Path) -> list[Trajectory]:
@@ -110,38 +169,56 @@ def archived(folder: Path) -> list[Trajectory]:
     return [result for _, result in read_archive(results) if isinstance(result, Trajectory)] if results.exists() else []
 
 
-def test_the_run_ends_well_and_leaves_no_process(run: FinishedRun):
-    assert run.code == 0, run.output[-3000:]
-    assert run.leaver_code == 0, run.output[-3000:]
+def test_ctrl_c_stops_the_run_and_resuming_ends_it_and_no_process_is_left(run: FinishedRun):
+    assert run.codes == (0, 130, 0), words_of(run.folder.parents[1] / "resumed.txt")
     assert run.left == []
-    assert "summary of tiny-" in run.output
+    assert f"stopped; go on with: zerotir up {run.folder}/config.yaml --resume {run.folder}" in run.output
+    assert f"summary of {run.folder.name}: {run.stopped_at + MORE_STEPS} steps" in run.resumed_output
+
+
+def test_a_resumed_run_shows_only_the_steps_that_it_takes(run: FinishedRun):
+    assert "goes on with a run of which" in run.resumed_output
+    shown = [
+        int(line.split("step")[1].split("/")[0])
+        for line in run.resumed_output.splitlines()
+        if "accuracy  " in line and "  step " in line
+    ]
+    # From the newest checkpoint on: one is written every second step.
+    assert shown == list(range(shown[0], run.stopped_at + MORE_STEPS + 1))
+    assert run.stopped_at - 2 < shown[0] <= run.stopped_at + 1
+
+
+def test_status_and_metrics_say_what_there_is_and_nothing_else(run: FinishedRun):
+    assert run.status.returncode == 0
+    assert run.status.stderr == ""
+    for who in ("actor    actor-0", "actor    leaver", "learner  learner", "sandbox  sandbox", "bus      bus"):
+        assert who in run.status.stdout
+    line, errors = run.first_metrics
+    assert "executions" in line
+    assert errors == ""
 
 
 def test_code_of_the_model_ran_in_the_sandbox(run: FinishedRun):
-    calls = [call for trajectory in run.trajectories for call in trajectory.tool_calls]
-    assert calls
-    # A random model's programs do not do much, but the interpreter in the jail has read them.
-    assert any("Error" in call.output for call in calls)
-    executions = sum("code_ratio" in step and step["code_ratio"] > 0 for step in run.steps)
-    assert executions == STEPS
+    # A random model's programs do not much, but the interpreter in the jail has read them.
+    assert any("Error" in call.output for call in calls_of(run.trajectories))
+    assert any(step["code_ratio"] > 0 for step in run.steps)
 
 
 def test_trajectories_of_both_actors_were_trained_on(run: FinishedRun):
     assert {trajectory.actor for trajectory in run.trajectories} == {"actor-0", "leaver"}
-    assert any(step["actors"] == 2 for step in run.steps)
 
 
 def test_weight_versions_grow_and_staleness_is_bounded(run: FinishedRun):
     versions = [trajectory.lowest_version for trajectory in sorted(run.trajectories, key=lambda t: t.ticket)]
     assert versions[0] == 0
-    assert max(versions) >= STEPS - 2
+    assert max(versions) >= len(run.steps) - 2
     assert all(step["staleness_max"] <= 1 for step in run.steps)
-    assert [step["step"] for step in run.steps] == list(range(1, STEPS + 1))
+    assert [step["step"] for step in run.steps] == list(range(1, run.stopped_at + MORE_STEPS + 1))
 
 
 def test_every_ticket_is_accounted_for(run: FinishedRun):
     last = run.steps[-1]
-    assert last["tickets_issued"] == STEPS * 6 * 4
+    assert last["tickets_issued"] == len(run.steps) * GROUPS * SAMPLES
     ended = last["tickets_trained"] + last["tickets_filtered"] + last["tickets_failed"]
     assert ended == last["tickets_issued"]
     assert last["tickets_open"] == 0
@@ -157,7 +234,6 @@ def test_bad_messages_went_to_the_dead_letters_with_the_reason_and_stopped_nobod
         assert reason in letter.reason
     # Both who follow the metrics bury what they cannot read.
     assert GARBAGE in {letter.data for letter in run.letters if letter.stream.endswith("-METRICS")}
-    assert run.code == 0
     assert "intruder" not in {trajectory.actor for trajectory in run.trajectories}
     assert run.steps[-1]["tickets_ignored"] >= len(results)
 

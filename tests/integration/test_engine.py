@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,10 @@ import torch
 from actors.engine import Completion, Engine, EngineError
 from actors.rollout import Response, Rollout
 from bus.messages import ExecutionResult, WeightVersion
-from configs.models import model_folder
-from configs.schema import EngineConfig, ModelConfig, RolloutConfig
+from configs.schema import RolloutConfig
+from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
 from tests.integration.reference import Reference
 from tests.unit.scripted import result
-
-MAX_LENGTH = 512
-MODEL = ModelConfig(path="random-tiny", dtype="float32")
-CONFIG = EngineConfig(max_running=16, kv_cache_gb=1, enforce_eager=True, start_timeout_s=300)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield model_folder("random-tiny")
-
-
-@pytest.fixture(scope="module")
-async def tiny_engine(folder: Path) -> AsyncIterator[Engine]:
-    """One engine for all tests of this file; it starts without weights."""
-    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=1)
-    yield engine
-    await engine.stop()
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +40,15 @@ async def reference(tiny_engine: Engine, shared_reference: Reference) -> Referen
 async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
     arguments: dict[str, Any] = {"max_tokens": 40, "stop": (), "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 7}
     return await engine.generate(prompt, **(arguments | changes))
+
+
+async def sampling(engine: Engine) -> None:
+    """Waits until a request has sampled its first token."""
+    async with asyncio.timeout(60):
+        while not any(
+            state.detokenizer.num_output_tokens() for state in engine._llm.output_processor.request_states.values()
+        ):
+            await asyncio.sleep(0.01)
 
 
 def assert_covered(completion: Completion) -> None:
@@ -95,9 +85,8 @@ def assert_agree(completion: Completion, reference: Reference, prompt: list[int]
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
 
-# First in the file: no other test has loaded weights yet.
-async def test_nothing_is_generated_before_weights_are_known(tiny_engine: Engine):
-    assert tiny_engine.version is None
+async def test_nothing_is_generated_before_weights_are_known(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tiny_engine, "version", None)
     with pytest.raises(EngineError, match="no weights"):
         await sample(tiny_engine, [5, 6, 7])
 
@@ -148,7 +137,7 @@ async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, re
     first = tiny_engine.version
     assert first != old
     tasks = [asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450, seed=seed)) for seed in range(8)]
-    await asyncio.sleep(0.2)
+    await sampling(tiny_engine)
     assert not any(task.done() for task in tasks)
     reference.perturb(seed=5)
     reference.bias({reference.end: -20.0})
@@ -200,6 +189,7 @@ class Printing:
         return result(stdout="<eos> 6\n```python\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("keep", [True, False], ids=["keep", "recompute"])
 async def test_logprobs_of_rollouts_across_calls_and_an_update(
@@ -271,7 +261,7 @@ async def test_a_cancelled_request_tells_how_much_it_had_sampled(tiny_engine: En
     reference.bias({reference.end: -20.0})
     await tiny_engine.load(*reference.publish())
     task = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450))
-    await asyncio.sleep(0.2)
+    await sampling(tiny_engine)
     task.cancel()
     with pytest.raises(asyncio.CancelledError) as caught:
         await task
@@ -332,7 +322,7 @@ async def test_cancelling_frees_the_request(tiny_engine: Engine, reference: Refe
     reference.bias({reference.end: -20.0})
     await tiny_engine.load(*reference.publish())
     task = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450))
-    await asyncio.sleep(0.2)
+    await sampling(tiny_engine)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -349,6 +339,7 @@ async def test_a_request_that_cannot_be_served_is_an_error(tiny_engine: Engine, 
     assert (await sample(tiny_engine, reference.prompt)).tokens
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_is_an_error_and_stop_leaves_no_process(folder: Path, shared_reference: Reference):
     before = set(psutil.Process().children(recursive=True))
     engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=2)
@@ -358,7 +349,7 @@ async def test_a_killed_engine_is_an_error_and_stop_leaves_no_process(folder: Pa
     started = our_children(before)
     assert started
     task = asyncio.create_task(sample(engine, shared_reference.prompt, max_tokens=450))
-    await asyncio.sleep(0.2)
+    await sampling(engine)
     for process in started:
         process.kill()
     async with asyncio.timeout(60):
@@ -369,6 +360,7 @@ async def test_a_killed_engine_is_an_error_and_stop_leaves_no_process(folder: Pa
     assert not our_children(before)
 
 
+@pytest.mark.slow
 async def test_a_tied_head_follows_and_stop_ends_every_process(
     folder: Path, shared_reference: Reference, tmp_path: Path
 ):

@@ -3,8 +3,10 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
 from actors.outbox import Outbox
-from actors.tickets import TicketSource
+from actors.tickets import LeasedTicket, TicketSource
 from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, open_bus
@@ -25,14 +27,14 @@ async def stored(bus: Bus, count: int) -> list[int]:
     """Tickets of the first `count` results of the log."""
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
     tickets: list[int] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(tickets) < count:
             tickets += [decode(data, Failure).ticket for _, data in await reader.read(count, 0.5)]
     return tickets
 
 
 async def until(condition) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -66,7 +68,7 @@ async def test_a_full_stream_holds_results_back_in_memory_and_in_a_file(bus_addr
                     got.append(decode(data, Failure).ticket)
                     await bus.js.purge_stream(stream, seq=sequence + 1)
         assert got == list(range(1, 11))
-        await asyncio.wait_for(asyncio.gather(*storing), 10)
+        await asyncio.wait_for(asyncio.gather(*storing), 60)
         await until(lambda: not any(tmp_path.iterdir()))
         running.cancel()
 
@@ -101,23 +103,33 @@ async def test_what_a_dead_actor_could_not_publish_the_next_one_does(tmp_path: P
         running.cancel()
 
 
-async def test_a_lease_that_nobody_renewed_is_known_to_have_lapsed(bus: Bus):
+async def leased(bus: Bus, lease_s: float) -> tuple[TicketSource, LeasedTicket]:
     ticket = Ticket(
         number=1, group=0, sample=0, problem_id="p", problem="1+1=", answer="2", prompt=PromptConfig(),
         grading=GradingConfig(), rollout=RolloutConfig(), min_version=0, issued_at=0.0,
     )  # fmt: skip
     await bus.publish(bus.names.tickets, ticket)
-    source = TicketSource(bus, lease_s=1.5)
-    [leased] = await source.pull(1, 5.0)
-    async with leased.kept_alive():
-        await asyncio.sleep(2.0)
-        assert not leased.lapsed
-        assert await source.pull(1, 0.5) == []
-    # Renewed no more: it goes to whoever asks.
-    await until(lambda: leased.lapsed)
-    [again] = await source.pull(1, 5.0)
+    source = TicketSource(bus, lease_s)
+    [ticket_held] = await source.pull(1, 60.0)
+    return source, ticket_held
+
+
+async def test_a_lease_that_nobody_renewed_is_known_to_have_lapsed(bus: Bus):
+    source, held = await leased(bus, lease_s=0.5)
+    await until(lambda: held.lapsed)
+    # It goes to whoever asks.
+    [again] = await source.pull(1, 60.0)
     assert (again.deliveries, again.ticket.number) == (2, 1)
     await again.done()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await bus.js.stream_info(bus.names.stream("TICKETS"))).state.messages:
             await asyncio.sleep(0.05)
+
+
+@pytest.mark.slow
+async def test_a_lease_is_renewed_while_the_ticket_is_worked_on(bus: Bus):
+    source, held = await leased(bus, lease_s=6.0)
+    async with held.kept_alive():
+        await asyncio.sleep(8.0)
+        assert not held.lapsed
+        assert await source.pull(1, 0.5) == []

@@ -219,7 +219,7 @@ async def requests_of(bus: Bus) -> list[bytes]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -421,7 +421,7 @@ async def serving(follower: WeightFollower, learner: Learner, last: int) -> Asyn
 
     following = asyncio.create_task(follow())
     yield
-    await asyncio.wait_for(following, 30)
+    await asyncio.wait_for(following, 120)
 
 
 async def test_followers_keep_up_while_the_log_grows_and_is_purged(bus: Bus, learner: Learner):

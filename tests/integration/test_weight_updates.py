@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +16,17 @@ from bus.messages import VersionSpan, WeightVersion
 from bus.weight_codec import Layout
 from bus.weight_follower import WeightFollower
 from bus.weight_writer import WeightWriter
-from configs.models import model_folder
-from configs.schema import EngineConfig, ModelConfig, WeightsConfig
+from configs.schema import WeightsConfig
 from launch.weights import _write_checkpoint
 
-MODEL = ModelConfig(path="random-tiny", dtype="float32")
-CONFIG = EngineConfig(max_running=8, kv_cache_gb=1, enforce_eager=True, start_timeout_s=300)
+pytestmark = pytest.mark.slow
+
 PROMPT = "What is 2 + 3? " * 6
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield model_folder("random-tiny")
-
-
-@pytest.fixture(scope="module")
-async def engine(folder: Path) -> AsyncIterator[Engine]:
-    engine = await Engine.start(folder, MODEL, CONFIG, 512, seed=1)
-    yield engine
-    await engine.stop()
+@pytest.fixture
+def engine(tiny_engine: Engine) -> Engine:
+    return tiny_engine
 
 
 class Source:

@@ -55,7 +55,7 @@ async def test_a_second_learner_waits_for_the_first_and_names_it(tmp_path: Path)
         waiting = asyncio.create_task(enter(tmp_path))
         await asyncio.sleep(0.3)
         assert not waiting.done()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def enter(folder: Path) -> None:

@@ -63,7 +63,7 @@ async def test_a_turn_ends_with_a_stop_string_an_end_or_the_budget(tokenizer: Pl
 
 
 async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(tokenizer: PlainTokenizer):
-    engine = await ready(tokenizer, tokens_per_s=200, median_tokens=100, spread=0)
+    engine = await ready(tokenizer, tokens_per_s=50, median_tokens=100, spread=0)
     running = asyncio.create_task(ask(engine, ()))
     await asyncio.sleep(0.1)
     await engine.load(WeightVersion(epoch=0, n=1), [], "")

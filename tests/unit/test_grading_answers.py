@@ -11,12 +11,13 @@ from tasks.answers import equal_at_sight, plain
 from tasks.grading import Grader
 from tests.unit.answers import near_misses, variants
 
+PARTS = 9
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOXED = GradingConfig(timeout_s=20.0)
 
 
 def gold_answers(part: int) -> list[str]:
-    """A third of the answers of MATH-500 that are no whole numbers, and a sample of those that are, of all sets."""
+    """A share of the answers of MATH-500 that are no whole numbers, and a sample of those that are, of all sets."""
 
     def read(name: str) -> list[str]:
         with (DATA / f"{name}.jsonl").open() as lines:
@@ -26,11 +27,11 @@ def gold_answers(part: int) -> list[str]:
     whole = [answer for answer in math if re.fullmatch(r"-?\d+", answer)]
     others = [answer for answer in math if answer not in whole]
     numbers = whole + read("aime24") + read("aime25") + read("gsm8k_test")
-    return list(dict.fromkeys(others[part::3] + numbers[part::20]))
+    return list(dict.fromkeys(others[part::PARTS] + numbers[part :: 7 * PARTS]))
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the problem sets in ../shared/data are not on this machine")
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in (1, 2))])
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, PARTS))])
 async def test_usual_variants_are_accepted_and_near_misses_are_not(part: int):
     rejected, accepted, right = [], [], 0
     async with Grader() as grader:
@@ -45,7 +46,7 @@ async def test_usual_variants_are_accepted_and_near_misses_are_not(part: int):
             # The right output of a tool, and no answer after it.
             turns = [f"```python\nprint({gold!r})\n```", " as the output says."]
             assert (await grader.grade(turns, gold, BOXED)).reward == 0
-    assert right >= 500
+    assert right >= 150
     assert accepted == []
     assert len(rejected) <= 0.01 * right, rejected
 

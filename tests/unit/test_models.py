@@ -82,6 +82,7 @@ def test_an_unknown_name_says_what_to_do():
         model_folder("no such/model name")
 
 
+@pytest.mark.slow
 def test_smollm2_ends_a_turn_with_its_end_token():
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -281,8 +281,8 @@ class Hanging(ScriptedEngine):
 
 
 async def test_past_the_deadline_the_length_is_told():
-    config = RolloutConfig(max_response_tokens=200, slowest_tokens_per_s=2000, max_tool_calls=0, stop=("User:",))
-    assert config.deadline_s == 0.1
+    config = RolloutConfig(max_response_tokens=200, slowest_tokens_per_s=200, max_tool_calls=0, stop=("User:",))
+    assert config.deadline_s == 1.0
     tokenizer = Pieces()
     with pytest.raises(DeadlineError) as caught:
         await roll_out([1], Hanging([], tokenizer), ScriptedRunner([]), tokenizer, config)

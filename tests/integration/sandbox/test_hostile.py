@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,11 +75,9 @@ def judge(program: Hostile, result: ExecutionResult) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 async def test_a_hostile_program_and_the_next(served, name):
     program = PROGRAMS[name]
-    begin = time.monotonic()
-    result = await served.client.execute(program.code, program.timeout_s)
-    seconds = time.monotonic() - begin
+    async with asyncio.timeout(program.timeout_s + traces.HUNG_S):
+        result = await served.client.execute(program.code, program.timeout_s)
     judge(program, result)
-    assert seconds <= program.timeout_s + traces.margin_s()
     await served.honest()
     await served.nothing_left()
     assert served.service.failures == 0
@@ -106,6 +103,7 @@ async def test_memory_of_children_together_is_bounded(served, name):
     assert 100 << 20 < peak <= (SERVED.memory_mb + 32) << 20
 
 
+@pytest.mark.slow
 async def test_the_services_memory_is_bounded(served):
     """The most that floods of output hold in the service, beyond what it held before."""
     await asyncio.gather(*(served.client.execute(OUTPUT["both streams in turn"].code, 20.0) for _ in range(16)))

@@ -1,0 +1,30 @@
+"""A tiny vLLM engine that the tests of several files share: it takes half a minute to start."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from actors.engine import Engine
+from configs.models import model_folder
+from configs.schema import EngineConfig, ModelConfig
+
+MAX_LENGTH = 512
+MODEL = ModelConfig(path="random-tiny", dtype="float32")
+CONFIG = EngineConfig(max_running=16, kv_cache_gb=1, enforce_eager=True, start_timeout_s=300)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's, of this test run alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZEROTIR_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return model_folder("random-tiny")
+
+
+@pytest.fixture(scope="session")
+async def tiny_engine(folder: Path) -> AsyncIterator[Engine]:
+    """It starts without weights; each test loads those that it needs."""
+    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=1)
+    yield engine
+    await engine.stop()
