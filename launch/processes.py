@@ -103,8 +103,9 @@ class RoleProcess:
         if error := self._reported_error():
             return f"ended with exit status {self.code}: {error}"
         printed = self._output.read_text(errors="replace").splitlines()[-PRINTED_LINES:]
-        words = ["and reported no error" + (", it printed last:" if printed else ""), *printed]
-        return f"ended with exit status {self.code} " + "\n  ".join(words)
+        return "\n  ".join(
+            [f"ended with exit status {self.code}, it printed " + ("last:" if printed else "nothing"), *printed]
+        )
 
     def _reported_error(self) -> str | None:
         """The last error in its log since it was started."""

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from bus.metrics import steps_of
 from tests.integration.test_end_to_end import processes_of, wait_for
 
 ZEROTIR = [sys.executable, "-m", "launch.cli"]
 
 
-def start(home: Path, *settings: str) -> tuple["subprocess.Popen[bytes]", Path]:
-    output = home / "up.txt"
+def start(home: Path, *settings: str, resume: Path | None = None) -> tuple["subprocess.Popen[bytes]", Path]:
+    output = home / ("resumed.txt" if resume else "up.txt")
     overrides = [part for setting in (*settings, f"launch.runs_dir={home}/runs") for part in ("--set", setting)]
+    overrides += ["--resume", str(resume)] if resume else []
     with output.open("wb") as file:
         environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
         up = subprocess.Popen([*ZEROTIR, "up", "emulated", *overrides], stdout=file, stderr=file, env=environment)
@@ -63,6 +65,33 @@ def test_an_emulated_run_closes_its_books_and_never_hides_what_it_is(tmp_path: P
     assert all(record["emulated"] == 1.0 for record in lines(folder / "metrics.jsonl"))
     for role in ("actor-0", "learner", "sandbox"):
         assert {record.get("engine") for record in lines(folder / "logs" / f"{role}.jsonl")} == {"emulated"}
+    assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ctrl_c_stops_a_run_and_resuming_shows_only_the_steps_that_it_takes(tmp_path: Path):
+    up, output = start(tmp_path, "learner.steps=2000")
+    try:
+        wait_for(lambda: "step   5/2000" in output.read_text(), up, output)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(timeout=200) == 130, output.read_text()
+        [folder] = (tmp_path / "runs").glob("emulated-*")
+        assert f"stopped; go on with: zerotir up {folder}/config.yaml --resume {folder}" in output.read_text()
+        last = steps_of(folder)[-1]["step"]
+        # Tickets in flight belong to the two steps after the last.
+        up, output = start(tmp_path, f"learner.steps={last + 3}", resume=folder)
+        assert up.wait(timeout=200) == 0, output.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+    text = output.read_text()
+    assert f"goes on with a run of which {last} steps were measured, the last: step {last}" in text
+    shown = [int(line.split("  step ")[1].split("/")[0]) for line in text.splitlines() if "  step " in line]
+    # From the newest checkpoint on: one is written every second step.
+    assert shown == list(range(shown[0], last + 4))
+    assert last - 2 < shown[0] <= last + 1
     assert processes_of(tmp_path) == []
 
 

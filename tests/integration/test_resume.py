@@ -68,6 +68,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_and_loses_nothing(tmp_path
         if first.poll() is None:
             first.terminate()
             first.wait(timeout=60)
+    assert "FAILED: learner was killed by signal 9 (SIGKILL)" in up.output.read_text()
     assert "config.yaml --resume" in up.output.read_text()
     assert processes_of(tmp_path) == []
     killed_at = len(steps_of(folder))

@@ -41,6 +41,7 @@ def test_tiny_weights_are_the_same_every_time(cache: Path, monkeypatch: pytest.M
     assert (model_folder("random-tiny") / "model.safetensors").read_bytes() == first
 
 
+@pytest.mark.slow
 async def test_two_processes_prepare_at_once(cache: Path):
     processes = [
         await asyncio.create_subprocess_exec(

@@ -4,6 +4,7 @@ import ast
 import importlib
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,11 @@ def test_a_wrong_configuration_ends_with_one_line():
     result = zerotir("config", "quickstart", "--set", "learner.stepps=3")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr == "zerotir: quickstart: unknown field learner.stepps: did you mean steps?\n"
+
+
+def test_the_version_is_that_of_the_package():
+    result = zerotir("--version")
+    assert (result.returncode, result.stdout) == (0, f"zerotir {version('zerotir')}\n")
 
 
 def test_config_prints_what_it_resolved():

@@ -192,6 +192,7 @@ class TestReport:
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_it_writes_beside_several_runs_and_into_one(self, tmp_path, monkeypatch, capsys):
         folders = [str(write_run(tmp_path / f"run-{seed}", [], seed=seed, steps=6)) for seed in (0, 1)]
         for arguments, target in ((folders, tmp_path / "scaling"), (folders[:1], tmp_path / "run-0" / "scaling")):

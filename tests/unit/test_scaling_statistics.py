@@ -170,6 +170,7 @@ class TestFits:
 
 
 class TestForecast:
+    @pytest.mark.slow
     @pytest.mark.parametrize("form", [LINEAR, POWER, SATURATING], ids=lambda form: form.name)
     def test_intervals_of_the_right_form_cover_the_second_half(self, form):
         rng = np.random.default_rng(11)
