@@ -98,6 +98,12 @@ class SandboxService:
     async def drain(self, grace_s: float) -> None:
         """Takes no more requests; lets programs finish for `grace_s` seconds, ends the rest and answers that it did."""
         if self._service is not None:
+            # `Service.stop` alone throws away requests that have arrived and wait here: their senders would hear nothing,
+            # and wait until the time of a program is over that never began.
+            while self._service._endpoints:
+                requests = self._service._endpoints.pop()._subscription
+                assert requests is not None
+                await requests.drain()
             await self._service.stop()
             self._service = None
             await self._cancellations.unsubscribe()

@@ -146,6 +146,19 @@ async def test_draining_lets_programs_finish(service, client):
     assert (await running).stdout == "done\n"
 
 
+async def test_requests_that_wait_in_a_service_that_is_drained_are_answered(service, connection, subject):
+    """They have arrived, but the service's turn has not come: nobody else would ever answer them."""
+    inbox = connection.new_inbox()
+    answers = await connection.subscribe(inbox)
+    for n in range(20):
+        await connection.publish(
+            subject, encode(ExecutionRequest(id=str(n), code="print(1)", timeout_s=5.0)), reply=inbox
+        )
+    await service.drain(0.0)
+    for _ in range(20):
+        await answers.next_msg(timeout=60)
+
+
 async def test_what_a_drained_service_cut_runs_elsewhere(service, client, another):
     running = asyncio.create_task(client.execute("import time; time.sleep(2); print('done')", 10.0))
     await until(lambda: service.in_flight == 1)
