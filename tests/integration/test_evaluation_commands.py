@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.test_end_to_end import processes_of
+from tests.end_to_end.test_end_to_end import processes_of
 
 pytestmark = pytest.mark.slow
 

@@ -17,8 +17,8 @@ from configs.schema import OptimizerConfig
 from learner.crew import Crew
 from learner.replay import difference
 from learner.trainer import Trainer
+from tests.end_to_end.test_end_to_end import processes_of
 from tests.integration.ranks_program import BUDGETS, CRITICS, STAGES, STEEP, config
-from tests.integration.test_end_to_end import processes_of
 from tests.integration.test_resume import Roles
 from tests.integration.test_trainer import TRAIN, batch, plain_gradient
 

@@ -17,7 +17,7 @@ from bus.messages import Trajectory
 from bus.metrics import steps_of
 from learner.archive import read_archive
 from learner.replay import difference
-from tests.integration.test_end_to_end import processes_of
+from tests.end_to_end.test_end_to_end import processes_of
 
 STEPS = 10
 TIMEOUT_S = 300

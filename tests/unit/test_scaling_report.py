@@ -140,6 +140,7 @@ def report(tmp_path_factory) -> tuple[Path, str]:
     return home / "scaling", write_report(folders, home / "scaling")
 
 
+@pytest.mark.slow
 class TestReport:
     def test_the_numbers_are_in_json_and_finite(self, report):
         found = json.loads((report[0] / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))

@@ -24,7 +24,7 @@ from learner.archive import read_archive
 from tests.bad_results import BAD, unusable
 from tests.integration.intruder import GARBAGE, intrude
 
-STEPS, GROUPS, SAMPLES = 10, 6, 4
+STEPS, GROUPS, SAMPLES = 8, 6, 4
 TIMEOUT_S = 300
 """Bound of every wait: far above what any of them takes on a busy machine."""
 ZEROTIR = [sys.executable, "-m", "launch.cli"]
