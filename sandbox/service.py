@@ -14,6 +14,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.micro import add_service
 from nats.micro.request import Request
 from nats.micro.service import EndpointStats, Service
@@ -98,12 +99,10 @@ class SandboxService:
     async def drain(self, grace_s: float) -> None:
         """Takes no more requests; lets programs finish for `grace_s` seconds, ends the rest and answers that it did."""
         if self._service is not None:
-            # `Service.stop` alone throws away requests that have arrived and wait here: their senders would hear nothing,
-            # and wait until the time of a program is over that never began.
             while self._service._endpoints:
                 requests = self._service._endpoints.pop()._subscription
                 assert requests is not None
-                await requests.drain()
+                await self._take_no_more(requests)
             await self._service.stop()
             self._service = None
             await self._cancellations.unsubscribe()
@@ -113,6 +112,17 @@ class SandboxService:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=4 * STOP_S)
+
+    async def _take_no_more(self, requests: Subscription) -> None:
+        """Ends the subscription once every request that the server has sent to it is handled.
+
+        One that nobody handles makes its sender wait until the time of a program is over that never began. nats-py has no
+        public way: `Service.stop` throws away what waits, and in `Subscription.drain` the PING that should come back after
+        the last request is written past an UNSUB that still waits to be written.
+        """
+        await self._connection._send_unsubscribe(requests._id)
+        await self._connection._flush_pending(force_flush=True)
+        await requests.drain()
 
     def _answer_statistics(self, endpoint: EndpointStats) -> dict[str, Any]:
         return self.statistics()
