@@ -30,7 +30,7 @@ from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
 from sandbox.client import SandboxClient, SandboxError
-from tasks.grading import Grade, Grader, GradingError, void_turns
+from tasks.grading import Grade, Grader, GradingError, UngradableError, void_turns
 from tasks.prompts import PromptError, render_prompt
 from tasks.spontaneity import code_unused
 
@@ -65,7 +65,7 @@ class Actor:
         self._announcer = announcer
         self._seed = seed
         self._sandbox = SandboxClient(bus.client, bus.names.execution, config.sandbox)
-        self._tickets = TicketSource(bus, config.actor.lease_s)
+        self._tickets = TicketSource(bus)
         self._weights = WeightLoader(weights_bus, engine, recompute=config.actor.on_update == "recompute")
         emulated = isinstance(engine, EmulatedEngine)
         self._metrics = MetricsWriter(bus, "actor", announcer.id, emulated=emulated)
@@ -172,7 +172,7 @@ class Actor:
                 await leased.done()
         except asyncio.CancelledError:
             self._handed_back += 1
-            await leased.hand_back(delay_s=0.1)
+            await leased.hand_back()
             raise
         if isinstance(result, Failure):
             self._failed += 1
@@ -183,8 +183,9 @@ class Actor:
     async def _answer(self, leased: LeasedTicket) -> Trajectory | Failure | None:
         """A trajectory, a failure that is final, or None for a hand-back."""
         ticket = leased.ticket
-        if leased.deliveries > self._config.actor.max_deliveries:
-            return self._failure(leased, "too many deliveries", f"delivered {leased.deliveries} times without a result")
+        if leased.failures >= self._config.actor.max_deliveries:
+            detail = f"{leased.failures} times an actor vanished with it, or its engine or grader failed"
+            return self._failure(leased, "too many deliveries", detail)
         try:
             prompt = render_prompt(ticket.prompt, ticket.problem, self._engine.tokenizer)
         except PromptError as error:
@@ -196,11 +197,16 @@ class Actor:
             return None
         started_at = time.time()
         try:
+            await self._grader.require_gradable(ticket.answer, ticket.grading)
             response = await roll_out(prompt, self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             self._room.ended(len(response.tokens))
             if not np.isfinite(response.logprobs).all():
                 raise EngineError("the engine returned a log-probability that is not finite")
             self._engine_failures = 0
+            if response.lowest_version < ticket.min_version:
+                # A learner that went back to its checkpoint published older weights while this was written.
+                log.info("older weights than the ticket allows came meanwhile", ticket=ticket.number)
+                return None
             grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
@@ -210,10 +216,14 @@ class Actor:
             self._late += 1
             self._late_tokens += error.length
             return self._failure(leased, "deadline passed", str(error), error.length)
+        except UngradableError as error:
+            return self._failure(leased, "ungradable gold answer", str(error))
         except (SandboxError, GradingError, EngineError) as error:
             log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
             if isinstance(error, EngineError):
                 self._count_engine_failure(error)
+            # Anybody may want for a sandbox; what an engine or grader fails at may be this ticket's doing.
+            leased.failures += not isinstance(error, SandboxError)
             return None
         return self._trajectory(ticket, prompt, response, grade, started_at)
 
@@ -262,7 +272,7 @@ class Actor:
             reason=reason,
             detail=detail,
             response_length=response_length,
-            attempts=leased.deliveries,
+            attempts=leased.failures + 1,
             actor=self._announcer.id,
             published_at=time.time(),
             run=self._bus.address.run,

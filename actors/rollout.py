@@ -103,6 +103,11 @@ class Response:
     first_token_at: float = 0.0
 
     @property
+    def lowest_version(self) -> int:
+        """The oldest weights in it, as `WeightVersion.n`."""
+        return min(span.version.n for span in self.versions)
+
+    @property
     def hallucinated_outputs(self) -> int:
         """Output blocks that the model wrote itself; they are text like any other, never taken for output."""
         return sum(block.kind == "output" for turn in self.turns for block in find_blocks(turn))

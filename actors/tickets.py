@@ -1,7 +1,8 @@
-"""The actor's hold on the ticket stream: leases that are kept alive, hand-backs, acknowledgements.
+"""The actor's hold on tickets: leases that are kept alive, hand-backs, acknowledgements.
 
-All actors share one durable consumer. A ticket is pulled only when there is room to run it, its lease is renewed while it
-runs, and it is acknowledged only after its result is stored; otherwise another actor gets it.
+All actors share one durable consumer of each of two streams: new tickets, and those that are offered once more (handed back,
+or issued again by the learner). A ticket is pulled only when there is room to run it, its lease is renewed while it runs,
+and it is acknowledged only after its result, or its copy among the retries, is stored; otherwise another actor gets it.
 """
 
 import asyncio
@@ -14,7 +15,6 @@ import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig
 
 from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
@@ -23,13 +23,10 @@ from bus.streams import ACTOR_CONSUMER
 
 log = structlog.get_logger()
 
-HAND_BACK_DELAY_S = 2.0
-MAX_ACK_PENDING = 100_000
-"""Above any backlog that admission allows: staleness bounds outstanding work, not the consumer."""
-
-
-UNREADABLE_DELAY_S = 5.0
-"""After which a ticket that this actor could not read is offered again."""
+RETRIES_EVERY_S = 2.0
+"""How often an actor with room looks for tickets that are offered once more: so long is one handed back at least."""
+FAILURES = "Zerotir-Failures"
+"""Header of a ticket among the retries: see `LeasedTicket.failures`."""
 
 
 class LeasedTicket:
@@ -42,7 +39,9 @@ class LeasedTicket:
         self._renewed_at = time.monotonic()
         self._lapsed = False
         self.ticket = ticket
-        self.deliveries: int = message.metadata.num_delivered or 1
+        before = int((message.headers or {}).get(FAILURES, 0))
+        self.failures: int = before + (message.metadata.num_delivered or 1) - 1
+        """How often an actor vanished with this ticket, or failed at it. Hand-backs for want of something do not count."""
 
     @property
     def lapsed(self) -> bool:
@@ -71,29 +70,32 @@ class LeasedTicket:
         """The result is stored: the ticket leaves the stream."""
         await self._tell(self._message.ack)
 
-    async def hand_back(self, delay_s: float = HAND_BACK_DELAY_S) -> None:
-        """Another actor, or this one later, gets it."""
+    async def hand_back(self) -> None:
+        """Another actor, or this one later, gets it, with its `failures` so far."""
 
-        async def nak() -> None:
-            await self._message.nak(delay=delay_s)
+        async def offer_again() -> None:
+            subject = self._bus.names.retry(self.ticket.number)
+            await self._bus.publish(subject, self.ticket, {FAILURES: str(self.failures)})
+            await self._message.ack()
 
-        await self._tell(nak)
+        await self._tell(offer_again)
 
     async def _tell(self, action: Callable[[], Awaitable[object]]) -> None:
         try:
             await action()
-        except nats.errors.Error as error:
+        except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
             # The lease runs out by itself, and the learner ignores a second result: nothing is lost or doubled.
             log.warning("could not settle a ticket with the bus", ticket=self.ticket.number, error=str(error))
 
 
 class TicketSource:
-    """Pulls tickets from the consumer that all actors share."""
+    """Pulls tickets from the consumers that all actors share; the leases are as long as those say."""
 
-    def __init__(self, bus: Bus, lease_s: float) -> None:
+    def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._lease_s = lease_s
-        self._subscription: JetStreamContext.PullSubscription | None = None
+        self._new = _Queue(bus, "TICKETS")
+        self._retries = _Queue(bus, "RETRIES")
+        self._look_at = 0.0
         self._refused_since: float | None = None
 
     async def pull(self, room: int, timeout_s: float) -> list[LeasedTicket]:
@@ -102,31 +104,18 @@ class TicketSource:
         Raises BusError when the server has refused to give any for `bus.reconnect_s` seconds.
         """
         try:
-            if self._subscription is None:
-                self._subscription = await self._subscribe()
-            messages = await self._subscription.fetch(room, timeout=timeout_s)
-        except TimeoutError:
-            # Nothing there, or the bus is away: that ends by itself, or by `Bus.lost`.
-            if not self._bus.client.is_connected:
-                await asyncio.sleep(min(timeout_s, 0.5))
-            return []
+            leased = []
+            if time.monotonic() >= self._look_at:
+                leased = await self._retries.pull(room, timeout_s=RETRIES_EVERY_S / 20)
+                self._look_at = time.monotonic() + (0.0 if leased else RETRIES_EVERY_S)
+            leased = leased or await self._new.pull(room, timeout_s)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
-            # A server that stops, a new leader, a consumer that was deleted: all mended by a new subscription.
+            # A server that stops, a new leader, a consumer that was deleted: all mended by new subscriptions.
             log.warning("cannot pull tickets, will try again", error=str(error))
             await self._resubscribe(error)
             await asyncio.sleep(min(timeout_s, 0.5))
             return []
         self._refused_since = None
-        leased = []
-        for message in messages:
-            try:
-                leased.append(LeasedTicket(message, decode(message.data, Ticket), self._bus, self._lease_s))
-            except MessageError as error:
-                # An actor of another version may be able to read it: only the first sight of it is told.
-                if message.metadata.num_delivered == 1:
-                    stream = self._bus.names.stream("TICKETS")
-                    await self._bus.bury(stream, message.metadata.sequence.stream, message.data, str(error))
-                await message.nak(delay=UNREADABLE_DELAY_S)
         return leased
 
     async def _resubscribe(self, error: Exception) -> None:
@@ -137,20 +126,50 @@ class TicketSource:
                 f"no tickets from {self._bus.names.tickets} at {self._bus.address.url} for "
                 f"{now - self._refused_since:.0f} s: {error}"
             ) from error
+        await self._new.forget()
+        await self._retries.forget()
+
+
+class _Queue:
+    """One of the two streams of tickets."""
+
+    def __init__(self, bus: Bus, kind: str) -> None:
+        self._bus = bus
+        self._stream = bus.names.stream(kind)
+        self._subscription: JetStreamContext.PullSubscription | None = None
+        self._lease_s = 0.0
+        self._reconnects = 0
+
+    async def pull(self, room: int, timeout_s: float) -> list[LeasedTicket]:
+        """Raises what nats-py raises, but for a time-out."""
+        if self._bus.client.stats["reconnects"] != self._reconnects:
+            # Whoever started the server again may have changed the leases.
+            await self.forget()
+        if self._subscription is None:
+            self._reconnects = self._bus.client.stats["reconnects"]
+            info = await self._bus.js.consumer_info(self._stream, ACTOR_CONSUMER)
+            self._lease_s = info.config.ack_wait or 0.0
+            self._subscription = await self._bus.js.pull_subscribe_bind(ACTOR_CONSUMER, self._stream)
+        try:
+            messages = await self._subscription.fetch(room, timeout=timeout_s)
+        except TimeoutError:
+            # Nothing there, or the bus is away: that ends by itself, or by `Bus.lost`.
+            if not self._bus.client.is_connected:
+                await asyncio.sleep(min(timeout_s, 0.5))
+            return []
+        leased = []
+        for message in messages:
+            try:
+                leased.append(LeasedTicket(message, decode(message.data, Ticket), self._bus, self._lease_s))
+            except MessageError as error:
+                # Actors of another version do not get this far: it is damaged, and the learner issues it anew.
+                await self._bus.bury(self._stream, message.metadata.sequence.stream, message.data, str(error))
+                await message.ack()
+        return leased
+
+    async def forget(self) -> None:
+        """The next pull subscribes again."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
-
-    async def _subscribe(self) -> JetStreamContext.PullSubscription:
-        return await self._bus.js.pull_subscribe(
-            self._bus.names.tickets,
-            durable=ACTOR_CONSUMER,
-            stream=self._bus.names.stream("TICKETS"),
-            config=ConsumerConfig(
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=self._lease_s,
-                max_deliver=-1,
-                max_ack_pending=MAX_ACK_PENDING,
-            ),
-        )

@@ -182,7 +182,7 @@ async def main(arguments: argparse.Namespace) -> None:
         config = BusConfig(max_results_bytes=16 * 1024**3)
         address, _ = await stack.enter_async_context(embedded_server(folder / "nats", config, "benchmark"))
         async with open_bus(address, config, "bus") as bus:
-            await create_streams(bus.js, bus.names, config)
+            await create_streams(bus.js, bus.names, config, lease_s=60)
         port = await stack.enter_async_context(redis_server(folder)) if "redis" in arguments.ways else 0
         for number in range(arguments.rounds):
             for size in arguments.sizes:

@@ -75,7 +75,7 @@ async def fresh_run(server: BusAddress, name: str, folder: Path) -> AsyncIterato
     path = folder / f"{name}.json"
     address.write(path)
     async with open_bus(address, BusConfig(timeout_s=60), "writer") as bus:
-        await create_streams(bus.js, bus.names, BusConfig(max_results_bytes=2**20))
+        await create_streams(bus.js, bus.names, BusConfig(max_results_bytes=2**20), lease_s=60)
         yield bus, path
         for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
             await bus.js.delete_stream(bus.names.stream(kind))

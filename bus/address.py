@@ -15,6 +15,7 @@ import nkeys
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bus.permissions import ROLES
+from configs.errors import UserError
 from configs.schema import TlsConfig
 
 MASTER = "bus"
@@ -23,7 +24,7 @@ CREDENTIALS = "credentials"
 """Folder of the roles' files, beside bus.json."""
 
 
-class AddressError(RuntimeError):
+class AddressError(UserError):
     """There is no usable file; the text says how to get one."""
 
 

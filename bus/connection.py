@@ -22,6 +22,7 @@ from bus.codec import Message, encode
 from bus.messages import DeadLetter
 from bus.store import Store
 from bus.streams import Names
+from configs.errors import UserError
 from configs.schema import BusConfig
 
 log = structlog.get_logger()
@@ -47,7 +48,7 @@ class BusError(RuntimeError):
     """The bus cannot be reached, or lacks what this run needs."""
 
 
-class AccessDeniedError(BusError):
+class AccessDeniedError(BusError, UserError):
     """This role's credentials do not allow what it did; the text says what that was."""
 
 

@@ -214,7 +214,7 @@ class Failure(Message):
     response_length: NonNegativeInt = 0
     """Response tokens that were there when the deadline passed; 0 for every other reason."""
     attempts: PositiveInt
-    """Deliveries of the ticket."""
+    """Actors that had the ticket, but for those that handed it back."""
     actor: str
     published_at: float
     run: str = ""
@@ -280,6 +280,8 @@ class Manifest(Message):
     """Digest of the tensors' names, types and places."""
     tensors: tuple[TensorEntry, ...]
     """The layout, in snapshots only."""
+    writing: str = Field(pattern=r"^[0-9a-f]*$")
+    """Of the attempt that wrote the chunks; part of their subject, so that no other's ever lie between them."""
     first_chunk: NonNegativeInt
     """Stream sequence of the first chunk; 0 where there is none."""
     chunks: NonNegativeInt

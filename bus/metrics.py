@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -61,9 +62,10 @@ async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, M
             await bus.bury(stream, sequence, data, str(error))
 
 
-def metrics_line(metrics: Metrics, sequence: int) -> str:
+def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
     """One line of `metrics.jsonl`, without the line end."""
     record = {
+        "run": run,
         "seq": sequence,
         "time": round(metrics.time, 3),
         "role": metrics.role,
@@ -92,6 +94,15 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
     return [records[step] for step in sorted(records)]
 
 
+def run_of(path: Path) -> str | None:
+    """The run that a `metrics.jsonl` is of; None where it holds no whole line."""
+    if not path.exists():
+        return None
+    with path.open() as file:
+        line = file.readline()
+    return json.loads(line)["run"] if line.endswith("\n") else None
+
+
 def last_sequence(path: Path) -> int:
     """Sequence of the last whole line of a `metrics.jsonl`, 0 where there is none."""
     if not path.exists():
@@ -107,8 +118,15 @@ def last_sequence(path: Path) -> int:
 
 async def record_metrics(bus: Bus, path: Path) -> None:
     """Appends the metrics log to a file until cancelled; goes on where the file ends."""
+    _cut_torn_tail(path)
     start = last_sequence(path) + 1
     with path.open("a") as file:
         async for sequence, metrics in follow_metrics(bus, start):
-            file.write(metrics_line(metrics, sequence) + "\n")
+            file.write(metrics_line(metrics, sequence, bus.address.run) + "\n")
             file.flush()
+
+
+def _cut_torn_tail(path: Path) -> None:
+    """Removes what a kill or a full disk left of a last line: the next one would be appended to it."""
+    if path.exists() and not (data := path.read_bytes()).endswith(b"\n"):
+        os.truncate(path, data.rfind(b"\n") + 1)

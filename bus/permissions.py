@@ -20,8 +20,8 @@ ROLES = ("learner", "actor", "sandbox", "evaluator", "observer")
 ENGINES = ("actor", "evaluator")
 
 API = "$JS.API"
-TICKETS, RESULTS, WEIGHTS, METRICS, DEADLETTERS = (
-    f"{{stream}}-{kind}" for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS")
+TICKETS, RETRIES, RESULTS, WEIGHTS, METRICS, DEADLETTERS = (
+    f"{{stream}}-{kind}" for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS")
 )
 RUN, ALIVE = "KV_{run_bucket}", "KV_{alive_bucket}"
 
@@ -61,6 +61,14 @@ def _get(*streams: str) -> tuple[str, ...]:
     return tuple(f"{API}.STREAM.MSG.GET.{stream}" for stream in streams)
 
 
+def _work(stream: str) -> tuple[str, ...]:
+    """Taking messages from the consumer that all actors share."""
+    return (
+        *(f"{API}.CONSUMER.{verb}.{stream}.{ACTOR_CONSUMER}" for verb in ("INFO", "MSG.NEXT")),
+        f"$JS.ACK.{stream}.{ACTOR_CONSUMER}.>",
+    )
+
+
 TABLE = (
     Rule("hear answers", ROLES, subscribe=("_INBOX.{role}.>",)),
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
@@ -81,12 +89,9 @@ TABLE = (
     Rule(
         "take tickets",
         ("actor",),
-        publish=(
-            f"{API}.CONSUMER.CREATE.{TICKETS}.{ACTOR_CONSUMER}.{{tickets}}",
-            *(f"{API}.CONSUMER.{verb}.{TICKETS}.{ACTOR_CONSUMER}" for verb in ("INFO", "MSG.NEXT")),
-            f"$JS.ACK.{TICKETS}.{ACTOR_CONSUMER}.>",
-        ),
+        publish=_work(TICKETS) + _work(RETRIES),
     ),
+    Rule("hand tickets back", ("actor",), publish=("{retries}",)),
     Rule("answer tickets", ("actor",), publish=("{results}",)),
     Rule("have code executed", ENGINES, publish=("{execution}", "{execution}.cancel")),
     Rule(
@@ -115,6 +120,7 @@ TABLE = (
         subscribe=("{snapshot_requests}",),
     ),
     Rule("issue tickets", ("learner",), publish=("{tickets}",)),
+    Rule("find lost tickets, issue and answer them", ("learner",), publish=("{retries}", "{results}", *_info(RETRIES))),
     Rule(
         "take results",
         ("learner",),
@@ -131,7 +137,7 @@ TABLE = (
     Rule(
         "look at everything",
         ("observer",),
-        publish=_info(RESULTS, DEADLETTERS)
+        publish=_info(RETRIES, RESULTS, DEADLETTERS)
         + _read(DEADLETTERS, "{dead_letters}")
         + (f"{API}.CONSUMER.INFO.{TICKETS}.{ACTOR_CONSUMER}", "$SRV.STATS.zerotir-sandbox"),
     ),
@@ -170,6 +176,7 @@ def _fields(names: Names, role: str) -> dict[str, str]:
         "run_bucket": names.run_bucket,
         "alive_bucket": names.alive_bucket,
         "tickets": names.tickets,
+        "retries": names.retries,
         "results": names.results,
         "weights": names.weights,
         "manifests": names.manifests,

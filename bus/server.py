@@ -17,8 +17,10 @@ from typing import Any
 import structlog
 
 from bus.address import MASTER, BusAddress
+from bus.child import TOLD_WHEN_PARENT_DIES
 from bus.permissions import ROLES, account
 from bus.streams import MAX_MESSAGE_BYTES
+from configs.errors import UserError
 from configs.schema import BusConfig
 
 log = structlog.get_logger()
@@ -27,7 +29,7 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 
 
-class ServerError(RuntimeError):
+class ServerError(UserError):
     """The embedded server did not start; the text says why."""
 
 
@@ -97,7 +99,10 @@ async def embedded_server(
     log_file = folder / "server.log"
     with log_file.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            server_binary(), "-c", str(settings_file), stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output
+            *(*TOLD_WHEN_PARENT_DIES, server_binary(), "-c", str(settings_file)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     try:
         url = await _wait_for_url(folder, process, log_file)

@@ -11,9 +11,18 @@ from functools import partial
 
 from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StorageType, StreamConfig
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DiscardPolicy,
+    KeyValueConfig,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
 from nats.js.errors import APIError, ServerError
 
+from configs.errors import UserError
 from configs.schema import BusConfig
 
 ALIVE_TTL_S = 15.0
@@ -24,12 +33,13 @@ MAX_DEAD_LETTERS = 1_000
 READY_S = 60.0
 """Servers that were just started elect a leader first."""
 NO_ROOM = 10047
+OTHER_SETTINGS = 10058
 NO_CLUSTER = 10074
 NOT_READY = (10005, 10008, 10009, NO_CLUSTER)
 """No peers for the copies; no leader yet, twice; no cluster at all."""
 
 
-class StreamError(RuntimeError):
+class StreamError(UserError):
     """A stream cannot be made; the text says what to do."""
 
 
@@ -40,7 +50,7 @@ class Names:
     run: str
 
     def stream(self, kind: str) -> str:
-        """`kind` is TICKETS, RESULTS, WEIGHTS, METRICS or DEADLETTERS."""
+        """`kind` is TICKETS, RETRIES, RESULTS, WEIGHTS, METRICS or DEADLETTERS."""
         return f"zerotir-{self.run}-{kind}"
 
     @property
@@ -51,6 +61,15 @@ class Names:
     @property
     def tickets(self) -> str:
         return f"{self.root}.tickets"
+
+    @property
+    def retries(self) -> str:
+        """Of tickets that are offered once more, whichever they are."""
+        return self.retry("*")
+
+    def retry(self, number: int | str) -> str:
+        """Of one ticket that is offered once more."""
+        return f"{self.root}.retries.{number}"
 
     @property
     def results(self) -> str:
@@ -65,9 +84,9 @@ class Names:
     def manifests(self) -> str:
         return f"{self.weights}.manifest"
 
-    def chunks(self, version: str, kind: str) -> str:
-        """Subject of the chunks of one weight version's snapshot or delta."""
-        return f"{self.weights}.{kind}.{version.replace('.', '-')}"
+    def chunks(self, version: str, kind: str, writing: str) -> str:
+        """Subject of the chunks of one weight version's snapshot or delta, as one attempt wrote them."""
+        return f"{self.weights}.{kind}.{version.replace('.', '-')}.{writing}"
 
     @property
     def snapshot_requests(self) -> str:
@@ -97,11 +116,13 @@ class Names:
 
 
 ACTOR_CONSUMER = "actors"
-"""The durable consumer of the ticket stream that all actors share."""
+"""The durable consumer, of both streams of tickets, that all actors share."""
+MAX_ACK_PENDING = 100_000
+"""Above any backlog that admission allows: staleness bounds outstanding work, not the consumer."""
 
 
-async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) -> None:
-    """Makes the run's streams and buckets where they do not exist yet; existing ones are left as they are.
+async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, lease_s: float) -> None:
+    """Makes the run's streams, buckets and actors' consumers; where they exist, takes over changed bounds and leases.
 
     Waits for the servers of a cluster. Raises StreamError where they are not ready within `READY_S` seconds, are too few for
     the copies, or have no room.
@@ -121,6 +142,8 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
     streams = [
         # A work queue: an acknowledged ticket is gone, its sequence number stays used.
         stream("TICKETS", [names.tickets], retention=RetentionPolicy.WORK_QUEUE, discard=DiscardPolicy.NEW),
+        # Tickets that were handed back, or whose results could not be used: here numbers are parts of subjects.
+        stream("RETRIES", [names.retries], retention=RetentionPolicy.WORK_QUEUE, discard=DiscardPolicy.NEW),
         stream(
             "RESULTS",
             [names.results],
@@ -130,7 +153,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
         ),
         stream(
             "WEIGHTS",
-            [names.manifests, names.chunks("*", "delta"), names.chunks("*", "snapshot")],
+            [names.manifests, names.chunks("*", "*", "*")],
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.NEW,
         ),
@@ -153,7 +176,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
     deadline = time.monotonic() + READY_S
     for settings in streams:
         try:
-            await _once_ready(partial(js.add_stream, config=settings), config, deadline)
+            await _once_ready(partial(_make_stream, js, settings), config, deadline)
         except ServerError as error:
             if error.err_code != NO_ROOM:
                 raise
@@ -167,6 +190,25 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig) 
     ]
     for bucket in buckets:
         await _once_ready(partial(js.create_key_value, config=bucket), config, deadline)
+    for kind, subject in (("TICKETS", names.tickets), ("RETRIES", names.retries)):
+        consumer = ConsumerConfig(
+            durable_name=ACTOR_CONSUMER,
+            filter_subject=subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=lease_s,
+            max_deliver=-1,
+            max_ack_pending=MAX_ACK_PENDING,
+        )
+        await _once_ready(partial(js.add_consumer, names.stream(kind), config=consumer), config, deadline)
+
+
+async def _make_stream(js: JetStreamContext, settings: StreamConfig) -> None:
+    try:
+        await js.add_stream(config=settings)
+    except APIError as error:
+        if error.err_code != OTHER_SETTINGS:
+            raise
+        await js.update_stream(config=settings)
 
 
 async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, deadline: float) -> None:

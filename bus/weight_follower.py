@@ -203,7 +203,7 @@ class WeightFollower:
     async def _fetch(self, manifest: Manifest, state: WeightState) -> None:
         """Applies the chunks as they come, in a thread: the caller's loop goes on meanwhile."""
         stream = self._bus.names.stream("WEIGHTS")
-        subject = self._bus.names.chunks(str(manifest.version), manifest.kind)
+        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing)
         reader = LogReader(self._bus, stream, subject, manifest.first_chunk)
         taken = 0
         heard = time.monotonic()

@@ -20,7 +20,7 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import fsspec
@@ -29,22 +29,24 @@ import structlog
 from nats.js.api import PubAck
 
 from bus.codec import encode
-from bus.connection import TRANSIENT_ERRORS, WRONG_LAST_SEQUENCE, Bus
+from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.messages import Manifest, ManifestKind, Segment, WeightChunk, WeightVersion
 from bus.weight_codec import Layout, WeightsError, WeightState
 from bus.weight_log import newest, read_manifests
+from configs.errors import UserError
 from configs.schema import WeightsConfig
 
 log = structlog.get_logger()
 
 BYTES_IN_FLIGHT = 16 * 2**20
 """Of chunks that are sent and not yet stored: a stream that is given more than it can write drops messages."""
-ATTEMPTS = 5
+LONGEST_PAUSE_S = 5.0
+"""Between two tries; they go on for `bus.reconnect_s` seconds."""
 SNAPSHOTS_KEPT = 2
 FILE_BLOCK_BYTES = 64 * 2**20
 
 
-class DeposedError(RuntimeError):
+class DeposedError(UserError):
     """Another learner has written a manifest since: this one must stop."""
 
 
@@ -66,6 +68,16 @@ class _Snapshot:
 
     position: int
     location: str | None
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What a manifest says of its chunks."""
+
+    writing: str = ""
+    first: int = 0
+    count: int = 0
+    nbytes: int = 0
 
 
 class WeightWriter:
@@ -110,6 +122,8 @@ class WeightWriter:
         before = self._head
         wire_bytes = snapshot_bytes = 0
         if before is not None and n <= before.version.n and await self._reproduces(n, state):
+            # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
+            await self._until_done(self._still_head, "read the head of the weight log")
             log.info("weights reproduce what the log holds", n=n)
         elif self._continues(n, state):
             wire_bytes = await self._write_delta(n, state)
@@ -148,7 +162,7 @@ class WeightWriter:
         assert head is not None
         assert base is not None
         version = WeightVersion(epoch=self.epoch, n=n)
-        first, chunks, size = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
+        written = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
         manifest = Manifest(
             version=version,
             kind=ManifestKind.DELTA,
@@ -156,25 +170,25 @@ class WeightWriter:
             parent_checksum=head.checksum,
             layout=state.layout.digest,
             tensors=(),
-            first_chunk=first,
-            chunks=chunks,
+            writing=written.writing,
+            first_chunk=written.first,
+            chunks=written.count,
             location=None,
             nbytes=state.layout.nbytes,
-            wire_bytes=size,
+            wire_bytes=written.nbytes,
             checksum=state.checksum,
             published_at=time.time(),
         )
         await self._write_manifest(manifest)
-        return size
+        return written.nbytes
 
     async def _write_snapshot(self, n: int, state: WeightState) -> int:
         version = WeightVersion(epoch=self.epoch, n=n)
         await asyncio.to_thread(state.digest_all)
         location = None
-        first = chunks = 0
-        size = state.layout.nbytes
+        written = _Chunks(nbytes=state.layout.nbytes)
         if self._config.snapshot_location is None:
-            first, chunks, size = await self._write_chunks(version, ManifestKind.SNAPSHOT, state.full)
+            written = await self._write_chunks(version, ManifestKind.SNAPSHOT, state.full)
         else:
             name = f"{self._bus.names.root}-{version}-{secrets.token_hex(4)}.weights"
             location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
@@ -186,17 +200,18 @@ class WeightWriter:
             parent_checksum="",
             layout=state.layout.digest,
             tensors=state.layout.tensors,
-            first_chunk=first,
-            chunks=chunks,
+            writing=written.writing,
+            first_chunk=written.first,
+            chunks=written.count,
             location=location,
             nbytes=state.layout.nbytes,
-            wire_bytes=size,
+            wire_bytes=written.nbytes,
             checksum=state.checksum,
             published_at=time.time(),
         )
         await self._write_manifest(manifest)
         await self._purge()
-        return size
+        return written.nbytes
 
     def _claim(self, head: Manifest) -> Manifest:
         """The head again, under this writer's epoch."""
@@ -206,6 +221,7 @@ class WeightWriter:
             "parent": head.version,
             "parent_checksum": head.checksum,
             "tensors": (),
+            "writing": "",
             "first_chunk": 0,
             "chunks": 0,
             "location": None,
@@ -220,55 +236,84 @@ class WeightWriter:
             old = self._snapshots.popleft()
             if old.location is not None:
                 await asyncio.to_thread(_remove_file, old.location)
-        await self._bus.js.purge_stream(self._bus.names.stream("WEIGHTS"), seq=self._snapshots[0].position)
+        try:
+            await self._bus.js.purge_stream(self._bus.names.stream("WEIGHTS"), seq=self._snapshots[0].position)
+        except TRANSIENT_ERRORS as error:
+            log.warning("old weights were not purged, the next snapshot does it", error=str(error))
 
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]
-    ) -> tuple[int, int, int]:
-        """Returns the sequence of the first chunk, their number and their bytes."""
-        subject = self._bus.names.chunks(str(version), kind)
-        for attempt in range(1, ATTEMPTS + 1):
+    ) -> _Chunks:
+        """Raises WeightsError where the stream does not take them in `bus.reconnect_s` seconds."""
+
+        async def write() -> _Chunks:
+            writing = secrets.token_hex(4)
+            subject = self._bus.names.chunks(str(version), kind, writing)
             chunks = _chunks(segments(), self._config.chunk_bytes)
             first = count = size = 0
             flight: deque[tuple[asyncio.Future[PubAck], int]] = deque()
             acknowledged = 0
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                flight.append((await self._bus.js.publish_async(subject, chunk), len(chunk)))
+                count, size = count + 1, size + len(chunk)
+                while size - acknowledged > BYTES_IN_FLIGHT:
+                    oldest, length = flight.popleft()
+                    sequence = await self._stored(oldest)
+                    first, acknowledged = first or sequence, acknowledged + length
+            for future, _ in flight:
+                sequence = await self._stored(future)
+                first = first or sequence
+            return _Chunks(writing, first, count, size)
+
+        return await self._until_done(write, f"store the {kind} of {version}")
+
+    async def _until_done[T](self, work: Callable[[], Awaitable[T]], what: str) -> T:
+        """Tries again and again while the bus is away, slow or full. Raises WeightsError after `bus.reconnect_s` seconds."""
+        deadline = time.monotonic() + self._bus.config.reconnect_s
+        pause = 0.5
+        while True:
             try:
-                while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                    flight.append((await self._bus.js.publish_async(subject, chunk), len(chunk)))
-                    count, size = count + 1, size + len(chunk)
-                    while size - acknowledged > BYTES_IN_FLIGHT:
-                        oldest, length = flight.popleft()
-                        sequence = await self._stored(oldest)
-                        first, acknowledged = first or sequence, acknowledged + length
-                for future, _ in flight:
-                    sequence = await self._stored(future)
-                    first = first or sequence
-                return first, count, size
+                return await work()
             except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
-                log.warning("weights not stored, starting over", subject=subject, attempt=attempt, error=str(error))
-                await asyncio.sleep(attempt)
-        raise WeightsError(f"could not store the weights on {subject} in {ATTEMPTS} attempts: is the bus full?")
+                if time.monotonic() > deadline or self._bus.lost.is_set():
+                    raise WeightsError(
+                        f"could not {what} at {self._bus.address.url} in {self._bus.config.reconnect_s:.0f} s "
+                        f"({type(error).__name__}: {error}): is the server up, and has its disk room?"
+                    ) from error
+                log.warning("the weight log is away, will try again", what=what, error=str(error), wait_s=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def _stored(self, acknowledgement: asyncio.Future[PubAck]) -> int:
         return (await asyncio.wait_for(acknowledgement, self._bus.config.timeout_s)).seq
 
     async def _write_manifest(self, manifest: Manifest) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(self._head_sequence)}
-        for attempt in range(1, ATTEMPTS + 1):
+
+        async def write() -> int:
             try:
-                self._head_sequence = await self._bus.publish(self._bus.names.manifests, manifest, headers)
-                break
-            except nats.js.errors.APIError as error:
-                if error.err_code not in WRONG_LAST_SEQUENCE:
-                    log.warning("manifest refused, trying again", attempt=attempt, error=str(error))
-            except TRANSIENT_ERRORS as error:
-                log.warning("manifest not acknowledged, trying again", attempt=attempt, error=str(error))
-            if await self._is_head(manifest):
-                break
-            await asyncio.sleep(attempt)
-        else:
-            raise WeightsError(f"the manifest of {manifest.version} was not stored in {ATTEMPTS} attempts")
+                return await self._bus.publish(self._bus.names.manifests, manifest, headers)
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError):
+                # Refused, or only its acknowledgement was lost: the head tells.
+                sequence, data = await newest(self._bus)
+                if data == encode(manifest):
+                    return sequence
+                self._require_head(sequence)
+                raise
+
+        self._head_sequence = await self._until_done(write, f"store the manifest of {manifest.version}")
         self._note(self._head_sequence, manifest)
+
+    async def _still_head(self) -> None:
+        sequence, _ = await newest(self._bus)
+        self._require_head(sequence)
+
+    def _require_head(self, sequence: int) -> None:
+        if sequence != self._head_sequence:
+            raise DeposedError(
+                f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
+                f"{self.epoch}) was deposed and stops"
+            )
 
     def _note(self, sequence: int, manifest: Manifest) -> None:
         """Takes a manifest of the log, read or just written, into account."""
@@ -284,23 +329,6 @@ class WeightWriter:
         self._logged = {known: checksum for known, checksum in self._logged.items() if known < n} | {
             n: manifest.checksum
         }
-
-    async def _is_head(self, manifest: Manifest) -> bool:
-        """Whether the log has taken `manifest`. Raises DeposedError where another writer was first."""
-        try:
-            sequence, data = await newest(self._bus)
-        except TRANSIENT_ERRORS as error:
-            log.warning("weight log out of reach", error=str(error))
-            return False
-        if data == encode(manifest):
-            self._head_sequence = sequence
-            return True
-        if sequence != self._head_sequence:
-            raise DeposedError(
-                f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
-                f"{self.epoch}) was deposed and stops"
-            )
-        return False
 
 
 def _chunks(segments: Iterator[Segment], size: int) -> Iterator[bytes]:

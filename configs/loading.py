@@ -5,19 +5,19 @@ where there is one, the nearest valid name.
 """
 
 import difflib
-import hashlib
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from configs.errors import UserError
 from configs.schema import RunConfig
 
 SHIPPED = Path(__file__).parent
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """The configuration cannot be used; the text is one clear sentence for the user."""
 
 
@@ -42,12 +42,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def fingerprint(config: RunConfig) -> str:
-    """Hash over the parts that every role of a run must agree on: model, tasks, rollout and what kind of engine writes."""
-    shared = config.model_dump_json(
-        include={"model": True, "tasks": True, "rollout": True, "actor": {"engine": {"kind"}}}
-    )
-    return hashlib.sha256(shared.encode()).hexdigest()[:16]
+def parse_config(text: str) -> RunConfig:
+    """Reads `dump_config` back. Raises ConfigError, also for what another version of this project wrote."""
+    try:
+        return RunConfig.model_validate(yaml.safe_load(text))
+    except (yaml.YAMLError, ValidationError) as error:
+        raise ConfigError(f"not a configuration of this version: {' '.join(str(error).split())[:300]}") from error
 
 
 def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:

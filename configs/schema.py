@@ -307,9 +307,10 @@ class ActorConfig(Section):
     weights_timeout_s: PositiveFloat = 1800.0
     """Seconds that an actor waits for a first weight version."""
     lease_s: PositiveFloat = 60.0
-    """Seconds without a heartbeat after which a ticket is given to another actor."""
+    """Seconds without a heartbeat after which a ticket is given to another actor; `zerotir bus` sets it for all of them."""
     max_deliveries: PositiveInt = 20
-    """Deliveries after which a ticket is answered with a failure."""
+    """How often actors may vanish with a ticket, or their engine or grader fail at it, before it is answered with a failure;
+    what is handed back for want of weights or of a sandbox, or by an actor that leaves, does not count."""
     on_update: Literal["keep", "recompute"] = "keep"
     """What becomes of the keys and values of running responses when new weights are loaded: `keep` goes on with those of the
     old weights, `recompute` computes them anew (as much work as their prompts and tokens so far)."""
@@ -390,6 +391,8 @@ class LearnerConfig(Section):
     """Groups (problems) of one batch."""
     samples_per_problem: Annotated[int, Field(ge=2)] = 16
     """Trajectories of one group."""
+    trainer: Literal["deepspeed", "emulated"] = "deepspeed"
+    """`emulated`: for tests under load and faults; it computes nothing, its weights count the steps."""
     max_staleness: NonNegativeInt = 2
     """Bound of the version being trained minus the lowest version in a trajectory; 0 is on-policy."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
@@ -448,6 +451,10 @@ class LaunchConfig(Section):
     """CPU cores of the learner; 0 shares the machine's cores evenly between actors and learner."""
 
 
+RESULT_BYTES_PER_TOKEN = 13
+"""Of a trajectory on the bus: id, mask, log-probability, and the text of what was executed."""
+
+
 class RunConfig(Section):
     """A whole run."""
 
@@ -466,6 +473,11 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     launch: LaunchConfig = LaunchConfig()
 
+    @property
+    def emulated(self) -> bool:
+        """Nothing is learned in this run: tokens are made up, or nothing is computed from them."""
+        return self.actor.engine.kind == "emulated" or self.learner.trainer == "emulated"
+
     @model_validator(mode="after")
     def trainable(self) -> Self:
         if self.rollout.top_p != 1.0 or self.rollout.top_k != 0:
@@ -481,6 +493,12 @@ class RunConfig(Section):
         if self.learner.algorithm.has_critic and self.learner.critic.frozen_policy_steps >= self.learner.steps:
             raise ValueError(
                 "learner.critic.frozen_policy_steps must be below learner.steps: the policy would never learn"
+            )
+        tokens = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
+        if self.bus.max_results_bytes < 2 * batch * tokens * RESULT_BYTES_PER_TOKEN:
+            raise ValueError(
+                f"bus.max_results_bytes must be at least {2 * batch * tokens * RESULT_BYTES_PER_TOKEN}, twice what a batch "
+                f"of {batch} results of {tokens} tokens may take: the learner would wait for results that find no room"
             )
         if self.sandbox.request_timeout_s < self.rollout.tool_timeout_s + 30:
             raise ValueError(

@@ -114,14 +114,11 @@ class Evaluator:
         prompt, limit = self._prompt(problem), self._plan.rollout.max_prompt_tokens
         if len(prompt) > limit:
             return f"its prompt has {len(prompt)} tokens, the limit is {limit}"
-        answer = f"\\boxed{{{problem.answer}}}"
         try:
-            grade = await self._grader.grade(
-                [f"<answer>{answer}</answer>" if data.grading.answer_tag else answer], problem.answer, data.grading
-            )
+            await self._grader.require_gradable(problem.answer, data.grading)
         except GradingError as error:
             return str(error)
-        return None if grade.parts["correct"] else f"its answer {problem.answer[:80]!r} is not graded equal to itself"
+        return None
 
     def _prompt(self, problem: Problem) -> list[int]:
         return render_prompt(self._plan.prompt, problem.text, self._engine.tokenizer)

@@ -16,10 +16,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"zerotir {version('zerotir')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, *, config: bool = True, joins: bool = False) -> argparse.ArgumentParser:
+    def add(
+        name: str, text: str, *, config: bool = True, optional: bool = False, joins: bool = False
+    ) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         if config:
-            command.add_argument("config", metavar="CONFIG", help="a YAML file or the name of a shipped configuration")
+            command.add_argument(
+                "config",
+                metavar="CONFIG",
+                nargs="?" if optional else None,
+                help="a YAML file or the name of a shipped configuration",
+            )
             command.add_argument(
                 "--set", action="append", default=[], metavar="FIELD=VALUE", help="override a field; may be repeated"
             )
@@ -38,8 +45,13 @@ def _parser() -> argparse.ArgumentParser:
             "--ranks", type=int, metavar="N", help="start N ranks on this machine (one a GPU), as torchrun would"
         )
 
-    up = add("up", "run every role on this machine, with an embedded NATS server")
-    up.add_argument("--resume", type=Path, metavar="FOLDER", help="go on with the run in this folder")
+    up = add("up", "run every role on this machine, with an embedded NATS server", optional=True)
+    up.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder; its own configuration needs no CONFIG",
+    )
     bus = add("bus", "start a run: its NATS server, streams and bus.json")
     bus.add_argument("--folder", type=Path, help="folder of the run (runs/<id>)")
     bus.add_argument(
@@ -157,6 +169,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from configs.loading import ConfigError, dump_config, load_config
 
     try:
+        if arguments.command == "up" and arguments.config is None:
+            if arguments.resume is None:
+                raise ConfigError("up needs a CONFIG, or --resume with the folder of a run")
+            arguments.config = str(arguments.resume / "config.yaml")
         config = load_config(arguments.config, arguments.set) if hasattr(arguments, "config") else None
     except ConfigError as error:
         sys.stderr.write(f"zerotir: {error}\n")

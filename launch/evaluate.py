@@ -15,9 +15,10 @@ import structlog
 from bus.connection import Bus, open_bus
 from bus.logs import set_up_logs
 from bus.presence import Announcer
+from configs.errors import UserError
 from configs.models import ModelError, model_folder
 from configs.schema import RunConfig
-from launch.roles import UsageError, guarded, join, new_id
+from launch.roles import guarded, join, new_id
 from launch.views import say
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
 
 
 async def _explained(work: Coroutine[None, None, None]) -> None:
-    """What the user has to mend is a UsageError."""
+    """What the user has to mend is a UserError."""
     from evaluation.checkpoint import CheckpointError
     from evaluation.records import JournalError
     from sandbox.jail import SandboxUnavailable
@@ -72,7 +73,7 @@ async def _explained(work: Coroutine[None, None, None]) -> None:
     try:
         await work
     except (CheckpointError, JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event) -> None:

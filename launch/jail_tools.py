@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from bus.messages import Outcome
+from configs.errors import UserError
 from configs.schema import RunConfig
-from launch.roles import UsageError
 from sandbox.check import check
 from sandbox.jail import Jail, SandboxUnavailable
 
@@ -23,13 +23,13 @@ async def check_isolation(config: RunConfig) -> None:
 async def run_program(config: RunConfig, path: Path) -> None:
     """Runs the program in `path` as the configuration has it and prints one JSON object.
 
-    Exits with 1 where the sandbox could not run it. Raises UsageError where there is no such file.
+    Exits with 1 where the sandbox could not run it. Raises UserError where there is no such file.
     """
     try:
         # What is not UTF-8 stays visible as such and is refused as the program's own fault.
         code = path.read_bytes().decode(errors="surrogateescape")
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     try:
         result = await Jail(config.sandbox).run(code, config.rollout.tool_timeout_s)
     except SandboxUnavailable as error:

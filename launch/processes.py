@@ -8,20 +8,19 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import signal
 import sys
 from pathlib import Path
 
 import structlog
 
+from bus.child import TOLD_WHEN_PARENT_DIES
 from launch.cores import Share
 
 log = structlog.get_logger()
 
 STOP_TIMEOUT_S = 11.0
 PRINTED_LINES = 12
-_TOLD_WHEN_PARENT_DIES = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.which("setpriv")) else []
 
 
 class RoleProcess:
@@ -47,7 +46,7 @@ class RoleProcess:
                 if self._share is not None:
                     os.sched_setaffinity(0, self._share.affinity)
                 self._process = await asyncio.create_subprocess_exec(
-                    *_TOLD_WHEN_PARENT_DIES,
+                    *TOLD_WHEN_PARENT_DIES,
                     sys.executable,
                     "-m",
                     "launch.cli",

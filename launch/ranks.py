@@ -5,18 +5,15 @@ rank it is. Rank 0 does what the command says; the others follow it.
 """
 
 import asyncio
-import ctypes
 import os
-import signal
 import sys
 
 import structlog
 
+from bus.child import die_with_parent
 from configs.schema import RunConfig
 
 log = structlog.get_logger()
-
-PR_SET_PDEATHSIG = 1
 
 
 def rank() -> int:
@@ -52,7 +49,7 @@ def start_ranks(count: int) -> int:
 def end_with_launcher() -> None:
     """A rank whose launcher was killed ends as well: nobody else would stop it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
 
 
 async def follow_leader(config: RunConfig, stop: asyncio.Event) -> None:

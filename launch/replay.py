@@ -48,10 +48,9 @@ def start(arguments: argparse.Namespace) -> int:
 
 def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     from configs.models import model_folder
-    from learner.crew import Crew
+    from learner.crews import make_crew
     from learner.replay import difference, replay
     from learner.steps import UnstableError
-    from learner.trainer import Trainer
 
     set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=False)
     say(f"replay of {run.name}: metrics and model in {out}")
@@ -63,7 +62,7 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
             f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
         )
 
-    crew = Crew(Trainer(config, model_folder(config.model.path)))
+    crew = make_crew(config, model_folder(config.model.path))
     try:
         steps = replay(config, crew, run, out, report)
     except UnstableError:

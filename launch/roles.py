@@ -21,14 +21,13 @@ from typing import TYPE_CHECKING
 import nats.js.errors
 import structlog
 
-from bus.address import AddressError, BusAddress, run_folder
-from bus.cluster import ClusterError, initialise
-from bus.connection import AccessDeniedError, Bus, BusError, open_bus
+from bus.address import BusAddress, run_folder
+from bus.connection import Bus, BusError, open_bus
 from bus.logs import log_emulated, set_up_logs
 from bus.presence import Announcer
-from bus.server import ServerError, embedded_server
-from bus.streams import StreamError, create_streams
-from configs.loading import dump_config, fingerprint
+from configs.agreement import FIXED, SHARED, require_same
+from configs.errors import UserError
+from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
 
@@ -38,10 +37,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 Role = Callable[[RunConfig, Bus, Announcer, Path, asyncio.Event], Coroutine[None, None, None]]
-
-
-class UsageError(RuntimeError):
-    """Something that the user has to mend; the text says what."""
 
 
 def new_run_id(name: str) -> str:
@@ -56,11 +51,13 @@ def new_id(role: str) -> str:
 
 def start(arguments: argparse.Namespace, config: RunConfig) -> int:
     """Runs the role that the command line names; returns the exit status."""
-    if arguments.command == "bus" and arguments.init:
-        return guarded(lambda stop: _initialise(config, arguments.init))
     if arguments.command == "bus":
+        from launch import bus_role
+
+        if arguments.init:
+            return guarded(lambda stop: bus_role.initialise(config, arguments.init))
         folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
-        return guarded(lambda stop: _serve_bus(config, folder, stop))
+        return guarded(lambda stop: bus_role.serve(config, folder, stop))
     if arguments.command == "sandbox" and (arguments.check or arguments.run):
         from launch.jail_tools import check_isolation, run_program
 
@@ -96,66 +93,20 @@ def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int
     code = 0
     try:
         asyncio.run(supervised())
-    except (AccessDeniedError, AddressError, ClusterError, UsageError, ServerError, StreamError) as error:
-        code = _report(error, 2)
     except Exception as error:  # noqa: BLE001 (the process boundary)
-        code = _report(error, 1)
+        code = _report(error)
     logging.shutdown()
     return code
 
 
-def _report(error: Exception, code: int) -> int:
+def _report(error: Exception) -> int:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    code = 2 if isinstance(error, UserError) else 1
     logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
     if not logging.getLogger().handlers:
         sys.stderr.write(f"zerotir: {error}\n")
     return code
-
-
-async def _initialise(config: RunConfig, folder: Path) -> None:
-    """Writes what a run on a cluster of its own needs, and says what to do with it."""
-    servers = initialise(folder, config.bus)
-    sys.stdout.write(
-        f"run {folder.name}: {len(servers)} server files in {folder / 'servers'}, each says how to start it; "
-        f"then: zerotir bus CONFIG --folder {folder}\nrole files in {folder / 'credentials'}: one for each host's role\n"
-    )
-
-
-async def _serve_bus(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
-    """Starts or continues the run in `folder`: server (embedded unless `bus.url` is set), streams, bus.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    address_file = folder / "bus.json"
-    known = BusAddress.read(address_file) if address_file.exists() else None
-    run = known.run if known else folder.name
-    set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
-    (folder / "config.yaml").write_text(dump_config(config))
-    async with contextlib.AsyncExitStack() as stack:
-        if config.bus.url:
-            if known is None:
-                raise UsageError(
-                    f"{folder} holds no keys for the servers of bus.url: make both with `zerotir bus CONFIG --init {folder}`"
-                )
-            address = known
-            died: asyncio.Future[int] | asyncio.Task[int] = asyncio.get_running_loop().create_future()
-        else:
-            address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
-            died = asyncio.create_task(server.wait())
-        bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
-        await create_streams(bus.js, bus.names, config.bus)
-        await (await bus.js.key_value(bus.names.run_bucket)).put("config", fingerprint(config).encode())
-        address.write_all(folder)
-        latest = folder.parent / "latest"
-        latest.unlink(missing_ok=True)
-        latest.symlink_to(folder.name)
-        announcer = Announcer(bus, "bus", "bus")
-        announcing = asyncio.create_task(announcer.run())
-        await announcer.say("ready")
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((stopping, died), return_when=asyncio.FIRST_COMPLETED)
-        announcing.cancel()
-        if died.done():
-            raise BusError(f"nats-server ended with status {died.result()}: see {folder / 'nats' / 'server.log'}")
 
 
 async def join(role: str, play: Role, id: str, config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
@@ -163,11 +114,11 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
     address = BusAddress.read(address_file).for_role(role)
     folder = run_folder(address_file)
     set_up_logs(role, id, address.run, folder / "logs" / f"{id}.jsonl")
-    if config.actor.engine.kind == "emulated":
+    if config.emulated:
         log_emulated()
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
-        await _require_same_run(bus, config, folder)
+        await _require_same_run(bus, config, FIXED if role == "learner" else SHARED)
         announcer = Announcer(bus, role, id)
         announcing = asyncio.create_task(announcer.run())
         try:
@@ -178,16 +129,18 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
                 await announcer.leave()
 
 
-async def _require_same_run(bus: Bus, config: RunConfig, folder: Path) -> None:
+async def _require_same_run(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
     try:
         entry = await (await bus.js.key_value(bus.names.run_bucket)).get("config")
     except nats.js.errors.KeyNotFoundError:
-        raise UsageError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
-    if (entry.value or b"").decode() != fingerprint(config):
-        raise UsageError(
-            f"this configuration's model, tasks, rollout or kind of engine differ from the run's: use "
-            f"{folder / 'config.yaml'}"
-        )
+        raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
+    try:
+        recorded = parse_config((entry.value or b"").decode())
+    except ConfigError as error:
+        raise UserError(
+            f"run {bus.address.run!r} was started by another version of this project ({error}): install that one here"
+        ) from error
+    require_same(recorded, config, fields)
 
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
@@ -206,7 +159,7 @@ async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
             await service.start()
             await _serve_sandbox(config, bus, announcer, service, stop)
     except SandboxUnavailable as error:
-        raise UsageError(str(error)) from error
+        raise UserError(str(error)) from error
 
 
 async def _serve_sandbox(
@@ -232,8 +185,7 @@ async def _serve_sandbox(
         announcer.rates = {"executions_per_s": values["executions_per_s"]}
         return values
 
-    emulated = config.actor.engine.kind == "emulated"
-    writer = MetricsWriter(bus, "sandbox", announcer.id, emulated=emulated)
+    writer = MetricsWriter(bus, "sandbox", announcer.id, emulated=config.emulated)
     measuring = asyncio.create_task(writer.run(measure, every_s=5.0))
     await announcer.say("ready")
     await _until(stop, bus)
@@ -272,13 +224,12 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from learner.crew import Crew
+    from learner.crews import make_crew
     from learner.loop import Learner
-    from learner.trainer import Trainer
     from tasks.problems import ProblemOrder, load_problems
 
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
-    crew = Crew(await asyncio.to_thread(Trainer, config, model))
+    crew = await asyncio.to_thread(make_crew, config, model)
     order = ProblemOrder(problems, config.seed)
     async with _weights_bus(bus, announcer) as weights_bus:
         done = await Learner(config, bus, weights_bus, crew, order, folder, announcer).run(stop)

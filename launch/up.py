@@ -3,13 +3,15 @@
     supervisor --starts--> bus, then sandbox, actors and learner
                --reads---> presence (start-up and progress) and the metrics log (one line a step)
 
-A bus, sandbox or actor that dies is started again, a few times, the bus on its store and port; the run ends when the learner
-has done its steps (status 0), on Ctrl-C (130), or with an error when the learner fails. In every case all roles are stopped
+A role that dies is started again, a few times, the bus on its store and port, the learner from its newest checkpoint; the
+run ends when the learner has done its steps (status 0), on Ctrl-C (130), or with an error when a role keeps failing or needs
+something of the user. In every case all roles are stopped
 and their process groups cleared before the command returns.
 """
 
 import asyncio
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
 from bus.logs import set_up_logs
 from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
-from configs.loading import dump_config
+from configs.agreement import FIXED, Change, changes, require_same
+from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.cores import shares
 from launch.plots import plot_run
@@ -43,8 +46,20 @@ class RunFailedError(RuntimeError):
 def up(config: RunConfig, resume: Path | None) -> int:
     """Runs everything; returns the exit status."""
     folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
+    recorded = folder / "config.yaml"
+    changed: list[Change] = []
+    if recorded.exists():
+        try:
+            before = load_config(str(recorded))
+            require_same(before, config, FIXED)
+            changed = changes(before, config)
+        except ConfigError as error:
+            sys.stderr.write(f"zerotir: {error}\n")
+            return 2
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
+    for change in changed:
+        say(f"changed: {change}")
     try:
         code = asyncio.run(_Supervisor(config, folder).run())
     except (RunFailedError, BusError) as error:
@@ -65,7 +80,7 @@ def up(config: RunConfig, resume: Path | None) -> int:
 
 
 def _resume_hint(folder: Path) -> str:
-    return f"zerotir up {folder}/config.yaml --resume {folder}"
+    return f"zerotir up --resume {folder}"
 
 
 class _Supervisor:
@@ -168,7 +183,7 @@ class _Supervisor:
             del self._roles[name]
             return
         # Status 2 is for the user to mend: trying again would not help.
-        if name == "learner" or role.code == 2 or self._restarts >= RESTARTS:
+        if role.code == 2 or self._restarts >= RESTARTS:
             raise RunFailedError(f"{name} {role.ending()}")
         self._restarts += 1
         say(f"{name} {role.ending()}; it is started again ({self._restarts} of {RESTARTS} restarts)")

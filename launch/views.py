@@ -110,7 +110,7 @@ async def _status(bus: Bus) -> str:
         if role not in {presence.role for presence in alive}:
             lines.append(f"  {role:<8} none alive; {await last_sign(bus, role)}")
     lines += [sandbox_line(service) for service in await statistics(bus.client, bus.names.execution)]
-    for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
+    for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
         state = (await bus.js.stream_info(bus.names.stream(kind))).state
         lines.append(f"  {kind:<12} {state.messages} messages, {state.bytes / 2**20:.1f} MiB")
     if steps:
@@ -154,7 +154,7 @@ def show_metrics(address_file: Path, role: str | None, *, as_json: bool) -> int:
                 if role not in (None, metrics.role):
                     continue
                 if as_json:
-                    line = metrics_line(metrics, sequence)
+                    line = metrics_line(metrics, sequence, address.run)
                 else:
                     values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.values.items())
                     step = "" if metrics.step is None else f" step {metrics.step}"

@@ -12,8 +12,13 @@ from typing import NamedTuple
 
 from bus.codec import decode, encode
 from bus.messages import Failure, Trajectory
+from configs.errors import UserError
 
 _HEADER = struct.Struct("<QI")
+
+
+class CheckpointError(UserError):
+    """What a run left in its folder cannot be gone on with; the text says what."""
 
 
 class _Entry(NamedTuple):
@@ -86,6 +91,23 @@ def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
             last = entry.sequence
             if entry.sequence > after:
                 yield entry.sequence, entry.data
+
+
+def last_archived(folder: Path, run: str) -> int:
+    """Sequence of the last whole result in the archive, 0 where there is none; changes nothing.
+
+    Raises CheckpointError where its results are of another run than `run`.
+    """
+    for path in sorted(folder.glob("*.results"), reverse=True):
+        entries = list(_entries(path, 0))
+        if entries:
+            found = decode(entries[-1].data, Trajectory, Failure).run
+            if found != run:
+                raise CheckpointError(
+                    f"{folder} holds results of run {found}, this is {run}: use that run's own folder"
+                )
+            return entries[-1].sequence
+    return 0
 
 
 def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:

@@ -1,8 +1,9 @@
 """Checkpoints: a folder for each, written under another name, forced to the disk and renamed when whole.
 
 A kill at any moment leaves the previous checkpoint good. The folder `step-<n>` holds the training engines' state after n
-steps, `learner.msgpack` with the learner's book and position in the result log, and `checkpoint.json` for people. A learner
-always goes on from the newest one of its run; to go back further, remove what is newer.
+steps, `learner.msgpack` with the run's id, the learner's book and its position in the result log, and `checkpoint.json` for
+people; `step-<n>-<m>` is one more after the same step, written because results filled their stream. A learner always goes on
+from the newest one of its run; to go back further, remove what is newer.
 """
 
 import json
@@ -16,16 +17,12 @@ import msgpack
 import structlog
 
 from configs.schema import CheckpointConfig
-from learner.archive import sync
+from learner.archive import CheckpointError, sync
 
 log = structlog.get_logger()
 
 STATE = "learner.msgpack"
 SUMMARY = "checkpoint.json"
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read; the text says which."""
 
 
 class Checkpoints:
@@ -54,7 +51,7 @@ class Checkpoints:
             state: the learner's, as msgpack takes it.
             metrics: of the step.
         """
-        final = self._folder / f"step-{step:06d}"
+        final = self._unused(step)
         partial = final.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(mode=0o700)
@@ -64,7 +61,6 @@ class Checkpoints:
         for path in sorted(partial.rglob("*")):
             sync(path)
         sync(partial)
-        shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync(self._folder)
         if self._config.best is not None and self._config.best not in metrics:
@@ -86,6 +82,14 @@ class Checkpoints:
             return msgpack.unpackb((path / STATE).read_bytes(), strict_map_key=False)
         except (OSError, ValueError, msgpack.UnpackException) as error:
             raise CheckpointError(f"{path} is not a usable checkpoint: {error}") from error
+
+    def _unused(self, step: int) -> Path:
+        """A further checkpoint after the same step stands beside the one before, sorted behind it, until that goes."""
+        plain = f"step-{step:06d}"
+        same = [path.name for path in self._whole() if path.name.startswith(plain)]
+        if not same:
+            return self._folder / plain
+        return self._folder / f"{plain}-{int(max(same).removeprefix(plain).removeprefix('-') or 0) + 1:06d}"
 
     def _whole(self) -> list[Path]:
         return [path for path in self._folder.glob("step-*") if path.suffix != ".partial"]

@@ -39,11 +39,12 @@ class Dispatcher:
         if self._last < 0:
             self._last = await self._last_sequence()
         for group in range(self._last // self._config.learner.samples_per_problem, self._ledger.issued_groups):
-            for ticket in self._tickets(group):
+            for ticket in self.tickets(group):
                 if ticket.number > self._last:
                     await self._publish(ticket)
 
-    def _tickets(self, group: int) -> list[Ticket]:
+    def tickets(self, group: int) -> list[Ticket]:
+        """The tickets of a group; a function of its number, but for the time of issue."""
         problem = self._problems[group]
         config = self._config
         return [

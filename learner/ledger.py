@@ -163,6 +163,16 @@ class Ledger:
         """Tickets that have not ended: without a result, or waiting in a group for their batch."""
         return len(self._open) * self.samples
 
+    def unanswered(self) -> list[int]:
+        """Numbers of the open tickets without a result, in order."""
+        return [
+            ticket for group in sorted(self._open) for ticket in self.tickets(group) if ticket not in self._open[group]
+        ]
+
+    def group_of(self, ticket: int) -> int:
+        """The group that a ticket belongs to."""
+        return (ticket - 1) // self.samples
+
     @property
     def waiting(self) -> int:
         """Results that wait for their group or batch."""

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -25,25 +26,30 @@ from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.log_reader import LogReader
 from bus.messages import Failure, Trajectory
-from bus.metrics import MetricsWriter, record_metrics
+from bus.metrics import MetricsWriter, record_metrics, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
-from learner.archive import Archive, raw_archive
-from learner.checkpoints import Checkpoints
+from learner.archive import Archive, last_archived, raw_archive
+from learner.checkpoints import CheckpointError, Checkpoints
 from learner.claim import sole_learner
-from learner.crew import Crew
 from learner.dispatcher import Dispatcher
 from learner.filters import is_finite
 from learner.ledger import Batch
+from learner.lost import LostTickets
 from learner.report import batch_metrics
 from learner.steps import Steps
 from learner.usable import require_usable
 from learner.weights import WeightPublisher
 from tasks.problems import ProblemOrder
 
+if TYPE_CHECKING:
+    from learner.crews import AnyCrew
+
 log = structlog.get_logger()
 
 READ_AHEAD = 64
+LOOK_AT_RESULTS_S = 10.0
+"""How often a learner that waits looks whether the result stream fills up."""
 
 
 class Learner:
@@ -54,7 +60,7 @@ class Learner:
         config: RunConfig,
         bus: Bus,
         weights_bus: Bus,
-        crew: Crew,
+        crew: "AnyCrew",
         problems: ProblemOrder,
         folder: Path,
         announcer: Announcer,
@@ -69,12 +75,13 @@ class Learner:
         self._steps = Steps(config, crew, folder)
         self._ledger = self._steps.ledger
         self._dispatcher = Dispatcher(bus, config, problems, self._ledger)
+        self._lost = LostTickets(bus, self._ledger, self._dispatcher, announcer.id)
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, crew)
         self._release: asyncio.Task[None] | None = None
-        emulated = config.actor.engine.kind == "emulated"
-        self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=emulated)
+        self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
         self._unread: deque[tuple[int, bytes]] = deque()
+        self._look_at_results = time.monotonic() + LOOK_AT_RESULTS_S
 
     async def run(self, stop: asyncio.Event) -> bool:
         """True when all steps are done, False when stopped before. Raises what the bus or the trainer cannot mend."""
@@ -96,6 +103,12 @@ class Learner:
         return done
 
     async def _train(self, stop: asyncio.Event) -> bool:
+        # A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right.
+        if (found := run_of(self._folder / "metrics.jsonl")) not in (None, self._bus.address.run):
+            raise CheckpointError(f"{self._folder} holds metrics of run {found}, this is {self._bus.address.run}")
+        _, state = self._newest_checkpoint()
+        position = state["ledger"]["position"] if state else 0
+        await self._first_result(position, last_archived(self._folder / "results", self._bus.address.run))
         # Ends the writing of an earlier learner that still lives; what it has written is read once it is gone.
         await self._weights.open()
         async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
@@ -147,39 +160,57 @@ class Learner:
         self._release = asyncio.create_task(release(), name=f"release-{version}")
         return self._release
 
-    def _resume(self) -> int:
-        """Goes back to the newest checkpoint, if there is one; returns the number of steps done."""
+    def _newest_checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
+        """Raises CheckpointError where it cannot be read or is another run's."""
         newest = self._checkpoints.newest()
         if newest is None:
-            return 0
+            return Path(), None
         state = self._checkpoints.read(newest)
+        if state["run"] != self._bus.address.run:
+            raise CheckpointError(
+                f"{newest} is of run {state['run']}, this is {self._bus.address.run}: use that run's own folder"
+            )
+        return newest, state
+
+    def _resume(self) -> int:
+        """Goes back to the newest checkpoint, if there is one; returns the number of steps done."""
+        newest, state = self._newest_checkpoint()
+        if state is None:
+            return 0
         self._steps.restore(state)
         self._crew.load(newest)
         log.info("resumed", checkpoint=str(newest), step=state["step"], position=self._ledger.position)
         return int(state["step"])
 
     async def _open_log(self) -> LogReader:
-        """The result log from the checkpoint on: first what the archive holds of it and the bus no longer does.
+        """The result log from the checkpoint on: first what the archive holds of it and the bus no longer does."""
+        first = await self._first_result(self._ledger.position, self._archive.last)
+        self._archive.cut(first)
+        known = max(self._ledger.position, self._archive.last)
+        self._unread.extend(raw_archive(self._folder / "results", after=self._ledger.position))
+        return LogReader(self._bus, self._bus.names.stream("RESULTS"), self._bus.names.results, known + 1)
 
-        Raises BusError where the bus lost results that the checkpoint counts, and where some have left it that the archive
-        does not hold.
+    async def _first_result(self, position: int, archived: int) -> int:
+        """Sequence of the first result that the bus still holds.
+
+        Raises CheckpointError where the bus lost results that the checkpoint, at `position`, counts, and where some have
+        left it that the archive, which ends at `archived`, does not hold.
         """
         stream = self._bus.names.stream("RESULTS")
         state = (await self._bus.js.stream_info(stream)).state
-        if state.last_seq < self._ledger.position:
-            raise BusError(
-                f"the checkpoint is at result {self._ledger.position}, but the stream {stream} ends at {state.last_seq}: "
+        if state.last_seq < position:
+            raise CheckpointError(
+                f"the checkpoint is at result {position}, but the stream {stream} ends at {state.last_seq}: "
                 "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
             )
-        self._archive.cut(state.first_seq)
-        known = max(self._ledger.position, self._archive.last)
+        known = max(position, archived)
         if state.first_seq > known + 1:
-            raise BusError(
+            raise CheckpointError(
                 f"the results {known + 1} to {state.first_seq - 1} of run {self._bus.address.run} were used by another "
-                f"learner: resume in the folder that holds its checkpoints, not in {self._folder}"
+                f"learner and are not in {self._folder}: resume in the folder that holds its checkpoints, or put back what "
+                "is missing of them"
             )
-        self._unread.extend(raw_archive(self._folder / "results", after=self._ledger.position))
-        return LogReader(self._bus, stream, self._bus.names.results, known + 1)
+        return state.first_seq
 
     async def _next_batch(
         self, reader: LogReader, step: int, release: asyncio.Task[None], stop: asyncio.Event
@@ -200,6 +231,8 @@ class Learner:
                 )
             if not self._unread:
                 self._unread.extend(await reader.read(READ_AHEAD, timeout_s=0.5))
+            await self._lost.look()
+            await self._relieve(step, release)
             # One at a time: the batch must be formed at the first position of the log at which it is ready.
             if self._unread:
                 self._accept(step, *self._unread.popleft())
@@ -244,10 +277,29 @@ class Learner:
             self._bus.bury(self._bus.names.stream("RESULTS"), sequence, data, reason)
         )
 
+    async def _relieve(self, version: int, release: asyncio.Task[None]) -> None:
+        """Writes a checkpoint before its time where the results that only it lets go take up half of their stream.
+
+        Without it actors would wait for room, and this learner for them.
+        """
+        if time.monotonic() < self._look_at_results:
+            return
+        self._look_at_results = time.monotonic() + LOOK_AT_RESULTS_S
+        try:
+            info = await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))
+        except TRANSIENT_ERRORS as error:
+            log.warning("result stream out of reach", error=str(error))
+            return
+        if 2 * info.state.bytes > (info.config.max_bytes or 0) and info.state.first_seq <= self._ledger.position:
+            log.warning("the result stream fills up: a checkpoint before its time", bytes=info.state.bytes)
+            await release
+            await self._checkpoint(version, {})
+
     async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
         await self._announcer.say(f"writing the checkpoint of step {version}")
         self._archive.sync()
-        await asyncio.to_thread(self._checkpoints.write, version, self._crew.save, self._steps.state(), metrics)
+        state = {"run": self._bus.address.run, **self._steps.state()}
+        await asyncio.to_thread(self._checkpoints.write, version, self._crew.save, state, metrics)
         try:
             # Only what a checkpoint covers leaves the bus; purging is up to, not including, the sequence.
             await self._bus.js.purge_stream(self._bus.names.stream("RESULTS"), seq=self._ledger.position + 1)

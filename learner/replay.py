@@ -7,6 +7,7 @@ same configuration, on the same hardware and with as many threads and ranks, a C
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,9 +15,11 @@ from bus.messages import Metrics
 from bus.metrics import measured, metrics_line
 from configs.schema import RunConfig
 from learner.archive import read_archive
-from learner.crew import Crew
 from learner.report import batch_metrics
 from learner.steps import Steps
+
+if TYPE_CHECKING:
+    from learner.crews import AnyCrew
 
 FIXED = ("batch_groups", "samples_per_problem", "max_staleness", "steps")
 """What decides which results there are, and which batch each is in: replay has those that the run had."""
@@ -32,7 +35,7 @@ class Difference:
     largest: float
 
 
-def replay(config: RunConfig, crew: Crew, run: Path, out: Path, report: Callable[[Metrics], None]) -> int:
+def replay(config: RunConfig, crew: "AnyCrew", run: Path, out: Path, report: Callable[[Metrics], None]) -> int:
     """Trains on everything that the archive in the folder `run` holds, and exports the model to `out`.
 
     Args:
@@ -59,7 +62,7 @@ def replay(config: RunConfig, crew: Crew, run: Path, out: Path, report: Callable
             values |= {f"tickets_{name}": float(count) for name, count in steps.ledger.balance().items()}
             version += 1
             metrics = measured("learner", "replay", values, version)
-            file.write(metrics_line(metrics, version) + "\n")
+            file.write(metrics_line(metrics, version, run.name) + "\n")
             file.flush()
             report(metrics)
     crew.export(out / "model")

@@ -5,26 +5,29 @@ and from the results in their order alone.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from configs.errors import UserError
 from configs.schema import RunConfig
 from learner.archive import Archive
 from learner.checkpoints import CheckpointError
-from learner.crew import Crew
 from learner.filters import Filters
 from learner.ledger import Batch, Ledger
 
+if TYPE_CHECKING:
+    from learner.crews import AnyCrew
 
-class UnstableError(RuntimeError):
+
+class UnstableError(UserError):
     """Too many updates were not finite; the text says where the last batch lies and what to do."""
 
 
 class Steps:
     """Where training stands, apart from the weights."""
 
-    def __init__(self, config: RunConfig, crew: Crew, folder: Path) -> None:
+    def __init__(self, config: RunConfig, crew: "AnyCrew", folder: Path) -> None:
         """`folder` takes the batch on which training had to stop."""
         settings = config.learner
         self.ledger = Ledger(

@@ -10,6 +10,7 @@ anybody's heartbeats.
 
 import asyncio
 import time
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
@@ -19,7 +20,9 @@ from bus.logs import log_version
 from bus.weight_codec import WeightState
 from bus.weight_writer import WeightWriter
 from configs.schema import WeightsConfig
-from learner.crew import Crew
+
+if TYPE_CHECKING:
+    from learner.crews import AnyCrew
 
 log = structlog.get_logger()
 
@@ -27,7 +30,7 @@ log = structlog.get_logger()
 class WeightPublisher:
     """Stages and publishes one version after another; answers followers that need a snapshot."""
 
-    def __init__(self, bus: Bus, config: WeightsConfig, crew: Crew) -> None:
+    def __init__(self, bus: Bus, config: WeightsConfig, crew: "AnyCrew") -> None:
         self._bus = bus
         self._crew = crew
         self._writer = WeightWriter(bus, config)

@@ -20,9 +20,9 @@ from configs.schema import GradingConfig
 from tasks.answers import plain
 from tasks.blocks import find_blocks
 from tasks.text import as_number, last_boxed, last_number, last_tagged, own_text
-from tasks.verifier import GradingError, NoVerdict, Verifier
+from tasks.verifier import GradingError, NoVerdict, UngradableError, Verifier
 
-__all__ = ["Grade", "Grader", "GradingError", "void_turns"]
+__all__ = ["Grade", "Grader", "GradingError", "UngradableError", "void_turns"]
 
 log = structlog.get_logger()
 
@@ -71,6 +71,7 @@ class Grader:
         self._verifiers = [Verifier() for _ in range(workers)]
         # Last in, first out: a second process starts only when the first is busy.
         self._idle: asyncio.LifoQueue[Verifier] = asyncio.LifoQueue(workers)
+        self._gradable: set[tuple[str, str]] = set()
         for verifier in self._verifiers:
             self._idle.put_nowait(verifier)
 
@@ -86,7 +87,7 @@ class Grader:
     async def grade(self, turns: Sequence[str], answer: str, config: GradingConfig) -> Grade:
         """Judges the response that consists of `turns`, the texts that the model sampled, against the gold `answer`.
 
-        Raises GradingError when the gold answer can't be graded by the rule, or math-verify can't be run.
+        Raises UngradableError when the gold answer can't be graded by the rule, GradingError when math-verify can't be run.
         """
         own = own_text(turns)
         text = last_tagged(own) or "" if config.answer_tag else own
@@ -100,6 +101,19 @@ class Grader:
         }
         parts = {part: -value for part, value in penalties.items() if getattr(config, part)}
         return replace(grade, parts=grade.parts | parts)
+
+    async def require_gradable(self, gold: str, config: GradingConfig) -> None:
+        """Raises UngradableError where the gold answer itself would not be graded right, GradingError as `grade` does.
+
+        One comparison for each gold answer, however often it is asked for.
+        """
+        if (gold, config.rule) in self._gradable:
+            return
+        answer = f"\\boxed{{{gold}}}"
+        grade = await self.grade([f"<answer>{answer}</answer>" if config.answer_tag else answer], gold, config)
+        if not grade.parts["correct"]:
+            raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: mend the problem")
+        self._gradable.add((gold, config.rule))
 
     async def _grade_box(self, box: str | None, gold: str, timeout_s: float) -> tuple[Grade, bool]:
         """The grade, and whether the box could be read."""
@@ -141,7 +155,9 @@ def _grade(answer: str | None, *, correct: bool = False, ungradable: bool = Fals
 def _grade_number(text: str, gold: str) -> tuple[Grade, bool]:
     expected = as_number(gold)
     if expected is None:
-        raise GradingError(f"the gold answer {gold[:80]!r} is not a number: grade these problems by the rule `boxed`")
+        raise UngradableError(
+            f"the gold answer {gold[:80]!r} is not a number: grade these problems by the rule `boxed`"
+        )
     number = _stated_number(text)
     answer = None if number is None else str(number)
     return _grade(answer, correct=number == expected), number is not None
@@ -169,5 +185,7 @@ async def _compare(verifier: Verifier, box: str, gold: str, timeout_s: float) ->
     except NoVerdict as error:
         raise GradingError(f"grading the gold answer {gold[:80]!r} against itself fails as well: {error}") from error
     if not gradable:
-        raise GradingError(f"math-verify does not find the gold answer {gold[:80]!r} equal to itself: mend the problem")
+        raise UngradableError(
+            f"math-verify does not find the gold answer {gold[:80]!r} equal to itself: mend the problem"
+        )
     return _grade(box, ungradable=True), True

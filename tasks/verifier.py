@@ -17,6 +17,10 @@ class GradingError(RuntimeError):
     """An answer could not be graded for a reason that is not the answer's; the text says what to do."""
 
 
+class UngradableError(GradingError):
+    """No answer is right by this gold answer and rule: the problem has to be mended; the text says which."""
+
+
 class NoVerdict(Exception):
     """The child ran out of time or died over one comparison. It has been ended; the next comparison starts another."""
 

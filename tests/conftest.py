@@ -28,7 +28,7 @@ async def own_run(tmp_path: Path) -> AsyncIterator[BusAddress]:
     config = BusConfig(timeout_s=5, max_results_bytes=64 * 1024**2)
     async with embedded_server(tmp_path / "nats", config, "own") as (address, _):
         async with open_bus(address, config, "bus") as bus:
-            await create_streams(bus.js, bus.names, config)
+            await create_streams(bus.js, bus.names, config, lease_s=60)
         yield address
 
 
@@ -43,7 +43,7 @@ async def bus(bus_address: BusAddress) -> AsyncIterator[Bus]:
     """A connected bus with the streams of a run of its own."""
     config = BusConfig(timeout_s=5, max_results_bytes=64 * 1024**2)
     async with open_bus(bus_address, config, "test") as bus:
-        await create_streams(bus.js, bus.names, config)
+        await create_streams(bus.js, bus.names, config, lease_s=60)
         yield bus
         # The server reserves a stream's bound: runs that stay would use up its room.
         for stream in await bus.js.streams_info():

@@ -5,7 +5,9 @@ The moments are publishes of the process that is struck, seen by its tap. `Run.r
 
 import asyncio
 import os
+import resource
 import signal
+from pathlib import Path
 
 import nats.js.errors
 
@@ -72,10 +74,20 @@ async def sandbox_killed(run: Run) -> None:
 
 
 async def server_killed(run: Run) -> None:
-    """At some publish; it comes back on its store and port."""
+    """At some publish; the bus role starts it again on its store and port."""
     await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
-    os.kill(run.server_pid, signal.SIGKILL)
-    await asyncio.wait_for(run.bus_role.process.wait(), WAIT_S)
+    killed = run.server_pid
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    await run.until(lambda: run.server_pid not in (None, killed), "another server")
+
+
+async def bus_killed(run: Run) -> None:
+    """The role and, with it, its server; the role starts again on the run's folder."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    server = run.server_pid
+    await run.bus_role.kill()
+    await run.until(lambda: not Path(f"/proc/{server}").exists(), "the end of the server")
     await run.start_bus()
 
 
@@ -83,6 +95,7 @@ async def server_silent(run: Run) -> None:
     """Connections stay, nothing answers for 20 seconds."""
     await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
     server = run.server_pid
+    assert server is not None
     os.kill(server, signal.SIGSTOP)
     try:
         await asyncio.sleep(OUTAGE_S)
@@ -135,8 +148,18 @@ async def second_learner(run: Run) -> None:
     second.tap.release()
     await run.until(lambda: run.logs("took over the weight log", second.id), "the second learner")
     first.tap.release()
-    assert await asyncio.wait_for(first.process.wait(), WAIT_S) == 1
+    assert await asyncio.wait_for(first.process.wait(), WAIT_S) == 2
     assert "was deposed and stops" in (run.folder / "logs" / f"{first.id}.jsonl").read_text()
+
+
+async def disk_full(run: Run) -> None:
+    """The kernel refuses the learner another byte in the archive, in the middle of a result; then there is room again."""
+    archive = run.folder / "results"
+    await run.until(lambda: any(archive.glob("*.results")), "the archive")
+    room = sum(path.stat().st_size for path in archive.iterdir()) // len(list(archive.iterdir()))
+    resource.prlimit(run.learner.process.pid, resource.RLIMIT_FSIZE, (room // 2, room // 2))
+    assert await asyncio.wait_for(run.learner.process.wait(), WAIT_S) == 1
+    await run.start("learner")
 
 
 ALL = (
@@ -146,9 +169,11 @@ ALL = (
     actors_come_and_go,
     sandbox_killed,
     server_killed,
+    bus_killed,
     server_silent,
     server_unreachable,
     learner_killed_after_a_step,
     learner_killed_before_the_acknowledgement,
     second_learner,
+    disk_full,
 )

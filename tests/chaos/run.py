@@ -96,9 +96,11 @@ class Run:
         self.address = BusAddress.read(path)
 
     @property
-    def server_pid(self) -> int:
-        [pid] = Path(f"/proc/{self.bus_role.process.pid}/task/{self.bus_role.process.pid}/children").read_text().split()
-        return int(pid)
+    def server_pid(self) -> int | None:
+        """Of the bus role's `nats-server`, None while there is none."""
+        pid = self.bus_role.process.pid
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return children[0] if children else None
 
     async def start(self, role: str) -> Role:
         """A new process of `role`, with an id of its own; behind a tap, unless there are several servers."""

@@ -46,10 +46,12 @@ async def test_a_killed_server_and_a_killed_learner_go_on(tmp_path: Path):
     [
         faults.actors_come_and_go,
         faults.sandbox_killed,
+        faults.bus_killed,
         faults.server_silent,
         faults.server_unreachable,
         faults.learner_killed_before_the_acknowledgement,
         faults.second_learner,
+        faults.disk_full,
     ],
     ids=lambda fault: fault.__name__,
 )

@@ -41,7 +41,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class PlayedEngine:
-    """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` never.
+    """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` never, `back: TEXT`
+    with TEXT, the first time by weights older than those that were loaded.
 
     Where it is `numb`, a failure is an answer whose log-probabilities are no numbers. Counts what it does at once.
     """
@@ -55,6 +56,7 @@ class PlayedEngine:
         self.generated_tokens = 0
         self.at_once = self.most_at_once = 0
         self.failures = 0
+        self.went_back = False
 
     async def load(
         self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
@@ -78,6 +80,11 @@ class PlayedEngine:
                 await asyncio.sleep(60)
             except asyncio.CancelledError as error:
                 raise asyncio.CancelledError(33) from error
+        version = self.version
+        if problem.startswith("back: "):
+            problem = problem.replace("back", "fail 0")
+            if not self.went_back:
+                self.went_back, version = True, WeightVersion(epoch=1, n=0)
         command, _, text = ("fail 0: " + "5 " * 100 if problem == "flood" else problem).partition(": ")
         logprob = -1.0
         if self.failures < int(command.removeprefix("fail ")):
@@ -86,26 +93,31 @@ class PlayedEngine:
                 raise EngineError("the engine refused a request")
             logprob = math.nan
         tokens = self.tokenizer.encode(text, add_special_tokens=False)[:max_tokens]
-        assert self.version is not None
+        assert version is not None
         return Completion(
             tokens=tokens,
             logprobs=[logprob] * len(tokens),
-            versions=[VersionSpan(version=self.version, start=0, end=len(tokens))],
+            versions=[VersionSpan(version=version, start=0, end=len(tokens))],
             finish_reason="length" if len(tokens) == max_tokens else "stop",
             stop=None,
             first_token_at=time.time(),
         )
 
 
-async def serve(bus: Bus, engine: PlayedEngine, problems: list[str], folder: Path) -> list[Trajectory | Failure]:
-    """What an actor answers to a ticket for each problem, whose right answer is 5, in the order of the tickets."""
+async def serve(
+    bus: Bus, engine: PlayedEngine, problems: list[str], folder: Path, version: int = 0, answer: str = "5"
+) -> list[Trajectory | Failure]:
+    """What an actor answers to a ticket for each problem, whose right answer is `answer`, in the order of the tickets.
+
+    `version` is the newest of the weights, and the oldest that the tickets allow.
+    """
     writer = WeightWriter(bus, WeightsConfig())
     await writer.open()
-    await writer.publish(0, writer.room(Layout.of([("w", "float32", (4,), 16)])))
+    await writer.publish(version, writer.room(Layout.of([("w", "float32", (4,), 16)])))
     for number, problem in enumerate(problems, start=1):
         ticket = Ticket(
-            number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer="5",
-            prompt=CONFIG.tasks.prompt, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=0,
+            number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer=answer,
+            prompt=CONFIG.tasks.prompt, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
             issued_at=time.time(),
         )  # fmt: skip
         await bus.publish(bus.names.tickets, ticket)
@@ -151,11 +163,33 @@ async def test_an_engine_that_keeps_failing_ends_the_actor_and_gives_its_tickets
     assert "not finite" in str(error)
     assert (await bus.js.stream_info(bus.names.stream("RESULTS"))).state.messages == 0
     # Another actor gets them.
-    source = TicketSource(bus, CONFIG.actor.lease_s)
+    source = TicketSource(bus)
     held: set[int] = set()
     async with asyncio.timeout(60):
         while len(held) < MAX_ENGINE_FAILURES:
             held |= {leased.ticket.number for leased in await source.pull(MAX_ENGINE_FAILURES, 1.0)}
+
+
+async def test_a_gold_answer_that_its_rule_cannot_grade_is_refused_before_anything_is_generated(
+    bus: Bus, tokenizer: Any, tmp_path: Path
+):
+    engine = PlayedEngine(tokenizer, 10**6)
+    [result] = await serve(bus, engine, ["fail 0: it is 5"], tmp_path, answer="five")
+    assert isinstance(result, Failure)
+    assert (result.reason, result.attempts) == ("ungradable gold answer", 1)
+    assert "'five' is not a number" in result.detail
+    assert engine.most_at_once == 0
+
+
+async def test_what_older_weights_wrote_than_the_ticket_allows_is_written_anew(
+    bus: Bus, tokenizer: Any, tmp_path: Path
+):
+    # A learner that went back to its checkpoint published its version 0 in the middle of the rollout.
+    engine = PlayedEngine(tokenizer, 10**6)
+    [result] = await serve(bus, engine, ["back: it is 5"], tmp_path, version=3)
+    assert engine.went_back
+    assert isinstance(result, Trajectory)
+    assert result.lowest_version == 3
 
 
 async def test_a_rollout_past_its_deadline_is_a_failure_that_tells_its_length(bus: Bus, tokenizer: Any, tmp_path: Path):

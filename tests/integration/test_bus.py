@@ -1,6 +1,7 @@
 """The bus against a real nats-server."""
 
 import asyncio
+import json
 import os
 import re
 
@@ -12,7 +13,7 @@ from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, Metrics
-from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics
+from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics, run_of
 from bus.presence import Announcer, last_sign, who_is_alive
 from bus.server import embedded_server
 from bus.streams import StreamError, create_streams
@@ -102,7 +103,7 @@ async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, mon
 async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_address: BusAddress):
     config = BusConfig(timeout_s=5, max_results_bytes=2000)
     async with open_bus(bus_address, config, "test") as bus:
-        await create_streams(bus.js, bus.names, config)
+        await create_streams(bus.js, bus.names, config, lease_s=60)
         stored = 0
 
         async def fill() -> None:
@@ -121,17 +122,24 @@ async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_
         assert await waiting > stored
 
 
+async def test_a_raised_limit_is_that_of_the_stream_that_is_there(bus: Bus):
+    for limit in (2000, 4000):
+        await create_streams(bus.js, bus.names, BusConfig(max_results_bytes=limit), lease_s=60)
+        info = await bus.js.stream_info(bus.names.stream("RESULTS"))
+        assert info.config.max_bytes == limit
+
+
 async def test_a_server_without_room_is_explained(bus_address: BusAddress):
     config = BusConfig(timeout_s=5, max_results_bytes=2**50)
     async with open_bus(bus_address, config, "greedy") as bus:
         with pytest.raises(StreamError, match=r"lower bus\.max_results_bytes"):
-            await create_streams(bus.js, bus.names, config)
+            await create_streams(bus.js, bus.names, config, lease_s=60)
 
 
 async def test_streams_survive_a_restart_of_the_server(tmp_path):
     config = BusConfig(timeout_s=5, reconnect_s=30)
     async with embedded_server(tmp_path, config, "again") as (address, _), open_bus(address, config, "first") as bus:
-        await create_streams(bus.js, bus.names, config)
+        await create_streams(bus.js, bus.names, config, lease_s=60)
         await bus.publish(bus.names.results, failure(7))
     async with embedded_server(tmp_path, config, "again", known=address) as (second, _):
         assert second == address
@@ -166,8 +174,13 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
             await asyncio.sleep(0.05)
         recording.cancel()
         await writer.write({"reward": 3.0}, step=3)
+        # As a kill, or a full disk, leaves it.
+        if expected == 3:
+            with path.open("a") as file:
+                file.write('{"run": "te')
     lines = path.read_text().splitlines()
-    assert len(lines) == 4
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    assert run_of(path) == bus.address.run
     assert '"reward": 0.0' in lines[0]
     assert "bad" not in lines[0]
 

@@ -111,7 +111,7 @@ class Work:
             await asyncio.sleep(0.05)
 
     async def take_tickets(self) -> None:
-        tickets = TicketSource(self.actor, 60.0)
+        tickets = TicketSource(self.actor)
         while self.pulled < 40:
             for leased in await tickets.pull(1, 0.5):
                 self.pulled = max(self.pulled, leased.ticket.number)
@@ -143,7 +143,7 @@ async def test_one_of_three_servers_is_killed_and_the_work_goes_on(tmp_path: Pat
     async with servers(folder, config) as processes, contextlib.AsyncExitStack() as stack:
         master = BusAddress.read(folder / "bus.json")
         admin = await stack.enter_async_context(open_bus(master, config, "bus"))
-        await create_streams(admin.js, admin.names, config)
+        await create_streams(admin.js, admin.names, config, lease_s=60)
         learner, actor, observer, evaluator = [
             await stack.enter_async_context(open_bus(master.for_role(role), config, role))
             for role in ("learner", "actor", "observer", "evaluator")
@@ -193,7 +193,7 @@ async def test_a_server_without_a_cluster_is_explained(own_run: BusAddress):
     async with open_bus(own_run, config, "bus") as alone:
         names = Names("larger")
         with pytest.raises(StreamError, match=r"bus\.replicas is 3"):
-            await create_streams(alone.js, names, config)
+            await create_streams(alone.js, names, config, lease_s=60)
 
 
 async def test_tls_is_asked_for_and_nothing_else_is_taken(tmp_path: Path):
@@ -209,7 +209,7 @@ async def test_tls_is_asked_for_and_nothing_else_is_taken(tmp_path: Path):
     async with servers(folder, config):
         master = BusAddress.read(folder / "bus.json")
         async with open_bus(master, config, "bus") as admin:
-            await create_streams(admin.js, admin.names, config)
+            await create_streams(admin.js, admin.names, config, lease_s=60)
         async with open_bus(master.for_role("actor"), config, "actor") as actor:
             await actor.require_streams()
         plain = master.model_copy(update={"tls": TlsConfig()})

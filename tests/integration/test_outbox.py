@@ -3,18 +3,15 @@
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from actors.outbox import Outbox
-from actors.tickets import LeasedTicket, TicketSource
 from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, open_bus
 from bus.log_reader import LogReader
-from bus.messages import Failure, Ticket
+from bus.messages import Failure
 from bus.server import embedded_server
 from bus.streams import create_streams
-from configs.schema import BusConfig, GradingConfig, PromptConfig, RolloutConfig
+from configs.schema import BusConfig
 
 CONFIG = BusConfig(timeout_s=2, reconnect_s=60)
 
@@ -51,7 +48,7 @@ async def test_results_are_stored_in_order_and_leave_no_file(bus: Bus, tmp_path:
 async def test_a_full_stream_holds_results_back_in_memory_and_in_a_file(bus_address: BusAddress, tmp_path: Path):
     config = CONFIG.model_copy(update={"max_results_bytes": 400})
     async with open_bus(bus_address, config, "test") as bus:
-        await create_streams(bus.js, bus.names, config)
+        await create_streams(bus.js, bus.names, config, lease_s=60)
         outbox = Outbox(bus, tmp_path, "a")
         running = asyncio.create_task(outbox.run())
         storing = [asyncio.create_task(outbox.store(failure(ticket))) for ticket in range(1, 11)]
@@ -76,7 +73,7 @@ async def test_a_full_stream_holds_results_back_in_memory_and_in_a_file(bus_addr
 async def test_what_a_dead_actor_could_not_publish_the_next_one_does(tmp_path: Path):
     nats, folder = tmp_path / "nats", tmp_path / "outbox"
     async with embedded_server(nats, CONFIG, "r") as (address, server), open_bus(address, CONFIG, "first") as bus:
-        await create_streams(bus.js, bus.names, CONFIG)
+        await create_streams(bus.js, bus.names, CONFIG, lease_s=60)
         outbox = Outbox(bus, folder, "a")
         running = asyncio.create_task(outbox.run())
         await outbox.store(failure(1))
@@ -101,35 +98,3 @@ async def test_what_a_dead_actor_could_not_publish_the_next_one_does(tmp_path: P
         assert await stored(bus, 4) == [1, 2, 3, 4]
         await until(lambda: heir.settled == {2, 3, 4} and not any(folder.iterdir()))
         running.cancel()
-
-
-async def leased(bus: Bus, lease_s: float) -> tuple[TicketSource, LeasedTicket]:
-    ticket = Ticket(
-        number=1, group=0, sample=0, problem_id="p", problem="1+1=", answer="2", prompt=PromptConfig(),
-        grading=GradingConfig(), rollout=RolloutConfig(), min_version=0, issued_at=0.0,
-    )  # fmt: skip
-    await bus.publish(bus.names.tickets, ticket)
-    source = TicketSource(bus, lease_s)
-    [ticket_held] = await source.pull(1, 60.0)
-    return source, ticket_held
-
-
-async def test_a_lease_that_nobody_renewed_is_known_to_have_lapsed(bus: Bus):
-    source, held = await leased(bus, lease_s=0.5)
-    await until(lambda: held.lapsed)
-    # It goes to whoever asks.
-    [again] = await source.pull(1, 60.0)
-    assert (again.deliveries, again.ticket.number) == (2, 1)
-    await again.done()
-    async with asyncio.timeout(60):
-        while (await bus.js.stream_info(bus.names.stream("TICKETS"))).state.messages:
-            await asyncio.sleep(0.05)
-
-
-@pytest.mark.slow
-async def test_a_lease_is_renewed_while_the_ticket_is_worked_on(bus: Bus):
-    source, held = await leased(bus, lease_s=6.0)
-    async with held.kept_alive():
-        await asyncio.sleep(8.0)
-        assert not held.lapsed
-        assert await source.pull(1, 0.5) == []

@@ -45,9 +45,11 @@ def stream(kind: str) -> str:
 
 PUBLISH = {
     "issue a ticket": (NAMES.tickets, {"learner"}),
-    "answer a ticket": (NAMES.results, {"actor"}),
+    "answer a ticket": (NAMES.results, {"actor", "learner"}),
+    "offer a ticket again": (NAMES.retry(1), {"actor", "learner"}),
+    "take one that is offered again": (f"{API}.CONSUMER.MSG.NEXT.{stream('RETRIES')}.actors", {"actor"}),
     "write a manifest": (NAMES.manifests, {"learner"}),
-    "write a chunk": (NAMES.chunks("0.1", "delta"), {"learner"}),
+    "write a chunk": (NAMES.chunks("0.1", "delta", "00"), {"learner"}),
     "take a ticket": (f"{API}.CONSUMER.MSG.NEXT.{stream('TICKETS')}.actors", {"actor"}),
     "acknowledge a ticket": (f"$JS.ACK.{stream('TICKETS')}.actors.1.1.1.1.1", {"actor"}),
     "read tickets aside": (f"{API}.CONSUMER.CREATE.{stream('TICKETS')}.spy.{NAMES.tickets}", set()),
@@ -102,7 +104,7 @@ async def master(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BusA
     folder = tmp_path_factory.mktemp("guarded")
     async with embedded_server(folder / "nats", CONFIG, "guarded") as (address, _):
         async with open_bus(address, CONFIG, "bus") as bus:
-            await create_streams(bus.js, bus.names, CONFIG)
+            await create_streams(bus.js, bus.names, CONFIG, lease_s=60)
             await (await bus.js.key_value(NAMES.run_bucket)).put("config", b"fingerprint")
         address.write_all(folder)
         yield address
@@ -210,7 +212,7 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
         ledger.admit(0)
         problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
         await Dispatcher(learner, config, problems, ledger).issue()
-        tickets = TicketSource(actor, config.actor.lease_s)
+        tickets = TicketSource(actor)
         [first, second] = (await tickets.pull(2, 5.0)) or (await tickets.pull(2, 5.0))
         for bus in (actor, evaluator):
             result = await SandboxClient(bus.client, names.execution, settings).execute("print(6 * 7)", 5.0)

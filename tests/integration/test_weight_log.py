@@ -177,7 +177,7 @@ async def test_every_message_in_turn_damaged_and_the_follower_is_right_or_says_w
     newest_right = 0
     for at in range(len(messages)):
         await bus.js.delete_stream(bus.names.stream("WEIGHTS"))
-        await create_streams(bus.js, bus.names, bus.config)
+        await create_streams(bus.js, bus.names, bus.config, lease_s=60)
         await rewrite(bus, FAULTS[fault](messages, at), messages)
         follower = WeightFollower(bus)
         asked = await requests_of(bus)
@@ -200,7 +200,7 @@ async def rewrite(bus: Bus, log: list[tuple[str, bytes]], original: list[tuple[s
     for subject, data in log:
         if subject == bus.names.manifests and data in known:
             manifest = decode(data, Manifest)
-            chunks = bus.names.chunks(str(manifest.version), manifest.kind)
+            chunks = bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing)
             sequence = first.get(chunks, 1 if manifest.chunks else 0)
             data = encode(manifest.model_copy(update={"first_chunk": sequence}))
         sequence = (await bus.js.publish(subject, data)).seq
@@ -230,7 +230,7 @@ async def test_a_damaged_delta_is_passed_by_way_of_a_snapshot(bus: Bus, learner:
     await advanced(follower, learner, 0)
     asked = await requests_of(bus)
     await learner.publish(1, every=50)
-    await bus.js.purge_stream(bus.names.stream("WEIGHTS"), subject=bus.names.chunks("0.1", "delta"))
+    await bus.js.purge_stream(bus.names.stream("WEIGHTS"), subject=bus.names.chunks("0.1", "delta", "*"))
     assert await follower.advance(0.2) is None
     assert follower.fallbacks == 1
     assert image_of(follower) == learner.images[0], "it went back to what it can trust"
@@ -247,7 +247,7 @@ async def test_a_log_that_began_anew_is_followed_from_its_begin(bus: Bus, learne
         await learner.publish(n, every=20)
     await advanced(follower, learner, 5)
     await bus.js.delete_stream(bus.names.stream("WEIGHTS"))
-    await create_streams(bus.js, bus.names, bus.config)
+    await create_streams(bus.js, bus.names, bus.config, lease_s=60)
     other = Learner(bus)
     await other.writer.open()
     for n in range(2):
@@ -318,6 +318,34 @@ async def test_a_second_learner_deposes_the_first(bus: Bus, learner: Learner):
     assert manifest is not None
     assert manifest.version == WeightVersion(epoch=1, n=0)
     assert follower.bytes_received == received
+
+
+async def test_of_two_learners_that_begin_together_one_goes_on_and_followers_read_its_weights(
+    bus: Bus, learner: Learner
+):
+    # Both open an empty log: the same epoch, the same version.
+    second = Learner(bus)
+    await second.writer.open()
+    outcomes = await asyncio.gather(learner.publish(0), second.publish(0, seed=7), return_exceptions=True)
+    assert sum(isinstance(outcome, DeposedError) for outcome in outcomes) == 1
+    winner = second if isinstance(outcomes[0], DeposedError) else learner
+    follower = WeightFollower(bus)
+    await advanced(follower, winner, 0)
+    assert follower.fallbacks == 0
+    await winner.publish(1, every=50)
+    await advanced(follower, winner, 1)
+
+
+async def test_a_deposed_learner_that_only_reproduces_the_log_notices(bus: Bus, learner: Learner):
+    for n in range(4):
+        await learner.publish(n, every=30)
+    resumed = Learner(bus)
+    await resumed.writer.open()
+    resumed.image = learner.images[1]
+    assert (await resumed.publish(2, every=30)).wire_bytes == 0
+    await Learner(bus).writer.open()
+    with pytest.raises(DeposedError):
+        await resumed.publish(3, every=30)
 
 
 async def test_a_resumed_learner_that_reproduces_the_log_writes_nothing_until_it_is_past_it(bus: Bus, learner: Learner):

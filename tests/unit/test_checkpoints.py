@@ -65,6 +65,16 @@ def test_a_crash_while_one_is_written_leaves_the_one_before(tmp_path):
     assert names(tmp_path) == ["step-000002"]
 
 
+def test_a_second_one_after_the_same_step_never_replaces_the_first(tmp_path):
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig(keep=2))
+    for number in range(1, 15):
+        path = checkpoints.write(7, save_as(str(number)), {"position": number}, {})
+        assert checkpoints.newest() == path
+        assert Checkpoints.read(path)["position"] == number
+    assert len(names(tmp_path)) == 2
+    assert write(checkpoints, 8) == checkpoints.newest()
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\xc1", b"\x81\xa4step"])
 def test_one_that_cannot_be_read_is_named(tmp_path, content):
     path = write(Checkpoints(tmp_path, CheckpointConfig()), 4)

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from configs.schema import GradingConfig
-from tasks.grading import Grader, GradingError, void_turns
+from tasks.grading import Grader, GradingError, UngradableError, void_turns
 from tasks.verifier import NoVerdict, Verifier
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -292,6 +292,14 @@ async def test_a_gold_answer_that_chokes_is_an_error(grader):
     with pytest.raises(GradingError, match="against itself fails as well"):
         await grader.grade([r"\boxed{42}"], r"\binom{10000000}{5000000}", HASTY)
     assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+
+
+async def test_gold_answers_are_tried_before_anything_is_graded_by_them(grader):
+    for gold, config in (("42", BOXED), (r"\frac{1}{2}", BOXED), ("42", NUMBER)):
+        await grader.require_gradable(gold, config)
+    for gold, config in (("forty-two", NUMBER), ("", BOXED)):
+        with pytest.raises(UngradableError, match="gold answer"):
+            await grader.require_gradable(gold, config)
 
 
 async def test_memory_is_limited():

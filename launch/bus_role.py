@@ -1,0 +1,96 @@
+"""`zerotir bus`: the run's server, or its streams on servers that others run, and the files by which roles join."""
+
+import asyncio
+import contextlib
+import sys
+from pathlib import Path
+
+import structlog
+
+from bus import cluster
+from bus.address import BusAddress
+from bus.connection import BusError, open_bus
+from bus.logs import set_up_logs
+from bus.presence import Announcer
+from bus.server import embedded_server
+from bus.streams import create_streams
+from configs.agreement import FIXED, changes, require_same
+from configs.errors import UserError
+from configs.loading import dump_config, load_config
+from configs.schema import RunConfig
+
+log = structlog.get_logger()
+
+SERVER_RESTARTS = 5
+
+
+async def initialise(config: RunConfig, folder: Path) -> None:
+    """Writes what a run on a cluster of its own needs, and says what to do with it."""
+    servers = cluster.initialise(folder, config.bus)
+    sys.stdout.write(
+        f"run {folder.name}: {len(servers)} server files in {folder / 'servers'}, each says how to start it; "
+        f"then: zerotir bus CONFIG --folder {folder}\nrole files in {folder / 'credentials'}: one for each host's role\n"
+    )
+
+
+async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
+    """Starts or continues the run in `folder`; an embedded server that dies is started again, a few times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    address_file = folder / "bus.json"
+    run = BusAddress.read(address_file).run if address_file.exists() else folder.name
+    set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
+    _record(config, folder / "config.yaml")
+    ending = ""
+    for _ in range(SERVER_RESTARTS + 1):
+        known = BusAddress.read(address_file) if address_file.exists() else None
+        status = await _serve_once(config, folder, run, known, f"ready again, {ending}" if ending else "ready", stop)
+        if status is None:
+            return
+        ending = f"nats-server had ended with status {status}"
+        log.error(f"{ending}: it is started again on its store and port", log=str(folder / "nats" / "server.log"))
+    raise BusError(f"{ending}, for the {SERVER_RESTARTS + 1}th time: see {folder / 'nats' / 'server.log'}")
+
+
+def _record(config: RunConfig, path: Path) -> None:
+    """Writes the run's configuration down. Raises ConfigError where it is not the run's any more."""
+    if path.exists():
+        before = load_config(str(path))
+        require_same(before, config, FIXED)
+        for change in changes(before, config):
+            log.warning(
+                "the run goes on with another setting", field=change.field, before=change.before, now=change.now
+            )
+    draft = path.with_suffix(".draft")
+    draft.write_text(dump_config(config))
+    draft.replace(path)
+
+
+async def _serve_once(
+    config: RunConfig, folder: Path, run: str, known: BusAddress | None, state: str, stop: asyncio.Event
+) -> int | None:
+    """Server (embedded unless `bus.url` is set), streams, bus.json; returns None after `stop`, a dead server's status."""
+    async with contextlib.AsyncExitStack() as stack:
+        if config.bus.url:
+            if known is None:
+                raise UserError(
+                    f"{folder} holds no keys for the servers of bus.url: make both with `zerotir bus CONFIG --init {folder}`"
+                )
+            address = known
+            died: asyncio.Future[int] | asyncio.Task[int] = asyncio.get_running_loop().create_future()
+        else:
+            address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
+            died = asyncio.create_task(server.wait())
+        bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
+        await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
+        await (await bus.js.key_value(bus.names.run_bucket)).put("config", dump_config(config).encode())
+        address.write_all(folder)
+        latest = folder.parent / "latest"
+        latest.unlink(missing_ok=True)
+        latest.symlink_to(folder.name)
+        announcer = Announcer(bus, "bus", "bus")
+        announcing = asyncio.create_task(announcer.run())
+        await announcer.say(state)
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait((stopping, died), return_when=asyncio.FIRST_COMPLETED)
+        announcing.cancel()
+        return died.result() if died.done() and not stop.is_set() else None

@@ -1,0 +1,56 @@
+"""A trainer that computes nothing: each step adds one to a single small tensor.
+
+It stands where DeepSpeed's does, for tests of load and faults; book, batches, checkpoints, weight log and archive are the
+real ones. Its weights after n steps are the same in every run, so a resumed learner reproduces what the log holds.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from bus.messages import Trajectory
+from bus.weight_codec import Layout
+
+SIZE = 1024
+COUNTER = "counter.json"
+
+
+class EmulatedCrew:
+    """Has the methods of `Crew`, with one rank."""
+
+    ranks = 1
+
+    def __init__(self, model: Path) -> None:
+        self.vocabulary: int = json.loads((model / "config.json").read_text())["vocab_size"]
+        self._steps = 0
+
+    def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
+        """Counts."""
+        self._steps = version + 1
+        return {"train_seconds": 0.0, "train_tokens_per_s": 0.0, "skipped_updates": 0.0}
+
+    def save(self, folder: Path) -> None:
+        """Writes the counter."""
+        (folder / COUNTER).write_text(json.dumps({"steps": self._steps}))
+
+    def load(self, folder: Path) -> None:
+        """Takes over what `save` wrote."""
+        self._steps = json.loads((folder / COUNTER).read_text())["steps"]
+
+    def export(self, folder: Path) -> None:
+        """Writes the counter where a model would be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.save(folder)
+
+    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The one tensor, [SIZE] float32."""
+        yield "counter", torch.full((SIZE,), float(self._steps))
+
+    def weight_layout(self) -> Layout:
+        """Of the one tensor."""
+        return Layout.of([("counter", "float32", (SIZE,), 4 * SIZE)])
+
+    def close(self) -> None:
+        """Nothing is held."""

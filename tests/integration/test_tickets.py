@@ -1,0 +1,210 @@
+"""Tickets on a real server: leases, hand-backs, what is damaged, and what is gone without a usable result."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from actors.tickets import LeasedTicket, TicketSource
+from bus.codec import decode
+from bus.connection import Bus
+from bus.log_reader import LogReader
+from bus.messages import Failure, Ticket
+from bus.streams import create_streams
+from configs.loading import load_config
+from configs.schema import FiltersConfig, GradingConfig, PromptConfig, RolloutConfig
+from learner.dispatcher import Dispatcher
+from learner.filters import Filters
+from learner.ledger import Ledger
+from learner.lost import MAX_ISSUES, LostTickets
+from tasks.problems import ProblemOrder, load_problems
+
+CONFIG = load_config("tiny", ["learner.batch_groups=2", "learner.samples_per_problem=2", "learner.steps=1"])
+
+
+def ticket(number: int) -> Ticket:
+    return Ticket(
+        number=number, group=0, sample=number - 1, problem_id="p", problem="1+1=", answer="2", prompt=PromptConfig(),
+        grading=GradingConfig(), rollout=RolloutConfig(), min_version=0, issued_at=0.0,
+    )  # fmt: skip
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def pull(source: TicketSource, count: int = 1) -> list[LeasedTicket]:
+    """The next `count` tickets."""
+    held: list[LeasedTicket] = []
+    async with asyncio.timeout(120):
+        while len(held) < count:
+            held += await source.pull(count - len(held), 0.5)
+    return held
+
+
+async def messages(bus: Bus, kind: str) -> int:
+    return (await bus.js.stream_info(bus.names.stream(kind))).state.messages
+
+
+async def is_empty(bus: Bus, kind: str) -> None:
+    async with asyncio.timeout(60):
+        while await messages(bus, kind):
+            await asyncio.sleep(0.05)
+
+
+async def test_a_lease_that_nobody_renewed_is_known_to_have_lapsed(bus: Bus):
+    await create_streams(bus.js, bus.names, bus.config, lease_s=0.5)
+    await bus.publish(bus.names.tickets, ticket(1))
+    source = TicketSource(bus)
+    [held] = await pull(source)
+    await until(lambda: held.lapsed)
+    # It goes to whoever asks.
+    [again] = await pull(source)
+    assert (again.failures, again.ticket.number) == (1, 1)
+    await again.done()
+    await is_empty(bus, "TICKETS")
+
+
+@pytest.mark.slow
+async def test_a_lease_is_renewed_while_the_ticket_is_worked_on(bus: Bus):
+    await create_streams(bus.js, bus.names, bus.config, lease_s=6)
+    await bus.publish(bus.names.tickets, ticket(1))
+    source = TicketSource(bus)
+    [held] = await pull(source)
+    async with held.kept_alive():
+        await asyncio.sleep(8.0)
+        assert not held.lapsed
+        assert await source.pull(1, 0.5) == []
+
+
+async def test_a_run_that_goes_on_with_other_leases_has_them(bus: Bus):
+    for lease_s in (50, 70):
+        await create_streams(bus.js, bus.names, bus.config, lease_s=lease_s)
+        await bus.publish(bus.names.tickets, ticket(1))
+        [held] = await pull(TicketSource(bus))
+        assert held._lease_s == lease_s
+        await held.done()
+
+
+async def test_hand_backs_do_not_count_and_lapses_before_them_do(bus: Bus):
+    await create_streams(bus.js, bus.names, bus.config, lease_s=0.5)
+    await bus.publish(bus.names.tickets, ticket(1))
+    source = TicketSource(bus)
+    [held] = await pull(source)
+    await until(lambda: held.lapsed)
+    [held] = await pull(source)
+    await create_streams(bus.js, bus.names, bus.config, lease_s=60)
+    for _ in range(3):
+        assert held.failures == 1
+        await held.hand_back()
+        [held] = await pull(TicketSource(bus))
+    await held.done()
+    await is_empty(bus, "RETRIES")
+    await is_empty(bus, "TICKETS")
+
+
+async def test_a_damaged_ticket_is_shown_to_people_and_stops_nobody(bus: Bus):
+    await bus.js.publish(bus.names.tickets, b"\xc1")
+    await bus.publish(bus.names.tickets, ticket(2))
+    source = TicketSource(bus)
+    [held] = await pull(source)
+    assert held.ticket.number == 2
+    await held.done()
+    await is_empty(bus, "TICKETS")
+    assert await messages(bus, "DEADLETTERS") == 1
+
+
+class Learner:
+    """The parts of one that have to do with tickets."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self.ledger = Ledger(2, 2, 0, 1, Filters(FiltersConfig(), group_relative=False))
+        self.ledger.admit(0)
+        problems = ProblemOrder(load_problems(CONFIG.tasks.problems, 0), 0)
+        self.dispatcher = Dispatcher(bus, CONFIG, problems, self.ledger)
+        self.lost = LostTickets(bus, self.ledger, self.dispatcher, "learner")
+        self.reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+
+    async def read(self, count: int) -> list[Failure]:
+        """Takes `count` results of the log, those that do not decode as nothing."""
+        read: list[Failure] = []
+        async with asyncio.timeout(60):
+            while count:
+                for sequence, data in await self.reader.read(count, 0.5):
+                    count -= 1
+                    self.ledger.position = sequence
+                    if data != b"unusable":
+                        read.append(decode(data, Failure))
+                        self.ledger.accept(sequence, read[-1])
+        return read
+
+
+def answer(bus: Bus, number: int) -> Failure:
+    return Failure(
+        ticket=number,
+        group=(number - 1) // 2,
+        reason="test",
+        attempts=1,
+        actor="a",
+        published_at=0.0,
+        run=bus.address.run,
+    )
+
+
+async def test_a_ticket_that_is_gone_without_a_usable_result_is_issued_again(bus: Bus):
+    learner = Learner(bus)
+    await learner.dispatcher.issue()
+    source = TicketSource(bus)
+    held = {leased.ticket.number: leased for leased in await pull(source, 4)}
+    # 1 has a result; 2 an unusable one; 3 is handed back; 4 is still held.
+    await bus.publish(bus.names.results, answer(bus, 1))
+    await bus.js.publish(bus.names.results, b"unusable")
+    await held[1].done()
+    await held[2].done()
+    await held[3].hand_back()
+    while await messages(bus, "TICKETS") > 1:
+        await asyncio.sleep(0.02)
+    for _ in range(3):
+        # What the log may still answer is not lost.
+        await learner.lost.look_now()
+    assert await messages(bus, "RETRIES") == 1
+    await learner.read(2)
+    await learner.lost.look_now()
+    assert await messages(bus, "RETRIES") == 2
+    retried = {leased.ticket.number: leased for leased in await pull(source, 2)}
+    assert retried.keys() == {2, 3}
+    assert retried[2].ticket == held[2].ticket.model_copy(update={"issued_at": retried[2].ticket.issued_at})
+    for number, leased in (retried | {4: held[4]}).items():
+        await bus.publish(bus.names.results, answer(bus, number))
+        await leased.done()
+    await learner.read(3)
+    assert learner.ledger.unanswered() == []
+    await learner.lost.look_now()
+    await is_empty(bus, "RETRIES")
+
+
+async def test_a_ticket_that_never_gets_a_usable_result_ends_as_a_failure(bus: Bus):
+    learner = Learner(bus)
+    await learner.dispatcher.issue()
+    source = TicketSource(bus)
+    for leased in await pull(source, 4):
+        if leased.ticket.number > 1:
+            await bus.publish(bus.names.results, answer(bus, leased.ticket.number))
+        await leased.done()
+    await is_empty(bus, "TICKETS")
+    await learner.read(3)
+    for _ in range(MAX_ISSUES):
+        await learner.lost.look_now()
+        await learner.lost.look_now()
+        [leased] = await pull(source)
+        assert leased.ticket.number == 1
+        await leased.done()
+        await is_empty(bus, "RETRIES")
+    await learner.lost.look_now()
+    await learner.lost.look_now()
+    [failure] = await learner.read(1)
+    assert (failure.ticket, failure.reason, failure.attempts) == (1, "no usable result", MAX_ISSUES + 1)
+    assert learner.ledger.ready(0) == [0, 1]
