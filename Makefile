@@ -14,7 +14,7 @@ demo: setup
 	@.venv/bin/zerotir up $(CONFIG) --set learner.steps=$(STEPS)
 
 test: setup check
-	@.venv/bin/python -m pytest -m "not slow"
+	@.venv/bin/python -m pytest -m "not slow" -n 2 --dist loadscope
 
 # What `make test` leaves out: chaos, ranks, floods, whatever takes long or needs chance or a clock to mean something.
 test-slow: setup

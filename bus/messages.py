@@ -8,6 +8,7 @@ from enum import IntEnum, StrEnum
 from typing import Self
 
 import numpy as np
+import xxhash
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bus.codec import BoolArray, Float32Array, Int32Array, Message
@@ -280,7 +281,7 @@ class Manifest(Message):
     """Digest of the tensors' names, types and places."""
     tensors: tuple[TensorEntry, ...]
     """The layout, in snapshots only."""
-    writing: str = Field(pattern=r"^[0-9a-f]*$")
+    writing: str
     """Of the attempt that wrote the chunks; part of their subject, so that no other's ever lie between them."""
     first_chunk: NonNegativeInt
     """Stream sequence of the first chunk; 0 where there is none."""
@@ -331,3 +332,13 @@ class DeadLetter(Message):
     sequence: NonNegativeInt
     reason: str
     data: bytes
+
+
+def schema() -> str:
+    """Digest of every message's name, version and fields: equal for processes that understand each other."""
+    kinds = sorted(
+        f"{kind.__name__} {kind.VERSION} {sorted(kind.model_fields)}"
+        for kind in Message.__subclasses__()
+        if kind.__module__ == __name__
+    )
+    return xxhash.xxh3_64_hexdigest("\n".join(kinds).encode())

@@ -123,7 +123,7 @@ class WeightWriter:
         wire_bytes = snapshot_bytes = 0
         if before is not None and n <= before.version.n and await self._reproduces(n, state):
             # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
-            await self._until_done(self._still_head, "read the head of the weight log")
+            await self.require_head()
             log.info("weights reproduce what the log holds", n=n)
         elif self._continues(n, state):
             wire_bytes = await self._write_delta(n, state)
@@ -141,6 +141,11 @@ class WeightWriter:
         """Writes a snapshot of the newest version, for a follower that cannot go on without one."""
         if self._head is not None and self._base is not None and self._base.checksum == self._head.checksum:
             await self._write_snapshot(self._head.version.n, self._base)
+
+    async def require_head(self) -> None:
+        """Raises DeposedError where another writer has taken over, WeightsError where the bus does not say."""
+        sequence, _ = await self._until_done(lambda: newest(self._bus), "read the head of the weight log")
+        self._require_head(sequence)
 
     async def _reproduces(self, n: int, state: WeightState) -> bool:
         await asyncio.to_thread(state.digest_all)
@@ -303,10 +308,6 @@ class WeightWriter:
 
         self._head_sequence = await self._until_done(write, f"store the manifest of {manifest.version}")
         self._note(self._head_sequence, manifest)
-
-    async def _still_head(self) -> None:
-        sequence, _ = await newest(self._bus)
-        self._require_head(sequence)
 
     def _require_head(self, sequence: int) -> None:
         if sequence != self._head_sequence:

@@ -11,6 +11,7 @@ from bus import cluster
 from bus.address import BusAddress
 from bus.connection import BusError, open_bus
 from bus.logs import set_up_logs
+from bus.messages import schema
 from bus.presence import Announcer
 from bus.server import embedded_server
 from bus.streams import create_streams
@@ -82,7 +83,9 @@ async def _serve_once(
             died = asyncio.create_task(server.wait())
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
-        await (await bus.js.key_value(bus.names.run_bucket)).put("config", dump_config(config).encode())
+        bucket = await bus.js.key_value(bus.names.run_bucket)
+        await bucket.put("schema", schema().encode())
+        await bucket.put("config", dump_config(config).encode())
         address.write_all(folder)
         latest = folder.parent / "latest"
         latest.unlink(missing_ok=True)

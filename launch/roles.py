@@ -24,6 +24,7 @@ import structlog
 from bus.address import BusAddress, run_folder
 from bus.connection import Bus, BusError, open_bus
 from bus.logs import log_emulated, set_up_logs
+from bus.messages import schema
 from bus.presence import Announcer
 from configs.agreement import FIXED, SHARED, require_same
 from configs.errors import UserError
@@ -131,11 +132,14 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
 
 async def _require_same_run(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
     try:
-        entry = await (await bus.js.key_value(bus.names.run_bucket)).get("config")
+        bucket = await bus.js.key_value(bus.names.run_bucket)
+        text, messages = [((await bucket.get(key)).value or b"").decode() for key in ("config", "schema")]
     except nats.js.errors.KeyNotFoundError:
         raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
     try:
-        recorded = parse_config((entry.value or b"").decode())
+        recorded = parse_config(text)
+        if messages != schema():
+            raise ConfigError("its messages have other fields")
     except ConfigError as error:
         raise UserError(
             f"run {bus.address.run!r} was started by another version of this project ({error}): install that one here"

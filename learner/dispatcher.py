@@ -18,8 +18,6 @@ from tasks.problems import ProblemOrder
 
 log = structlog.get_logger()
 
-PATIENCE_S = 120.0
-
 
 class Dispatcher:
     """Issues the tickets of groups in order of their numbers."""
@@ -66,7 +64,7 @@ class Dispatcher:
 
     async def _publish(self, ticket: Ticket) -> None:
         headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + self._bus.config.reconnect_s
         refused: Exception
         while True:
             try:
@@ -86,7 +84,7 @@ class Dispatcher:
             if time.monotonic() > deadline:
                 raise BusError(
                     f"ticket {ticket.number} could not be issued on {self._bus.names.tickets} at {self._bus.address.url} in "
-                    f"{PATIENCE_S:.0f} s; the stream's last answer: {refused}"
+                    f"{self._bus.config.reconnect_s:.0f} s; the stream's last answer: {refused}"
                 )
             log.warning("ticket refused, will try again", ticket=ticket.number, error=str(refused))
             await asyncio.sleep(0.5)

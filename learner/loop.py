@@ -141,7 +141,6 @@ class Learner:
             await self._metrics.write(values, step=version)
             log.info("step done", step=version, **{name: round(value, 4) for name, value in values.items()})
             if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
-                # Only a learner that has just written to the weight log knows that it was not deposed.
                 await release
                 await self._checkpoint(version, values)
         await reader.close()
@@ -296,6 +295,7 @@ class Learner:
             await self._checkpoint(version, {})
 
     async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
+        await self._weights.require_head()
         await self._announcer.say(f"writing the checkpoint of step {version}")
         self._archive.sync()
         state = {"run": self._bus.address.run, **self._steps.state()}

@@ -78,6 +78,11 @@ class WeightPublisher:
             "weight_snapshot_bytes": published.snapshot_bytes,
         }
 
+    async def require_head(self) -> None:
+        """Raises DeposedError where another learner has taken over."""
+        async with self._writing:
+            await self._writer.require_head()
+
     async def answer_requests(self) -> None:
         """Writes a snapshot whenever a follower asks for one, until cancelled."""
         while True:

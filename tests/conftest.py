@@ -3,8 +3,10 @@
 import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from bus.address import BusAddress
 from bus.connection import Bus, open_bus
@@ -13,6 +15,26 @@ from bus.streams import create_streams
 from configs.schema import BusConfig
 
 _runs = itertools.count(1)
+
+TOGETHER = {
+    "tests/end_to_end": "machine",
+    "tests/integration/sandbox": "machine",
+    "tests/integration/test_engine.py": "engine",
+    "tests/integration/test_evaluation.py": "engine",
+}
+"""Files that one worker of `pytest -n 2` takes, one after another: they share an engine, or load the whole machine."""
+
+
+class ByFile(LoadScopeScheduling):
+    """A file, or what is `TOGETHER`, goes to one worker; those with most tests first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return next((group for begin, group in TOGETHER.items() if path.startswith(begin)), path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

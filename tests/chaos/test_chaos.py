@@ -11,8 +11,26 @@ import pytest
 from tests.chaos import faults
 from tests.chaos.rounds import draw
 from tests.chaos.run import Fault, play
+from tests.end_to_end.test_end_to_end import processes_of
 
 SEED = 1
+
+
+async def test_a_short_schedule(tmp_path: Path):
+    """An actor, the server, the learner, its disk, one after another."""
+    run = await play(
+        tmp_path,
+        [
+            faults.actor_killed_before_its_acknowledgement,
+            faults.server_killed,
+            faults.learner_killed_before_the_acknowledgement,
+            faults.disk_full,
+        ],
+        SEED,
+        steps=24,
+    )
+    assert len(run.logs("took over the weight log")) == 2
+    assert processes_of(tmp_path) == []
 
 
 @pytest.mark.slow

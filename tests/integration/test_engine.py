@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -389,3 +390,40 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
     await engine.stop()
     assert not our_children(before)
     assert not any(alive(process) for process in started)
+
+
+ALONE = """
+import asyncio, sys
+from pathlib import Path
+from actors.engine import Engine
+from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
+
+async def main():
+    engine = await Engine.start(Path(sys.argv[1]), MODEL, CONFIG, MAX_LENGTH, seed=4)
+    print("up", flush=True)
+    await asyncio.sleep(600)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_an_actor_that_is_killed_leaves_no_engine_process(folder: Path, tmp_path: Path):
+    program = tmp_path / "alone.py"
+    program.write_text(ALONE)
+    actor = await asyncio.create_subprocess_exec(
+        sys.executable, str(program), str(folder), stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert actor.stdout is not None
+    async with asyncio.timeout(300):
+        while await actor.stdout.readline() != b"up\n":
+            assert actor.returncode is None
+    started = psutil.Process(actor.pid).children(recursive=True)
+    engine = [process for process in started if "VLLM::EngineCore" in " ".join(process.cmdline())]
+    assert engine, [process.cmdline() for process in started]
+    actor.kill()
+    await actor.wait()
+    async with asyncio.timeout(60):
+        while any(alive(process) for process in engine):
+            await asyncio.sleep(0.05)

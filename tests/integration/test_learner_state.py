@@ -13,6 +13,7 @@ from bus.connection import Bus, open_bus
 from bus.messages import Trajectory
 from bus.presence import Announcer
 from bus.streams import create_streams
+from bus.weight_writer import DeposedError, WeightWriter
 from configs.loading import load_config
 from configs.schema import BusConfig, RunConfig
 from learner import loop
@@ -87,6 +88,28 @@ async def test_a_result_stream_that_fills_up_before_a_checkpoint_is_due_holds_no
         assert newest is not None
         assert Checkpoints.read(newest)["ledger"]["position"] == state.last_seq
         await bus.js.delete_stream(bus.names.stream("METRICS"))
+
+
+async def test_a_learner_that_was_deposed_while_it_waited_writes_no_checkpoint_and_purges_nothing(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(loop, "LOOK_AT_RESULTS_S", 0.1)
+    (folder := tmp_path / "run").mkdir()
+    ledger = ledger_of(CONFIG)
+    running = asyncio.create_task(make_learner(bus, folder).run(asyncio.Event()))
+    async with asyncio.timeout(60):
+        while not await manifests(bus):
+            await asyncio.sleep(0.05)
+    await WeightWriter(bus, CONFIG.weights).open()
+    # More than half of the stream, and not enough for a batch.
+    await create_streams(bus.js, bus.names, BusConfig(max_results_bytes=2000), lease_s=60)
+    for ticket in (1, 2, 3):
+        await bus.publish(bus.names.results, result(bus, ledger, ticket))
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(running, 60)
+    assert caught.group_contains(DeposedError)
+    assert (await bus.js.stream_info(bus.names.stream("RESULTS"))).state.messages == 3
+    assert list((folder / "checkpoints").iterdir()) == []
 
 
 async def test_another_runs_checkpoint_is_refused_before_anything_is_published(bus: Bus, tmp_path: Path):
