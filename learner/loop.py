@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
+from nats.js.api import StreamState
 
 from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
@@ -106,9 +107,11 @@ class Learner:
         # A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right.
         if (found := run_of(self._folder / "metrics.jsonl")) not in (None, self._bus.address.run):
             raise CheckpointError(f"{self._folder} holds metrics of run {found}, this is {self._bus.address.run}")
+        before = await self._results()
         _, state = self._newest_checkpoint()
-        position = state["ledger"]["position"] if state else 0
-        await self._first_result(position, last_archived(self._folder / "results", self._bus.address.run))
+        archived = last_archived(self._folder / "results", self._bus.address.run)
+        # That one may go on meanwhile: what was purged before is on the disk now, what the disk counts is stored by then.
+        self._require_results(before, await self._results(), state["ledger"]["position"] if state else 0, archived)
         # Ends the writing of an earlier learner that still lives; what it has written is read once it is gone.
         await self._weights.open()
         async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
@@ -164,7 +167,12 @@ class Learner:
         newest = self._checkpoints.newest()
         if newest is None:
             return Path(), None
-        state = self._checkpoints.read(newest)
+        try:
+            state = self._checkpoints.read(newest)
+        except CheckpointError:
+            if newest.exists():
+                raise
+            return self._newest_checkpoint()  # A learner that still lives has written a newer one.
         if state["run"] != self._bus.address.run:
             raise CheckpointError(
                 f"{newest} is of run {state['run']}, this is {self._bus.address.run}: use that run's own folder"
@@ -183,33 +191,34 @@ class Learner:
 
     async def _open_log(self) -> LogReader:
         """The result log from the checkpoint on: first what the archive holds of it and the bus no longer does."""
-        first = await self._first_result(self._ledger.position, self._archive.last)
-        self._archive.cut(first)
+        state = await self._results()
+        self._require_results(state, state, self._ledger.position, self._archive.last)
+        self._archive.cut(state.first_seq)
         known = max(self._ledger.position, self._archive.last)
         self._unread.extend(raw_archive(self._folder / "results", after=self._ledger.position))
         return LogReader(self._bus, self._bus.names.stream("RESULTS"), self._bus.names.results, known + 1)
 
-    async def _first_result(self, position: int, archived: int) -> int:
-        """Sequence of the first result that the bus still holds.
+    async def _results(self) -> StreamState:
+        return (await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))).state
+
+    def _require_results(self, before: StreamState, after: StreamState, position: int, archived: int) -> None:
+        """Holds the result stream, as it was before and after the folder was read, against what the folder has.
 
         Raises CheckpointError where the bus lost results that the checkpoint, at `position`, counts, and where some have
         left it that the archive, which ends at `archived`, does not hold.
         """
-        stream = self._bus.names.stream("RESULTS")
-        state = (await self._bus.js.stream_info(stream)).state
-        if state.last_seq < position:
+        if after.last_seq < position:
             raise CheckpointError(
-                f"the checkpoint is at result {position}, but the stream {stream} ends at {state.last_seq}: "
+                f"the checkpoint is at result {position}, but the stream of results ends at {after.last_seq}: "
                 "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
             )
         known = max(position, archived)
-        if state.first_seq > known + 1:
+        if before.first_seq > known + 1:
             raise CheckpointError(
-                f"the results {known + 1} to {state.first_seq - 1} of run {self._bus.address.run} were used by another "
+                f"the results {known + 1} to {before.first_seq - 1} of run {self._bus.address.run} were used by another "
                 f"learner and are not in {self._folder}: resume in the folder that holds its checkpoints, or put back what "
                 "is missing of them"
             )
-        return state.first_seq
 
     async def _next_batch(
         self, reader: LogReader, step: int, release: asyncio.Task[None], stop: asyncio.Event
