@@ -47,10 +47,7 @@ def plain(answer: str) -> str:
 
 
 def equal_at_sight(gold: str, answer: str) -> bool | None:
-    """Whether two plain answers are equal; None where that takes algebra.
-
-    A number whose decimals never end may be given to some decimals: that is left to math-verify.
-    """
+    """Whether two plain answers are equal; None where that takes algebra. Numbers that are written out are equal exactly."""
     base = _BASED.fullmatch(gold)
     if base:
         # Problems name the base that they ask for, so the digits alone will do.
@@ -60,7 +57,7 @@ def equal_at_sight(gold: str, answer: str) -> bool | None:
     numbers = number(gold), number(answer)
     if numbers[0] is None or numbers[1] is None:
         return None
-    return numbers[0] == numbers[1] if all(map(_ends, numbers)) or numbers[0] == numbers[1] else None
+    return numbers[0] == numbers[1]
 
 
 def _unwrapped(text: str) -> str:
@@ -95,12 +92,3 @@ def number(text: str) -> Fraction | None:
         return None
     value = Fraction(above) / int(below)
     return -value if match["sign"] == "-" else value
-
-
-def _ends(value: Fraction | None) -> bool:
-    """Whether its decimals end."""
-    rest = value.denominator if value is not None else 0
-    for factor in (2, 5):
-        while rest and rest % factor == 0:
-            rest //= factor
-    return rest == 1

@@ -19,7 +19,7 @@ import structlog
 from configs.schema import GradingConfig
 from tasks.answers import plain
 from tasks.blocks import find_blocks
-from tasks.text import as_number, last_boxed, last_number, last_tagged, own_text
+from tasks.text import as_number, last_boxed, last_boxes, last_number, last_tagged, own_text
 from tasks.verifier import GradingError, NoVerdict, UngradableError, Verifier
 
 __all__ = ["Grade", "Grader", "GradingError", "UngradableError", "void_turns"]
@@ -164,10 +164,11 @@ def _grade_number(text: str, gold: str) -> tuple[Grade, bool]:
 
 
 def _stated_number(text: str) -> Decimal | None:
-    """The last number of the last whole box; of the text where it holds no box."""
-    box = last_boxed(text)
-    if box is None:
+    """The last number of the last box, if that is whole; of the text where it is not or there is none."""
+    boxes = last_boxes(text)
+    if not boxes:
         return last_number(text)
+    box = boxes[-1]
     return last_number(plain(box) if len(box) <= MAX_ANSWER_LENGTH else box)
 
 

@@ -6,12 +6,15 @@ a request runs far past its time, so that it does not outlive a parent that died
 """
 
 import faulthandler
+import functools
 import json
 import logging
 import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from tasks.answers import equal_at_sight, plain
 
@@ -24,10 +27,7 @@ def compare(gold: str, answer: str) -> dict[str, bool]:
     sight = equal_at_sight(gold, answer)
     if sight is not None:
         return {"equal": sight, "parsed": True}
-    from math_verify import LatexExtractionConfig, parse, verify
-
-    # Only the box as a whole counts: with other targets, math-verify would fish for numbers inside what it can't parse.
-    target = (LatexExtractionConfig(boxed_match_priority=0),)
+    parse, verify, target = _math_verify()
     gold_values, answer_values = (
         parse(f"\\boxed{{{text}}}", target, extraction_mode="first_match", parsing_timeout=None)
         for text in (gold, answer)
@@ -35,6 +35,18 @@ def compare(gold: str, answer: str) -> dict[str, bool]:
     equal = bool(verify(gold_values, answer_values, timeout_seconds=None))
     # What can't be parsed stays text, which may still be the gold answer, such as a name.
     return {"equal": equal, "parsed": equal or any(not isinstance(value, str) for value in answer_values)}
+
+
+@functools.cache
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
+    """Takes seconds to import."""
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+
+    from tasks.equality import strictly
+
+    grader.sympy_numeric_eq = strictly(grader.sympy_numeric_eq)
+    # Only the box as a whole counts: with other targets, math-verify would fish for numbers inside what it can't parse.
+    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0),)
 
 
 def main() -> None:

@@ -8,13 +8,18 @@ nothing that begins before a block or the end of a turn continues after it. All 
 import re
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from typing import NamedTuple
 
 from tasks.blocks import find_blocks
 
 BREAK = "\0"
 """Stands between pieces of own text that do not touch."""
 
-_BRACE = re.compile(r"\\boxed[ \t\n]*\{|\\[{}]|[{}]|\0")
+_BRACE = re.compile(r"\\(?:boxed|fbox)[ \t\n]*\{|\\[{}]|[{}]|\0")
+_SPACING = r"(?:[\s$]|\\[,; ()]|\\q?quad(?![A-Za-z]))*"
+_WORD = r"(?:(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
+_BETWEEN = re.compile(rf"{_SPACING}(?:[,;]{_SPACING}{_WORD}?|{_WORD}){_SPACING}")
+"""What joins boxes to one answer of several parts."""
 _NUMBER = re.compile(
     r"(?P<minus>(?<![\w)\]}.])[-−])?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
     r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)",
@@ -47,11 +52,31 @@ def last_tagged(text: str) -> str | None:
     return text[start + len("<answer>") : end] if start >= 0 else None
 
 
+class _Box(NamedTuple):
+    begin: int
+    start: int
+    """Of its content."""
+    stop: int
+    """Of its content."""
+    end: int
+
+
 def last_boxed(text: str) -> str | None:
-    """The content of the complete `\\boxed{}` that begins last; None without one. Escaped braces do not count."""
-    opened: list[int | None] = []
-    """Of each open brace: where its content begins if it is a box's."""
-    last: tuple[int, int] | None = None
+    """The model's boxed answer: the contents of `last_boxes`, joined by commas; None without one."""
+    boxes = last_boxes(text)
+    return ", ".join(boxes) if boxes else None
+
+
+def last_boxes(text: str) -> list[str]:
+    """The content of the box (`\\boxed{}` or `\\fbox{}`) that begins last; nothing without one, or if it is never closed.
+
+    Before it, in order, the contents of boxes that only a comma, a semicolon, "and" or "or" stand between. Escaped braces do
+    not count.
+    """
+    opened: list[tuple[int, int] | None] = []
+    """Of each open brace: begin and content's start, if it is a box's."""
+    boxes: list[_Box] = []
+    last = -1
     for match in _BRACE.finditer(text):
         piece = match.group()
         if piece == BREAK:
@@ -59,12 +84,20 @@ def last_boxed(text: str) -> str | None:
         elif piece == "{":
             opened.append(None)
         elif piece == "}":
-            start = opened.pop() if opened else None
-            if start is not None and (last is None or start > last[0]):
-                last = (start, match.start())
-        elif piece.startswith(r"\boxed"):
-            opened.append(match.end())
-    return text[last[0] : last[1]].strip() if last else None
+            box = opened.pop() if opened else None
+            if box is not None:
+                boxes.append(_Box(*box, match.start(), match.end()))
+        elif piece.startswith((r"\boxed", r"\fbox")):
+            last = match.start()
+            opened.append((match.start(), match.end()))
+    boxes.sort()
+    if not boxes or boxes[-1].begin != last:
+        # What the model wrote before is not its answer: it had begun another.
+        return []
+    parts = [boxes.pop()]
+    while boxes and boxes[-1].end <= parts[-1].begin and _BETWEEN.fullmatch(text, boxes[-1].end, parts[-1].begin):
+        parts.append(boxes.pop())
+    return [text[box.start : box.stop].strip() for box in reversed(parts)]
 
 
 def last_number(text: str) -> Decimal | None:

@@ -105,7 +105,7 @@ async def test_boxed_answers(grader, gold, answer, correct):
     [
         ([r"\boxed{41}, no: \boxed{42}"], RIGHT),
         ([r"\boxed{42}, no: \boxed{41}"], WRONG),
-        ([r"\boxed{42} and unfinished \boxed{41"], RIGHT),
+        ([r"\boxed{42} and unfinished \boxed{41"], SILENT),
         (["```python\nprint(42)\n```", r"It is \boxed{42}."], RIGHT),
         ([r"I guess \boxed{42} ```python" + "\nprint(41)\n```", " fine."], RIGHT),
         # A program that printed the right number, and no answer after it.
@@ -390,3 +390,26 @@ async def test_gold_answers_equal_themselves(grader, name):
     assert len(answers) >= 30
     grades = [await grader.grade([f"\\boxed{{{answer}}}"], answer, BOXED) for answer in answers]
     assert [answer for answer, grade in zip(answers, grades, strict=True) if grade.reward != 1] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "correct"),
+    [
+        # The last box that was begun counts, whatever it is called, and only if it is whole.
+        (r"\fbox{42}", "42", True),
+        (r"\boxed{7}, no: \fbox{42}", "42", True),
+        (r"\boxed{12} or rather \boxed{13", "12", False),
+        (r"\boxed{12} or rather \boxed{}", "12", False),
+        (r"\boxed{12} or rather \fbox{", "12", False),
+        # Boxes that are listed are one answer.
+        (r"\boxed{1}, \boxed{2}", "1,2", True),
+        (r"$\boxed{1}$ and $\boxed{2}$", "1,2", True),
+        (r"\boxed{1}, \boxed{2}, and \boxed{3}", "1,2,3", True),
+        (r"\boxed{2}, \boxed{1}", "(1,2)", False),
+        (r"\boxed{41} or \boxed{42}", "42", False),
+        ("\\boxed{42}\n\n\\boxed{42}", "42", True),
+        (r"(a) \boxed{41}, (b) \boxed{42}", "42", True),
+    ],
+)
+async def test_which_box_is_the_answer(grader, text, gold, correct):
+    assert (await grader.grade([text], gold, BOXED)).parts["correct"] == correct

@@ -100,7 +100,7 @@ def test_what_is_taken_off(answer: str, left: str):
         (".0000672", ".00006721", False),
         (r"-\frac{1}{2}", "-.50", True),
         (r"\frac13", r"\frac{2}{6}", True),
-        (r"\frac13", "0.333333", None),
+        (r"\frac13", "0.333333", False),
         ("1", r"\frac{1}{0}", None),
         ("52_8", "52", True),
         ("52_8", "52_{8}", True),
@@ -120,3 +120,27 @@ def test_hostile_answers_are_made_plain_in_time(unit: str):
     text = unit * (1000 // len(unit))
     for answer in (text, f"1{text}", f"9 {text}!"):
         equal_at_sight("1", plain(answer))
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (r"\frac{1}{2004!}", r"\frac{1}{2004 \cdot 2003!}", r"\frac{1}{2006!}"),
+        (r"\frac{1}{2^{99}}", "2^{-99}", r"\frac{1}{2^{98}}"),
+        (r"\left(\frac{1}{2^{99}}, 1\right)", r"(2^{-99}, 1)", r"(2^{-98}, 1)"),
+        (r"\left\{1, 2^{-99}\right\}", r"\{\frac{1}{2^{99}}, 1\}", r"\{1, 2^{-98}\}"),
+        (r"\left[0, 2^{-99}\right]", r"[0, \frac{1}{2^{99}}]", r"[0, 2^{-98}]"),
+        (r"x \ge 2^{-99}", r"x \ge \frac{1}{2^{99}}", r"x \ge 2^{-98}"),
+        (r"\sqrt{2}", r"\frac{2}{\sqrt{2}}", "1.41421356"),
+        (r"\frac{1}{3}", r"\frac{2}{6}", "0.333333"),
+        (r"\left(\frac{1}{2}, 3\right)", "(0.5, 3)", "(0.5000001, 3)"),
+        (r"\frac{1+\sqrt{5}}{2}", r"\frac{2}{\sqrt{5}-1}", "1.6180339"),
+        ("9", r"9\%", r"9.000001"),
+        ("0.0000012", r"1.2 \cdot 10^{-6}", r"1.3 \cdot 10^{-6}"),
+        ("x^2+2x+1", "(x+1)^2", "(x+1)^2+2^{-99}"),
+    ],
+)
+async def test_exact_gold_answers_need_exact_answers(gold: str, right: str, wrong: str):
+    async with Grader() as grader:
+        for answer, correct in ((right, 1.0), (wrong, 0.0)):
+            assert (await grader.grade([f"\\boxed{{{answer}}}"], gold, BOXED)).parts["correct"] == correct, answer
