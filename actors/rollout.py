@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.tool_output import error_kind, output_text
+from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
 from tasks.blocks import CLOSING_FENCE, OPENING_FENCE, Block, find_blocks
@@ -215,7 +215,7 @@ class Rollout:
         asked_at = time.monotonic()
         result = await self._runner.execute(code, config.tool_timeout_s)
         seconds = time.monotonic() - asked_at
-        output = self._cut(output_text(result, config.tool_timeout_s, config.traceback))
+        output = self._cut(shown(result, config.tool_timeout_s, config.traceback))
         response.tool_calls.append(
             ToolCall(
                 code=code,
@@ -229,15 +229,25 @@ class Rollout:
         )
         return self._insert(output)
 
-    def _cut(self, output: str) -> str:
-        """Output within `max_output_tokens`, with a marker where it was cut."""
+    def _cut(self, output: Shown) -> str:
+        """Within `max_output_tokens`, but for the markers where it was cut: what was printed is, before the ending is."""
         limit = self._config.max_output_tokens
         # No byte-level vocabulary makes more tokens than bytes: text this short needs no count.
-        if len(output.encode()) <= limit:
-            return output
-        # Tokenising a flood costs time for nothing: no vocabulary has tokens of 32 characters on average.
-        tokens = self._encode(output[: 32 * limit])
-        return output if len(tokens) <= limit else self._decode(tokens[:limit]) + TRUNCATED
+        if len(str(output).encode()) <= limit:
+            return str(output)
+        ending, used = self._head(output.ending, limit)
+        printed, _ = self._head(output.printed, max(0, limit - used - bool(ending)))
+        return str(Shown(printed, ending))
+
+    def _head(self, text: str, limit: int) -> tuple[str, int]:
+        """The beginning of `text` of at most `limit` tokens, marked if that is not all; and how many those are."""
+        # Tokenising a flood costs time for nothing, and what is not looked at is not shown.
+        looked_at = text[: 32 * limit]
+        tokens = self._encode(looked_at)
+        if len(tokens) <= limit and looked_at == text:
+            return text, len(tokens)
+        head = looked_at if len(tokens) <= limit else self._decode(tokens[:limit])
+        return (head + TRUNCATED).lstrip("\n"), min(len(tokens), limit)
 
     def _insert(self, text: str) -> bool:
         tokens = self._framed(text)

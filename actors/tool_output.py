@@ -2,6 +2,7 @@
 
 import builtins
 import re
+from dataclasses import dataclass
 from typing import Literal
 
 from bus.messages import ExecutionResult, Outcome
@@ -12,27 +13,42 @@ _NAMES = {
 }
 
 
-def output_text(result: ExecutionResult, timeout_s: float, traceback: Literal["last_line", "whole"]) -> str:
+@dataclass(frozen=True)
+class Shown:
+    """What the model is shown of an execution."""
+
+    printed: str
+    """Standard output, and of a whole traceback what stands before its last line."""
+    ending: str
+    """The line that names the error or limit; empty for a program that ended well. The last thing to be cut."""
+
+    def __str__(self) -> str:
+        return "\n".join(filter(None, (self.printed, self.ending)))
+
+
+def shown(result: ExecutionResult, timeout_s: float, traceback: Literal["last_line", "whole"]) -> Shown:
     """Standard output, then what `traceback` leaves of an error, or one line that names a limit."""
-    lines = [result.stdout.rstrip()] if result.stdout.strip() else []
+    printed = result.stdout.rstrip() if result.stdout.strip() else ""
     match result.outcome:
+        case Outcome.EXITED if result.exit_code == 0:
+            ending = ""
         case Outcome.EXITED:
-            if result.exit_code != 0:
-                shown = result.stderr.strip("\n") if traceback == "whole" else _last_line(result.stderr)
-                lines.append(shown or f"exit status {result.exit_code}")
+            ending = _last_line(result.stderr) or f"exit status {result.exit_code}"
+            if traceback == "whole":
+                printed = "\n".join(filter(None, (printed, result.stderr.strip("\n").rpartition("\n")[0])))
         case Outcome.TIMEOUT:
-            lines.append(f"TimeoutError: the program ran longer than {timeout_s:g} seconds")
+            ending = f"TimeoutError: the program ran longer than {timeout_s:g} seconds"
         case Outcome.CPU_LIMIT:
-            lines.append("TimeoutError: the program used up its CPU time")
+            ending = "TimeoutError: the program used up its CPU time"
         case Outcome.OUT_OF_MEMORY:
-            lines.append("MemoryError: the program used up its memory")
+            ending = "MemoryError: the program used up its memory"
         case Outcome.OUTPUT_LIMIT:
-            lines.append("OutputLimitError: the program printed too much")
+            ending = "OutputLimitError: the program printed too much"
         case Outcome.CRASHED:
-            lines.append(f"the program was killed by signal {result.signal}")
+            ending = f"the program was killed by signal {result.signal}"
         case Outcome.SANDBOX_FAILURE:
             raise ValueError("a failure of the sandbox is never shown to the model")
-    return "\n".join(lines)
+    return Shown(printed, ending)
 
 
 def error_kind(result: ExecutionResult) -> str:

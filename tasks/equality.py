@@ -31,10 +31,7 @@ def far_apart(gold: Any, answer: Any) -> bool:
     names = sorted(gold.free_symbols, key=str)
     values = {name: Rational(2 * place + 3, 7 * place + 5) for place, name in enumerate(names)}
     try:
-        difference, size = (
-            abs(N(value.subs(values).doit(), 50))
-            for value in (gold - answer, gold)  # type: ignore[operator]
-        )
+        difference, size = (abs(N(value.subs(values).doit(), 50)) for value in (gold - answer, gold))
         if not size.is_positive or not difference.is_finite:
             return False
         tolerance = DECIMAL_TOLERANCE if gold.has(Float) else EXACT_DECIMALS if answer.has(Float) else EXACT

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Sequence
+from itertools import groupby
 
 import pytest
 
 from actors.rollout import Completion, DeadlineError, Rollout, roll_out
-from actors.tool_output import error_kind, output_text
+from actors.tool_output import error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome
 from configs.schema import RolloutConfig
 from tests.unit.scripted import END, Pieces, Sampled, ScriptedEngine, ScriptedRunner, play, result
@@ -201,6 +202,47 @@ async def test_long_output_is_cut_with_a_marker():
     assert played.response.tool_calls[0].output == "9" * 20
 
 
+NAME_ERROR = "NameError: a"
+
+
+@pytest.mark.parametrize(
+    ("given", "settings", "output"),
+    [
+        # What the program printed is cut, the line that says how it ended is not.
+        (result(exit_code=1, stdout="9" * 500, stderr=f"Traceback\n{NAME_ERROR}\n"), {},
+         "9" * (30 - 1 - len(NAME_ERROR)) + "\n[output truncated]\n" + NAME_ERROR),
+        (result(Outcome.CPU_LIMIT, None, stdout="9" * 500), {"max_output_tokens": 50},
+         "9" * 3 + "\n[output truncated]\nTimeoutError: the program used up its CPU time"),
+        (result(exit_code=1, stdout="ok", stderr=f"Traceback\n{'x' * 500}\n{NAME_ERROR}\n"), {"traceback": "whole"},
+         "ok\nTraceback\nxxxx\n[output truncated]\n" + NAME_ERROR),
+        # Unless it is too long itself.
+        (result(exit_code=1, stdout="9" * 500, stderr="Error: " + "x" * 500), {},
+         "[output truncated]\nError: " + "x" * 23 + "\n[output truncated]"),
+        (result(exit_code=1, stderr="Error: " + "x" * 500), {}, "Error: " + "x" * 23 + "\n[output truncated]"),
+    ],
+)  # fmt: skip
+async def test_a_cut_output_keeps_the_line_that_names_the_error_or_limit(given, settings, output):
+    played = await play(CODE + "End.", output=given, **({"max_output_tokens": 30} | settings))
+    assert played.response.tool_calls[0].output == output
+    assert played.text(0) == f"\n```output\n{output}\n```\n"
+
+
+class Runs(Pieces):
+    """A tokenizer for which any number of equal characters is one token, as many spaces or equals signs are."""
+
+    def encode(self, text: str, **settings: bool) -> list[int]:
+        return [len(self.pieces) + ord(character) for character, _ in groupby(text)]
+
+
+def test_what_was_not_counted_is_not_shown():
+    # One token for as many characters as one likes, and then more of them than are looked at.
+    flood = "=" * 1000 + "9876543210" * 500
+    rollout = Rollout(ScriptedEngine([], Runs()), ScriptedRunner([]), Runs(), RolloutConfig(max_output_tokens=32))
+    cut = rollout._cut(shown(result(stdout=flood), 5, "last_line"))
+    assert cut == "=" * 1000 + "987654321098765432109876" + "\n[output truncated]"
+    assert len(Runs().encode(cut)) <= 32 + len("\n[output truncated]")
+
+
 async def test_the_whole_traceback_is_a_choice():
     error = result(exit_code=1, stderr="Traceback (most recent call last):\n  x\nNameError: name 'a'\n")
     played = await play(CODE, output=error, traceback="last_line")
@@ -237,7 +279,7 @@ async def test_failures_of_infrastructure_are_raised():
     with pytest.raises(RuntimeError, match="no sandbox"):
         await Rollout(engine, Broken(), tokenizer, RolloutConfig()).run([1])
     with pytest.raises(ValueError, match="never shown"):
-        output_text(result(Outcome.SANDBOX_FAILURE, None), 5, "last_line")
+        shown(result(Outcome.SANDBOX_FAILURE, None), 5, "last_line")
 
 
 async def test_a_wait_for_a_tool_holds_no_other_rollout():
@@ -311,7 +353,7 @@ def test_the_deadline_follows_from_the_budget():
 
 
 @pytest.mark.parametrize(
-    ("given", "shown", "kind"),
+    ("given", "text", "kind"),
     [
         (result(stdout="1\n2\n"), "1\n2", ""),
         (result(), "", ""),
@@ -328,6 +370,6 @@ def test_the_deadline_follows_from_the_budget():
          "output_limit"),
     ],
 )  # fmt: skip
-def test_what_the_model_is_shown_and_metrics_are_told(given: ExecutionResult, shown: str, kind: str):
-    assert output_text(given, 5, "last_line") == shown
+def test_what_the_model_is_shown_and_metrics_are_told(given: ExecutionResult, text: str, kind: str):
+    assert str(shown(given, 5, "last_line")) == text
     assert error_kind(given) == kind
