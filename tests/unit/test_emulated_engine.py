@@ -1,6 +1,8 @@
 """The emulated engine keeps the engine's contract: budgets, stop strings, versions of tokens, and the seed decides."""
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -62,16 +64,25 @@ async def test_a_turn_ends_with_a_stop_string_an_end_or_the_budget(tokenizer: Pl
     assert (len(cut.tokens), cut.stop, cut.finish_reason) == (7, None, "length")
 
 
-async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(tokenizer: PlainTokenizer):
+async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(
+    tokenizer: PlainTokenizer, monkeypatch: pytest.MonkeyPatch
+):
     engine = await ready(tokenizer, tokens_per_s=50, median_tokens=100, spread=0)
+    # A clock of the test's own: half a second passes before the load, the rest after it.
+    now, due = time.monotonic(), asyncio.Event()
+    monkeypatch.setattr("actors.emulated.time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr("actors.emulated.asyncio", SimpleNamespace(sleep=lambda _: due.wait()))
     running = asyncio.create_task(ask(engine, ()))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0)
+    now += 0.5
     await engine.load(WeightVersion(epoch=0, n=1), [], "")
+    due.set()
     completion = await running
-    assert [span.version.n for span in completion.versions] == [0, 1]
-    assert completion.versions[0].start == 0
-    assert completion.versions[0].end == completion.versions[1].start
-    assert completion.versions[1].end == len(completion.tokens) == len(completion.logprobs)
+    assert [(span.version.n, span.start, span.end) for span in completion.versions] == [
+        (0, 0, 25),
+        (1, 25, len(completion.tokens)),
+    ]
+    assert len(completion.logprobs) == len(completion.tokens)
     later = await ask(engine, ())
     assert [span.version.n for span in later.versions] == [1]
 
