@@ -158,7 +158,9 @@ async def disk_full(run: Run) -> None:
     await run.until(lambda: any(archive.glob("*.results")), "the archive")
     room = sum(path.stat().st_size for path in archive.iterdir()) // len(list(archive.iterdir()))
     resource.prlimit(run.learner.process.pid, resource.RLIMIT_FSIZE, (room // 2, room // 2))
-    assert await asyncio.wait_for(run.learner.process.wait(), WAIT_S) == 1
+    code = await asyncio.wait_for(run.learner.process.wait(), WAIT_S)
+    # 1, or 120 where the interpreter could not write out the last of what was printed: that file is full as well.
+    assert code in (1, 120), f"{code}\n{run.last_words()}"
     await run.start("learner")
 
 
