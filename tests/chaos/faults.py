@@ -27,7 +27,7 @@ async def actor_killed_in_a_rollout(run: Run) -> None:
     victim = _victim(run)
     await run.event(victim.tap.watch("sandbox.execute", run.random.randint(1, 3)))
     await victim.kill()
-    await run.start("actor")
+    await run.replace("actor")
 
 
 async def actor_killed_before_its_acknowledgement(run: Run) -> None:
@@ -43,7 +43,7 @@ async def actor_killed_before_its_acknowledgement(run: Run) -> None:
         await run.observer.js.get_msg(names.stream("TICKETS"), ticket)
     except nats.js.errors.NotFoundError:
         assert ticket in {record["ticket"] for record in run.logs("result ignored")}
-    await run.start("actor")
+    await run.replace("actor")
 
 
 async def actor_suspended_beyond_its_lease(run: Run) -> None:
@@ -60,7 +60,7 @@ async def actor_suspended_beyond_its_lease(run: Run) -> None:
 async def actors_come_and_go(run: Run) -> None:
     """With every few results one joins, and one is told to leave in the middle of its work."""
     for _ in range(4):
-        await run.start("actor")
+        await run.replace("actor")
         leaver = run.actors.pop(0)
         await run.event(leaver.tap.watch("$JS.ACK", run.random.randint(1, 3)))
         assert await leaver.leave() == 0, run.last_words()
@@ -70,7 +70,7 @@ async def sandbox_killed(run: Run) -> None:
     """While a program is on its way to it."""
     await run.event(run.actors[0].tap.watch("sandbox.execute", run.random.randint(1, 3)))
     await run.sandbox.kill()
-    await run.start("sandbox")
+    await run.replace("sandbox")
 
 
 async def server_killed(run: Run) -> None:
@@ -123,7 +123,7 @@ async def learner_killed_after_a_step(run: Run) -> None:
         k += 1
     await run.event(run.learner.tap.watch("metrics.learner", k, hold="after"))
     await run.learner.kill()
-    await run.start("learner")
+    await run.replace("learner")
 
 
 async def learner_killed_before_the_acknowledgement(run: Run) -> None:
@@ -132,7 +132,7 @@ async def learner_killed_before_the_acknowledgement(run: Run) -> None:
     # Behind the headers that make it conditional.
     await run.stored("WEIGHTS", run.observer.names.manifests, data.rpartition(b"\r\n\r\n")[2])
     await run.learner.kill()
-    await run.start("learner")
+    await run.replace("learner")
 
 
 async def second_learner(run: Run) -> None:
@@ -161,7 +161,7 @@ async def disk_full(run: Run) -> None:
     code = await asyncio.wait_for(run.learner.process.wait(), WAIT_S)
     # 1, or 120 where the interpreter could not write out the last of what was printed: that file is full as well.
     assert code in (1, 120), f"{code}\n{run.last_words()}"
-    await run.start("learner")
+    await run.replace("learner")
 
 
 ALL = (

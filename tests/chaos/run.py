@@ -102,6 +102,14 @@ class Run:
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return children[0] if children else None
 
+    async def replace(self, role: str) -> Role:
+        """A new process of `role` that is at work: one that still connects gives up sooner than a fault may last."""
+        started = await self.start(role)
+        at_work = "publishing weights" if role == "learner" else "ready"
+        log = self.folder / "logs" / f"{started.id}.jsonl"
+        await self.until(lambda: log.exists() and f'"event": "{at_work}' in log.read_text(), f"{started.id} at work")
+        return started
+
     async def start(self, role: str) -> Role:
         """A new process of `role`, with an id of its own; behind a tap, unless there are several servers."""
         self._started += 1
