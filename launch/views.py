@@ -31,15 +31,19 @@ def say(text: str) -> None:
 
 
 def step_line(metrics: Metrics, steps: int) -> str:
-    """One training step for people."""
-    value = metrics.values.get
-    emulated = "EMULATED  " if value("emulated") else ""
+    """One training step for people; a dash for what the step did not measure."""
+
+    def value(name: str, form: str) -> str:
+        width = int(form.partition(".")[0] or 0)
+        return f"{metrics.values[name]:{form}}" if name in metrics.values else "-".rjust(width)
+
+    emulated = "EMULATED  " if metrics.values.get("emulated") else ""
     return (
-        f"step {metrics.step:>3}/{steps}  {emulated}accuracy {value('accuracy', 0):4.0%}  "
-        f"code {value('code_ratio', 0):4.0%}  "
-        f"calls ok {value('successful_call_ratio', 0):4.0%}  tokens {value('response_length', 0):4.0f}  "
-        f"staleness {value('staleness_mean', 0):.1f}  KL {value('behaviour_kl', 0):.4f}  "
-        f"{value('step_seconds', 0):.0f} s (waited {value('wait_seconds', 0):.0f} s)"
+        f"step {metrics.step:>3}/{steps}  {emulated}accuracy {value('accuracy', '4.0%')}  "
+        f"code {value('code_ratio', '4.0%')}  "
+        f"calls ok {value('successful_call_ratio', '4.0%')}  tokens {value('response_length', '4.0f')}  "
+        f"staleness {value('staleness_mean', '.1f')}  KL {value('behaviour_kl', '.4f')}  "
+        f"{value('step_seconds', '.0f')} s (waited {value('wait_seconds', '.0f')} s)"
     )
 
 
@@ -56,7 +60,10 @@ def summary(folder: Path, plots: list[Path]) -> str:
             ("response_length", " tokens"),
             ("staleness_mean", ""),
         ):
-            before, after = (fmean(record.get(name, 0.0) for record in part) for part in (first, last))
+            measured = [[record[name] for record in part if name in record] for part in (first, last)]
+            if not all(measured):
+                continue
+            before, after = map(fmean, measured)
             scale = 100 if unit == "%" else 1
             lines.append(
                 f"  {name:<18} {before * scale:6.1f}{unit} (first {len(first)} steps)  ->  "

@@ -130,6 +130,7 @@ class Learner:
                 return False
             waited = time.monotonic() - started
             await self._announcer.say(f"training step {version + 1} of {self._config.learner.steps}")
+            of_batch = batch_metrics(batch, time.time())
             trained = await self._unless_stopped(partial(self._steps.train, batch), stop)
             if trained is None:
                 return False
@@ -138,9 +139,9 @@ class Learner:
             release = await self._begin(version)
             seconds = time.monotonic() - started
             balance = {f"tickets_{name}": float(count) for name, count in self._ledger.balance().items()}
-            values = batch_metrics(batch) | trained | self._weights.metrics() | balance
+            values = of_batch | trained | self._weights.metrics() | balance
             values |= {"wait_seconds": waited, "step_seconds": seconds, "idle_ratio": waited / seconds}
-            self._announcer.rates = {"train_tokens_per_s": trained["train_tokens_per_s"]}
+            self._announcer.rates = {name: trained[name] for name in ("train_tokens_per_s",) if name in trained}
             await self._metrics.write(values, step=version)
             log.info("step done", step=version, **{name: round(value, 4) for name, value in values.items()})
             if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:

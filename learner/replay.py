@@ -58,7 +58,7 @@ def replay(config: RunConfig, crew: "AnyCrew", run: Path, out: Path, report: Cal
             if steps.ledger.ready(version) is None:
                 break
             batch = steps.ledger.take(version)
-            values = batch_metrics(batch) | steps.train(batch)
+            values = batch_metrics(batch, None) | steps.train(batch)
             values |= {f"tickets_{name}": float(count) for name, count in steps.ledger.balance().items()}
             version += 1
             metrics = measured("learner", "replay", values, version)

@@ -1,7 +1,6 @@
 """What one training step reports of its batch: the curves that the paper plots, from trajectories alone."""
 
 import re
-import time
 from collections import Counter
 from statistics import fmean
 
@@ -10,10 +9,11 @@ from learner.ledger import Batch
 from learner.spontaneity import spontaneity_metrics
 
 
-def batch_metrics(batch: Batch) -> dict[str, float]:
+def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
     """Metrics over every trajectory that the step took, filtered ones included; failures are counted apart.
 
-    Means over no trajectory are left out. Staleness is counted in versions, lengths in tokens, ages in seconds.
+    Means over no trajectory are left out. Staleness is counted in versions, lengths in tokens, ages in seconds at `taken_at`
+    (a time as of `time.time`), when the batch was complete; None, in a replay, leaves ages out.
     """
     trajectories = [result for group in batch.taken for result in group if isinstance(result, Trajectory)]
     failures = [result for group in batch.taken for result in group if isinstance(result, Failure)]
@@ -27,8 +27,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     }
     if late:
         values["late_length"] = fmean(late)
-    now = time.time()
-    values |= _ends(batch, now)
+    values |= _ends(batch, taken_at)
     if not trajectories:
         return values
     calls = [call for trajectory in trajectories for call in trajectory.tool_calls]
@@ -44,12 +43,15 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
         "truncated_ratio": fmean(trajectory.finish_reason is FinishReason.LENGTH for trajectory in trajectories),
         "staleness_mean": fmean(staleness),
         "staleness_max": max(staleness),
-        "age_seconds": fmean(now - trajectory.published_at for trajectory in trajectories),
         "rollout_seconds": fmean(trajectory.published_at - trajectory.started_at for trajectory in trajectories),
-        "versions_per_response": fmean(len(trajectory.versions) for trajectory in trajectories),
+        "versions_per_response": fmean(
+            len({span.version for span in trajectory.versions}) for trajectory in trajectories
+        ),
         "actors": len({trajectory.actor for trajectory in trajectories}),
     }
     values |= spontaneity_metrics(trajectories)
+    if taken_at is not None:
+        values["age_seconds"] = fmean(taken_at - trajectory.published_at for trajectory in trajectories)
     for part in sorted({part for trajectory in trajectories for part in trajectory.reward_parts} - {"correct"}):
         values[f"reward_{part}"] = fmean(trajectory.reward_parts.get(part, 0.0) for trajectory in trajectories)
     if calls:
@@ -58,7 +60,7 @@ def batch_metrics(batch: Batch) -> dict[str, float]:
     return values
 
 
-def _ends(batch: Batch, now: float) -> dict[str, float]:
+def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
     """How the step's tickets ended and why, and what tells those that were left out from those that were trained on."""
     failed = [result for group in batch.taken for result in group if isinstance(result, Failure)]
     values: dict[str, float] = {}
@@ -67,10 +69,12 @@ def _ends(batch: Batch, now: float) -> dict[str, float]:
         if members:
             values[f"{end}_length"] = fmean(member.response_length for member in members)
             values[f"{end}_reward"] = fmean(member.reward for member in members)
-            values[f"{end}_age_seconds"] = fmean(now - member.published_at for member in members)
+            if taken_at is not None:
+                values[f"{end}_age_seconds"] = fmean(taken_at - member.published_at for member in members)
     if failed:
         values["failed_attempts"] = fmean(failure.attempts for failure in failed)
-        values["failed_age_seconds"] = fmean(now - failure.published_at for failure in failed)
+        if taken_at is not None:
+            values["failed_age_seconds"] = fmean(taken_at - failure.published_at for failure in failed)
     for reason, left_out in batch.filtered.items():
         values[f"filtered_by_{_slug(reason)}"] = len(left_out)
     for reason, count in Counter(failure.reason for failure in failed).items():

@@ -12,6 +12,7 @@ takes and is meant for a worker thread.
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import structlog
@@ -33,46 +34,43 @@ from learner.reference import ReferencePolicy
 
 log = structlog.get_logger()
 
-NO_METRICS = dict.fromkeys(
-    (
-        "loss",
-        "grad_norm",
-        "importance_weight_mean",
-        "importance_weight_max",
-        "importance_weight_ess",
-        "importance_weight_capped",
-        "behaviour_kl",
-        "sequence_ratio_min",
-        "sequence_ratio_max",
-        "sequence_masked",
-        "clip_fraction",
-        "reference_kl",
-        "advantage_mean",
-        "advantage_std",
-        "trained_tokens",
-        "trained_sequence_tokens",
-        "parameters",
-        "train_seconds",
-        "train_tokens_per_s",
-        "learning_rate",
-        "skipped_updates",
-    ),
-    0.0,
+POLICY_METRICS = (
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "skipped_updates",
+    "clip_fraction",
+    "reference_kl",
+    "importance_weight_mean",
+    "importance_weight_max",
+    "importance_weight_ess",
+    "importance_weight_capped",
+    "behaviour_kl",
+    "sequence_ratio_min",
+    "sequence_ratio_max",
+    "sequence_masked",
+    "advantage_mean",
+    "advantage_std",
+    "trained_tokens",
+    "trained_sequence_tokens",
+    "parameters",
+    "train_seconds",
+    "train_tokens_per_s",
 )
-"""Every metric of a step, with the values of one that had nothing to train on."""
-NO_CRITIC_METRICS = dict.fromkeys(
-    (
-        "critic_loss",
-        "critic_grad_norm",
-        "critic_learning_rate",
-        "critic_skipped_updates",
-        "value_clip_fraction",
-        "value_mean",
-        "value_explained_variance",
-    ),
-    0.0,
+"""What a step reports. What it did not measure is left out: a step with nothing to train on has its counts alone."""
+CRITIC_METRICS = (
+    "critic_loss",
+    "critic_grad_norm",
+    "critic_learning_rate",
+    "critic_skipped_updates",
+    "value_clip_fraction",
+    "value_mean",
+    "value_explained_variance",
 )
 """What a critic adds to them."""
+
+Update = tuple[StepResult, dict[str, float]]
+"""What one optimiser step did, and its minibatch's sums over sampled tokens."""
 
 
 class Trainer:
@@ -110,18 +108,23 @@ class Trainer:
             version: that this step makes; with the seed it decides which trajectories share a minibatch.
 
         Returns:
-            The step's metrics (names: `NO_METRICS`, with a critic `NO_CRITIC_METRICS` too). `loss` is per sampled token
-            and, like `grad_norm`, the mean over the updates that were applied; an update whose gradients were not finite
-            is left out and counted in `skipped_updates`. The importance weights, `behaviour_kl` and the sequences' ratios
-            compare the policy that the batch met with the behaviour policy, whether or not the loss uses them; under the
-            loss `ppo`, which has no proximal pass, each minibatch's is the policy that its own update began with.
-            `train_tokens_per_s` counts sampled tokens. No groups: all zero but `parameters`, and no weight is touched.
+            The step's metrics (names: `POLICY_METRICS`, with a critic `CRITIC_METRICS` too), without those that the step
+            did not measure. `loss` is per sampled token and, like `grad_norm`, the mean over the updates that were applied;
+            an update whose gradients were not finite is left out and counted in `skipped_updates`. The importance weights,
+            `behaviour_kl` and the sequences' ratios compare the policy that the batch met with the behaviour policy, whether
+            or not the loss uses them; under the loss `ppo`, which has no proximal pass, each minibatch's is the policy that
+            its own update began with. `train_tokens_per_s` counts sampled tokens. No groups: no weight is touched.
         """
         started = time.perf_counter()
         trajectories = [trajectory for group in groups for trajectory in group]
-        total = NO_METRICS | (NO_CRITIC_METRICS if self._critic else {}) | {"parameters": float(self.policy.parameters)}
+        counts = {
+            "trained_tokens": float(sum(map(sampled_tokens, trajectories))),
+            "trained_sequence_tokens": float(sum(len(trajectory.tokens) for trajectory in trajectories)),
+            "parameters": float(self.policy.parameters),
+            "skipped_updates": 0.0,
+        }
         if not trajectories:
-            return total
+            return counts
         behaviour = [torch.from_numpy(item.logprobs[np.flatnonzero(item.loss_mask)]) for item in trajectories]
         lengths = [sampled_tokens(item) for item in trajectories]
         frozen = version < self._frozen_steps
@@ -137,22 +140,22 @@ class Trainer:
             [log_ratio(*pair) for pair in zip(met, behaviour, strict=True)] if met[0].numel() else None,
             lengths,
         )
+        updates: dict[str, float] = {}
         if values is not None and returns is not None:
-            self._train_critic(trajectories, values, returns, version, total)
+            updates |= self._train_critic(trajectories, values, returns, version)
         if not frozen:
-            self._train_policy(trajectories, advantages, met, version, total)
+            updates |= self._train_policy(trajectories, advantages, met, version)
         seconds = time.perf_counter() - started
         flat = torch.cat([own.expand(length) for own, length in zip(advantages, lengths, strict=True)])
         return (
-            total
+            counts
+            | updates
             | self._correction_metrics(met, behaviour)
             | {
                 "advantage_mean": flat.mean().item(),
                 "advantage_std": flat.std(correction=0).item(),
-                "trained_tokens": float(sum(lengths)),
-                "trained_sequence_tokens": float(sum(len(trajectory.tokens) for trajectory in trajectories)),
                 "train_seconds": seconds,
-                "train_tokens_per_s": sum(lengths) / seconds,
+                "train_tokens_per_s": counts["trained_tokens"] / seconds,
             }
         )
 
@@ -180,22 +183,25 @@ class Trainer:
         values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
         version: int,
-        total: dict[str, float],
-    ) -> None:
-        """The critic's updates on one batch. Adds to `total`."""
+    ) -> dict[str, float]:
+        """The critic's updates on one batch, and what they did."""
         assert self._critic is not None
         parts = split(len(trajectories), self._critic_config.minibatches, f"critic {self._seed} {version}")
         minibatches = [self._passes.minibatch(trajectories, members, values) for members in parts]
-        steps = [self._update_critic(self._critic, minibatch, values, returns, total) for minibatch in minibatches]
+        updates = [self._update_critic(self._critic, minibatch, values, returns) for minibatch in minibatches]
         before, target = torch.cat(list(values)), torch.cat(list(returns))
         variance = target.var(correction=0).item()
-        _finish(total, steps, "critic_", version)
-        total["value_clip_fraction"] /= len(before)
-        total["value_mean"] = before.mean().item()
-        # 1: the values were the returns; 0: no better than their mean. Without variance there is nothing to explain.
-        total["value_explained_variance"] = (
-            1.0 - (target - before).var(correction=0).item() / variance if variance else 0.0
-        )
+        return {
+            **_outcome("critic_", updates, minibatches, version),
+            "value_clip_fraction": sum(sums["value_clip_fraction"] for _, sums in updates) / len(before),
+            "value_mean": before.mean().item(),
+            # 1: the values were the returns; 0: no better than their mean. Without variance there is nothing to explain.
+            **(
+                {"value_explained_variance": 1.0 - (target - before).var(correction=0).item() / variance}
+                if variance
+                else {}
+            ),
+        }
 
     def _update_critic(
         self,
@@ -203,9 +209,8 @@ class Trainer:
         minibatch: Minibatch,
         values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
-        total: dict[str, float],
-    ) -> StepResult:
-        """One optimiser step on the critic. Adds its sums to `total`."""
+    ) -> Update:
+        """One optimiser step on the critic."""
 
         def objective(micro: MicroBatch, now: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
             old, target = (minibatch.gather(each, micro).to(now.device) for each in (values, returns))
@@ -214,11 +219,7 @@ class Trainer:
 
         names = ("value_clip_fraction",)
         _, sums = self._passes.accumulate(critic.values, critic.backward, minibatch, objective, names)
-        result = critic.optimizer_step()
-        if result.applied:
-            total["critic_loss"] += sums["loss"] / minibatch.tokens
-        total["value_clip_fraction"] += sums["value_clip_fraction"]
-        return result
+        return critic.optimizer_step(), sums
 
     def _train_policy(
         self,
@@ -226,9 +227,8 @@ class Trainer:
         advantages: Sequence[torch.Tensor],
         met: list[torch.Tensor],
         version: int,
-        total: dict[str, float],
-    ) -> None:
-        """The policy's updates on one batch. Adds to `total`, and to `met` what each trajectory's proximal policy says."""
+    ) -> dict[str, float]:
+        """The policy's updates on one batch, and what they did. Adds to `met` what the proximal policy says of each."""
         parts = split(len(trajectories), self._algorithm.minibatches, f"minibatches {self._seed} {version}")
         minibatches = [self._passes.minibatch(trajectories, members, advantages) for members in parts]
         # The first minibatch meets the proximal policy itself; only those after it need a pass of their own, before any
@@ -237,19 +237,18 @@ class Trainer:
         if decoupled and not met[0].numel():
             for minibatch in minibatches[1:]:
                 self._passes.fill(self.policy.token_logprobs, minibatch, met)
-        steps = [
-            self._update_policy(minibatch, decoupled and position > 0, met, total)
+        updates = [
+            self._update_policy(minibatch, decoupled and position > 0, met)
             for position, minibatch in enumerate(minibatches)
         ]
-        _finish(total, steps, "", version)
         tokens = sum(minibatch.tokens for minibatch in minibatches)
-        total["clip_fraction"] /= tokens
-        total["reference_kl"] /= tokens
+        shares = ("clip_fraction", "reference_kl") if self._reference else ("clip_fraction",)
+        return _outcome("", updates, minibatches, version) | {
+            name: sum(sums[name] for _, sums in updates) / tokens for name in shares
+        }
 
-    def _update_policy(
-        self, minibatch: Minibatch, has_proximal: bool, met: list[torch.Tensor], total: dict[str, float]
-    ) -> StepResult:
-        """One optimiser step on the policy. Adds its sums to `total`.
+    def _update_policy(self, minibatch: Minibatch, has_proximal: bool, met: list[torch.Tensor]) -> Update:
+        """One optimiser step on the policy.
 
         The proximal policy is in `met` or, where it is the policy itself, comes out of the step's own pass and is put there.
         """
@@ -274,12 +273,7 @@ class Trainer:
         )
         if not has_proximal:
             self._passes.collect(outputs, minibatch, met)
-        result = self.policy.optimizer_step()
-        if result.applied:
-            total["loss"] += sums["loss"] / minibatch.tokens
-        for name in names:
-            total[name] += sums[name]
-        return result
+        return self.policy.optimizer_step(), sums
 
     def _correction_metrics(self, met: list[torch.Tensor], behaviour: list[torch.Tensor]) -> dict[str, float]:
         """How far the policy that the batch met is from the one that sampled it, over tokens and over trajectories."""
@@ -295,12 +289,22 @@ class Trainer:
         }
 
 
-def _finish(total: dict[str, float], steps: list[StepResult], prefix: str, version: int) -> None:
-    """Puts what the updates of one model did into `total`; its loss becomes the mean over those that were applied."""
-    applied = [step for step in steps if step.applied]
-    total[f"{prefix}loss"] /= max(len(applied), 1)
-    total[f"{prefix}grad_norm"] = sum(step.grad_norm for step in applied) / max(len(applied), 1)
-    total[f"{prefix}learning_rate"] = steps[-1].learning_rate
-    total[f"{prefix}skipped_updates"] = float(len(steps) - len(applied))
-    if len(applied) < len(steps):
+def _outcome(
+    prefix: str, updates: Sequence[Update], minibatches: Sequence[Minibatch], version: int
+) -> dict[str, float]:
+    """What the updates of one model did; loss and gradient's norm are means over those that were applied, if any was."""
+    values = {
+        f"{prefix}learning_rate": updates[-1][0].learning_rate,
+        f"{prefix}skipped_updates": float(sum(not result.applied for result, _ in updates)),
+    }
+    applied = [
+        (sums["loss"] / minibatch.tokens, result.grad_norm)
+        for (result, sums), minibatch in zip(updates, minibatches, strict=True)
+        if result.applied
+    ]
+    if applied:
+        values[f"{prefix}loss"] = fmean(loss for loss, _ in applied)
+        values[f"{prefix}grad_norm"] = fmean(norm for _, norm in applied)
+    if len(applied) < len(updates):
         log.warning("updates left out: gradients are not finite", version=version, model=prefix.strip("_") or "policy")
+    return values

@@ -28,7 +28,7 @@ def step(ledger: Ledger) -> dict[str, float]:
         assert ledger.accept(ticket, trajectory(ticket, reward, length)) is None
     failure = Failure(ticket=6, group=2, reason="deadline passed", attempts=3, actor="a", published_at=0.0)
     assert ledger.accept(6, failure) is None
-    values = batch_metrics(ledger.take(0))
+    values = batch_metrics(ledger.take(0), taken_at=30.0)
     return values | {f"tickets_{name}": count for name, count in ledger.balance().items()}
 
 

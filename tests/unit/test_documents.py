@@ -26,9 +26,9 @@ def test_every_metric_is_documented():
         names |= set(re.findall(r'values\["([a-z_]+)"\]', text))
         assert names <= documented, f"{source}: {sorted(names - documented)}"
     from learner.filters import REASONS
-    from learner.trainer import NO_CRITIC_METRICS, NO_METRICS
+    from learner.trainer import CRITIC_METRICS, POLICY_METRICS
 
-    assert set(NO_METRICS) | set(NO_CRITIC_METRICS) <= documented
+    assert set(POLICY_METRICS) | set(CRITIC_METRICS) <= documented
     assert {f"filtered_by_{reason.replace(' ', '_')}" for reason in REASONS} <= documented
 
 

@@ -150,7 +150,7 @@ def test_every_reason_is_counted_in_the_book_and_reported_and_the_balance_closes
     assert batch.trained == (tuple(members[:2]),)
     assert ledger.filtered == {"overlong": 1, "void turn": 1, "hallucinated output": 1, "not finite": 1}
     assert ledger.balance() == {"issued": 6, "trained": 2, "filtered": 4, "failed": 0, "open": 0, "ignored": 0}
-    metrics = batch_metrics(batch)
+    metrics = batch_metrics(batch, taken_at=0.0)
     assert metrics["filtered"] == 4
     assert metrics["incomplete_groups"] == 1
     assert {reason: metrics.get(f"filtered_by_{reason.replace(' ', '_')}", 0) for reason in REASONS} == {
