@@ -21,7 +21,7 @@ from actors.admission import CacheRoom
 from actors.emulated import AnyEngine, EmulatedEngine
 from actors.engine import EngineError
 from actors.outbox import Outbox
-from actors.rollout import DeadlineError, Response, roll_out
+from actors.rollout import DeadlineError, Response, Rollout
 from actors.tickets import LeasedTicket, TicketSource
 from actors.weights import WeightLoader
 from bus.connection import Bus, BusError
@@ -198,7 +198,8 @@ class Actor:
         started_at = time.time()
         try:
             await self._grader.require_gradable(ticket.answer, ticket.grading)
-            response = await roll_out(prompt, self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
+            rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
+            response = await rollout.run(prompt)
             self._room.ended(len(response.tokens))
             if not np.isfinite(response.logprobs).all():
                 raise EngineError("the engine returned a log-probability that is not finite")

@@ -21,9 +21,10 @@ from typing import Any, Self
 import structlog
 
 from actors.engine import Engine, EngineError
-from actors.rollout import CLOSING_FENCE, OPENING_FENCE, Completion
+from actors.rollout import Completion, DeadlineError
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
 from configs.schema import EngineConfig
+from tasks.blocks import CLOSING_FENCE, OPENING_FENCES
 
 log = structlog.get_logger()
 
@@ -101,8 +102,9 @@ class EmulatedEngine:
         top_p: float,
         top_k: int,
         seed: int | None,
+        deadline_s: float,
     ) -> Completion:
-        """Continues `tokens` at the configured pace. Raises EngineError before the first weights."""
+        """Continues `tokens` at the configured pace. Raises EngineError before the first weights, else as `Engine`."""
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
         random = Random(f"{self._seed} {next(self._requests)} {tokens}")
@@ -111,7 +113,10 @@ class EmulatedEngine:
         written = written[:max_tokens]
         async with self._places:
             asked_at, started = time.time(), time.monotonic()
-            await asyncio.sleep(len(written) / self._config.tokens_per_s)
+            seconds = len(written) / self._config.tokens_per_s
+            await asyncio.sleep(min(seconds, deadline_s))
+            if seconds > deadline_s:
+                raise DeadlineError(int(deadline_s * self._config.tokens_per_s))
         self.generated_tokens += len(written)
         return Completion(
             tokens=written,
@@ -120,6 +125,7 @@ class EmulatedEngine:
             finish_reason="length" if cut else "stop",
             stop=None if cut else stopped_by,
             first_token_at=asked_at + 1 / self._config.tokens_per_s,
+            seconds=seconds,
         )
 
     async def load(
@@ -142,8 +148,8 @@ class EmulatedEngine:
         written: list[int] = []
         while len(written) < length:
             written += random.choice(self._words)
-        if OPENING_FENCE in stop and random.random() < self._config.call_ratio:
-            return written + self._encode(f"\n{OPENING_FENCE}", self.tokenizer), OPENING_FENCE
+        if OPENING_FENCES[0] in stop and random.random() < self._config.call_ratio:
+            return written + self._encode(f"\n{OPENING_FENCES[0]}", self.tokenizer), OPENING_FENCES[0]
         answer = self._encode(f"\nThe answer is \\boxed{{{random.randrange(10)}}}", self.tokenizer)
         return [*written, *answer, self.tokenizer.eos_token_id], None
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 import structlog
 
-from actors.rollout import Completion
+from actors.rollout import Completion, DeadlineError
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
 from configs.schema import EngineConfig, ModelConfig
 
@@ -23,6 +23,10 @@ log = structlog.get_logger()
 
 STOP_TIMEOUT_S = 5.0
 LOAD_TIMEOUT_S = 300.0
+LOOK_EVERY_S = 1.0
+"""How often a request is looked at: its seconds of generation are exact to this."""
+STALL_TIMEOUT_S = 600.0
+"""An engine that samples nothing for so long, with requests to serve and no load under way, hangs."""
 
 
 class EngineError(RuntimeError):
@@ -41,6 +45,8 @@ class Engine:
         self.version: WeightVersion | None = None
         self.failed = False
         self.generated_tokens = 0
+        self._sampled_at = 0.0
+        """When something was last seen to be sampled, on the monotonic clock."""
         self.cache_tokens: int = llm.vllm_config.cache_config.kv_cache_size_tokens
         """Tokens whose keys and values fit into the cache."""
 
@@ -71,10 +77,13 @@ class Engine:
         top_p: float,
         top_k: int,
         seed: int | None,
+        deadline_s: float,
     ) -> Completion:
-        """Continues `tokens`. Raises EngineError.
+        """Continues `tokens`. Raises EngineError, and DeadlineError after `deadline_s` seconds of generation.
 
-        Cancelling the caller aborts the request; the `CancelledError` then carries how many tokens it had sampled.
+        Cancelling the caller aborts the request. A second counts as one of generation if a token of this request was sampled
+        in it: what waits in the engine's queue, is preempted, or is held for a load of weights has no deadline but the
+        engine's own, `STALL_TIMEOUT_S` without a token for anybody.
         """
         async with self._loading:
             pass  # what comes during a load is salted with the version that it will run under
@@ -100,13 +109,8 @@ class Engine:
         id = str(next(self._ids))
         request = asyncio.create_task(self._last_output(prompt, sampling, id))
         try:
-            last = await asyncio.shield(request)
-            self.generated_tokens += len(last.outputs[0].token_ids) if last else 0
-        except asyncio.CancelledError as error:
-            sampled = self._sampled(id)
-            request.cancel()
-            await asyncio.gather(request, return_exceptions=True)
-            raise asyncio.CancelledError(sampled) from error
+            seconds = await self._watch(request, id, deadline_s)
+            last = request.result()
         except vllm["EngineDeadError"] as error:
             self.failed = True
             raise EngineError(f"the engine died: {error}") from error
@@ -116,6 +120,7 @@ class Engine:
         if answer is None or answer.finish_reason not in ("stop", "length") or not answer.token_ids:
             raise EngineError(f"the engine gave a request up ({answer and answer.finish_reason})")
         tokens = list(answer.token_ids)
+        self.generated_tokens += len(tokens)
         return Completion(
             tokens=tokens,
             logprobs=[entry[token].logprob for token, entry in zip(tokens, answer.logprobs, strict=True)],
@@ -126,7 +131,32 @@ class Engine:
             finish_reason=answer.finish_reason,
             stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
             first_token_at=asked_at + last.metrics.first_token_latency,
+            seconds=seconds,
         )
+
+    async def _watch(self, request: asyncio.Task[Any], id: str, deadline_s: float) -> float:
+        """Waits for the end of a request and returns its seconds of generation; cancels it where it is not to go on."""
+        seconds, sampled = 0.0, 0
+        looked_at = asked_at = time.monotonic()
+        try:
+            while True:
+                done, _ = await asyncio.wait({request}, timeout=LOOK_EVERY_S)
+                now = time.monotonic()
+                before, sampled = sampled, self._sampled(id)
+                if done or sampled > before:
+                    self._sampled_at = now
+                    seconds += now - looked_at
+                looked_at = now
+                if done:
+                    return seconds
+                if seconds > deadline_s:
+                    raise DeadlineError(sampled)
+                if now - max(self._sampled_at, asked_at) > STALL_TIMEOUT_S and not self._loading.locked():
+                    self.failed = True
+                    raise EngineError(f"the engine hangs: it has sampled nothing for {STALL_TIMEOUT_S:.0f} s")
+        finally:
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
 
     async def _last_output(self, prompt: dict[str, Any], sampling: Any, id: str) -> Any:
         last = None
@@ -167,7 +197,8 @@ class Engine:
                 self.failed = True
                 raise EngineError(f"weights {version} could not be loaded: {error or 'time-out'}") from error
             self.version = version
-            return time.monotonic() - started
+            self._sampled_at = time.monotonic()
+            return self._sampled_at - started
 
     async def stop(self) -> None:
         """Ends the engine process."""

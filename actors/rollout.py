@@ -6,11 +6,11 @@
 
 Tokens never pass through text: what the engine sampled is what is trained on, and inserted text is tokenised once. Text
 is decoded only to find code and, later, the answer; inserted tokens are never searched for either. Sampled plus inserted
-tokens never exceed `max_response_tokens`. Apart from its deadline, the budget is all that ends a response which the model
-does not end.
+tokens never exceed `max_response_tokens`: the budget is all that ends a response which the model does not end. The deadline
+is a bound on the engine: it counts the seconds in which the engine sampled, not those in which the response waited for its
+turn, for a load of weights or for a program, so a loaded machine does not take the long responses out of what is trained on.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,13 +21,13 @@ import numpy as np
 from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
-from tasks.blocks import CLOSING_FENCE, OPENING_FENCE, Block, find_blocks
+from tasks.blocks import CLOSING_FENCE, OPENING_FENCES, Block, find_blocks
 
 TRUNCATED = "\n[output truncated]"
 
 
 class DeadlineError(TimeoutError):
-    """The rollout was not done by its deadline: the engine or the sandbox was slower than the slowest allowed rate."""
+    """The rollout was not done by its deadline: the engine was slower than the slowest allowed rate."""
 
     def __init__(self, length: int) -> None:
         super().__init__(f"a response of {length} tokens was not done")
@@ -49,6 +49,8 @@ class Completion:
     stop: str | None
     """The stop string that ended it; None for the end of the sequence or of the budget."""
     first_token_at: float
+    seconds: float
+    """In which it was sampled, see `TokenEngine.generate`."""
 
 
 class TokenEngine(Protocol):
@@ -64,10 +66,12 @@ class TokenEngine(Protocol):
         top_p: float,
         top_k: int,
         seed: int | None,
+        deadline_s: float,
     ) -> Completion:
         """At least one token. The last may reach past the stop string that it completes.
 
-        A cancelled call raises `CancelledError(n)` where it knows that n tokens had been sampled.
+        Raises DeadlineError once it has been sampled from for `deadline_s` seconds. Those in which it waited do not count:
+        in a queue, or for a load of weights.
         """
         ...
 
@@ -149,15 +153,20 @@ class Rollout:
         self._runner = runner
         self._tokenizer = tokenizer
         self._config = config
+        self._seconds = 0.0
+        """That the engine took for it so far."""
         self.response = Response()
 
     async def run(self, prompt: list[int]) -> Response:
-        """Generates until the response ends. Raises what the engine and the runner raise: never data."""
+        """Generates until the response ends.
+
+        Raises what the engine and the runner raise (never data), and DeadlineError with the whole response's length.
+        """
         response = self.response
         while True:
             start = len(response.tokens)
             stopped_by = await self._sample(prompt, self._thinking_stops())
-            block = await self._finish_block(prompt, start) if stopped_by == OPENING_FENCE else None
+            block = await self._finish_block(prompt, start) if stopped_by in OPENING_FENCES else None
             response.turns.append(self._text(start))
             if block is None or not await self._call(block.program):
                 return response
@@ -167,14 +176,14 @@ class Rollout:
         left = len(response.tool_calls) < config.max_tool_calls
         # One block more than allowed is stopped at, to be answered by the message.
         to_refuse = bool(config.max_tool_calls and config.exhausted_message and not response.refused_calls)
-        return (OPENING_FENCE, *config.stop) if left or to_refuse else config.stop
+        return (*OPENING_FENCES, *config.stop) if left or to_refuse else config.stop
 
     async def _finish_block(self, prompt: list[int], start: int) -> Block | None:
         """Samples the rest of the code block that the turn from `start` on has opened; None where it stays open."""
         while True:
             turn = self._text(start)
             # The engine stopped at the turn's first block; a token that closes it may reach into another.
-            block = next((block for block in find_blocks(turn) if turn.startswith(OPENING_FENCE, block.start)), None)
+            block = next((block for block in find_blocks(turn) if block.kind == "python"), None)
             if block is not None and block.closed:
                 return block
             # A fence inside a literal or a comment has stopped the engine, but closes nothing.
@@ -190,15 +199,20 @@ class Rollout:
         if self._room <= 0:
             self.response.finish_reason = FinishReason.LENGTH
             return None
-        completion = await self._engine.generate(
-            prompt + self.response.tokens,
-            max_tokens=self._room,
-            stop=stop,
-            temperature=self._config.temperature,
-            top_p=self._config.top_p,
-            top_k=self._config.top_k,
-            seed=None,
-        )
+        try:
+            completion = await self._engine.generate(
+                prompt + self.response.tokens,
+                max_tokens=self._room,
+                stop=stop,
+                temperature=self._config.temperature,
+                top_p=self._config.top_p,
+                top_k=self._config.top_k,
+                seed=None,
+                deadline_s=self._config.deadline_s - self._seconds,
+            )
+        except DeadlineError as error:
+            raise DeadlineError(len(self.response.tokens) + error.length) from error
+        self._seconds += completion.seconds
         self.response.append_sampled(completion)
         if completion.finish_reason == "length":
             self.response.finish_reason = FinishReason.LENGTH
@@ -276,19 +290,3 @@ class Rollout:
     def _encode(self, text: str) -> list[int]:
         # Output that spells a special token must not become one.
         return self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-
-
-async def roll_out(
-    prompt: list[int], engine: TokenEngine, runner: CodeRunner, tokenizer: Tokenizer, config: RolloutConfig
-) -> Response:
-    """Runs one rollout within its deadline. Raises DeadlineError past it."""
-    rollout = Rollout(engine, runner, tokenizer, config)
-    try:
-        async with asyncio.timeout(config.deadline_s) as deadline:
-            return await rollout.run(prompt)
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        # The deadline cancelled the rollout; its last request tells how much it had sampled.
-        sampled = error.__cause__.args[0] if error.__cause__ and error.__cause__.args else 0
-        raise DeadlineError(len(rollout.response.tokens) + sampled) from error

@@ -167,7 +167,16 @@ async def pause(address: Path, images: Path) -> dict:
                 prompt = list(range(100, 160))
                 requests = [
                     asyncio.create_task(
-                        engine.generate(prompt, max_tokens=900, stop=(), temperature=1.0, top_p=1.0, top_k=0, seed=None)
+                        engine.generate(
+                            prompt,
+                            max_tokens=900,
+                            stop=(),
+                            temperature=1.0,
+                            top_p=1.0,
+                            top_k=0,
+                            seed=None,
+                            deadline_s=600.0,
+                        )
                     )
                     for _ in range(32)
                 ]

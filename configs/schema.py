@@ -147,8 +147,8 @@ class RolloutConfig(Section):
     traceback: Literal["last_line", "whole"] = "last_line"
     """What the model is shown of a Python error."""
     slowest_tokens_per_s: PositiveFloat = 2.0
-    """Slowest rate that a rollout is allowed. It sets the deadline, after which a rollout is a failure of infrastructure:
-    `max_response_tokens` over this rate, and `tool_timeout_s` for each allowed call."""
+    """Slowest rate of sampling that a rollout is allowed. It sets the deadline, `max_response_tokens` over this rate, after
+    which a rollout is a failure of infrastructure. Only seconds count in which the engine sampled it."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ("User:", "Human:", "Assistant:", "</answer>")
     """Strings that end a response, beside the end of sequence."""
     exhausted_message: str = "Tool call count has been exhausted. You can no longer call the tool."
@@ -157,8 +157,8 @@ class RolloutConfig(Section):
 
     @property
     def deadline_s(self) -> float:
-        """Wall seconds that one rollout may take."""
-        return self.max_response_tokens / self.slowest_tokens_per_s + self.max_tool_calls * self.tool_timeout_s
+        """Seconds of generation that one rollout may take."""
+        return self.max_response_tokens / self.slowest_tokens_per_s
 
 
 class TlsConfig(Section):

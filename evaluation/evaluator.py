@@ -22,7 +22,7 @@ from typing import Any
 import structlog
 
 from actors.engine import Engine, EngineError
-from actors.rollout import CodeRunner, Response, roll_out
+from actors.rollout import CodeRunner, DeadlineError, Response, Rollout
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Passage, Sample
 from sandbox.client import SandboxError
@@ -135,15 +135,14 @@ class Evaluator:
         for attempt in range(1, ATTEMPTS + 1):
             started = time.monotonic()
             try:
-                response = await roll_out(
-                    prompt, self._engine, self._runner, self._engine.tokenizer, self._plan.limits(job)
-                )
+                rollout = Rollout(self._engine, self._runner, self._engine.tokenizer, self._plan.limits(job))
+                response = await rollout.run(prompt)
                 seconds = time.monotonic() - started
                 grade = await self._grader.grade(response.turns, job.problem.answer, job.data.grading)
-            except (TimeoutError, SandboxError, GradingError, EngineError) as error:
+            except (DeadlineError, SandboxError, GradingError, EngineError) as error:
                 if self._engine.failed:
                     raise
-                reason = f"{type(error).__name__}: {error}" if str(error) else "deadline passed"
+                reason = f"{type(error).__name__}: {error}"
                 log.warning("infrastructure failed under a sample", sample=job.key, attempt=attempt, reason=reason)
                 await asyncio.sleep(RETRY_S * attempt if attempt < ATTEMPTS else 0)
             else:

@@ -8,12 +8,14 @@ text.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import dedent
 from typing import Literal
 
 CLOSING_FENCE = "```"
-OPENING_FENCE = "```python"
+OPENING_FENCES = ("```python", "```Python", "```PYTHON", "```py\n")
+"""What begins code that is run: strings at which an engine can stop."""
 
-_OPENING = re.compile(r"```(python|output)", re.IGNORECASE)
+_OPENING = re.compile(r"```(?:(?P<python>python|Python|PYTHON|py(?=\n))|(?i:output))")
 # What can hide a fence comes before the fence: comments, literals in three quotes and in one. Unclosed literals reach as far
 # as Python would read them. Written without nested choices, so that nothing is tried twice.
 _CODE_PIECE = re.compile(
@@ -42,8 +44,10 @@ class Block:
 
     @property
     def program(self) -> str:
-        """The code, without the rest of the opening line (`3` of `python3`) and without empty lines around it."""
-        return _INFO_STRING.sub("", self.content, count=1).strip("\n")
+        """The code, without the rest of the opening line (`3` of `python3`), empty lines around it and, where its first line
+        is indented as a whole block in a list is, that indentation."""
+        code = _INFO_STRING.sub("", self.content, count=1).strip("\n")
+        return dedent(code).strip("\n") if code[:1].isspace() else code
 
 
 def find_blocks(text: str) -> Iterator[Block]:
@@ -53,7 +57,7 @@ def find_blocks(text: str) -> Iterator[Block]:
     """
     opening = _OPENING.search(text)
     while opening is not None:
-        kind: Literal["python", "output"] = "python" if opening[1].lower() == "python" else "output"
+        kind: Literal["python", "output"] = "python" if opening["python"] else "output"
         fence = _closing_fence(text, opening.end(), kind)
         if fence < 0:
             yield Block(kind, opening.start(), text[opening.end() :], len(text), closed=False)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from actors.actor import MAX_ENGINE_FAILURES, Actor
 from actors.engine import EngineError
 from actors.outbox import Outbox
-from actors.rollout import Completion
+from actors.rollout import Completion, DeadlineError
 from actors.tickets import TicketSource
 from bus.codec import decode
 from bus.connection import Bus
@@ -41,8 +41,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 class PlayedEngine:
-    """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` never, `back: TEXT`
-    with TEXT, the first time by weights older than those that were loaded.
+    """Answers the problem `fail N: TEXT` with TEXT after N failures, `flood` with all it may, `hang` too slowly,
+    and `back: TEXT` with TEXT, the first time by weights older than those that were loaded.
 
     Where it is `numb`, a failure is an answer whose log-probabilities are no numbers. Counts what it does at once.
     """
@@ -76,10 +76,7 @@ class PlayedEngine:
     async def _answer(self, problem: str, max_tokens: int) -> Completion:
         await asyncio.sleep(0.05)
         if problem == "hang":
-            try:
-                await asyncio.sleep(60)
-            except asyncio.CancelledError as error:
-                raise asyncio.CancelledError(33) from error
+            raise DeadlineError(33)
         version = self.version
         if problem.startswith("back: "):
             problem = problem.replace("back", "fail 0")
@@ -101,6 +98,7 @@ class PlayedEngine:
             finish_reason="length" if len(tokens) == max_tokens else "stop",
             stop=None,
             first_token_at=time.time(),
+            seconds=0.0,
         )
 
 
@@ -193,7 +191,6 @@ async def test_what_older_weights_wrote_than_the_ticket_allows_is_written_anew(
 
 
 async def test_a_rollout_past_its_deadline_is_a_failure_that_tells_its_length(bus: Bus, tokenizer: Any, tmp_path: Path):
-    assert CONFIG.rollout.deadline_s == 2
     late, whole = await serve(bus, PlayedEngine(tokenizer, 10**6), ["hang", "flood"], tmp_path)
     assert isinstance(late, Failure)
     assert late.response_length == 33

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from actors.engine import Completion, Engine, EngineError
-from actors.rollout import Response, Rollout
+from actors.rollout import DeadlineError, Response, Rollout
 from bus.messages import ExecutionResult, WeightVersion
 from configs.schema import RolloutConfig
 from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
@@ -39,7 +40,8 @@ async def reference(tiny_engine: Engine, shared_reference: Reference) -> Referen
 
 
 async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
-    arguments: dict[str, Any] = {"max_tokens": 40, "stop": (), "temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 7}
+    arguments: dict[str, Any] = {"max_tokens": 40, "stop": (), "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    arguments |= {"seed": 7, "deadline_s": 600.0}
     return await engine.generate(prompt, **(arguments | changes))
 
 
@@ -121,6 +123,40 @@ async def test_loaded_weights_are_generated_with(tiny_engine: Engine, reference:
     assert after.tokens == reference.greedy(reference.prompt, 40) != before.tokens
     assert [span.version for span in after.versions] == [version]
     assert_agree(await sample(tiny_engine, reference.prompt, seed=11), reference, reference.prompt)
+
+
+async def test_a_request_past_its_deadline_tells_how_much_it_sampled(
+    tiny_engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("actors.engine.LOOK_EVERY_S", 0.01)
+    with pytest.raises(DeadlineError) as caught:
+        await sample(tiny_engine, reference.prompt, max_tokens=400, temperature=0.0, deadline_s=0.0)
+    assert 0 < caught.value.length < 400
+    # It was aborted, and the engine goes on.
+    assert not tiny_engine._llm.output_processor.request_states
+    assert len((await sample(tiny_engine, reference.prompt, temperature=0.0)).tokens) == 40
+
+
+async def test_a_pause_is_no_generation_and_an_engine_that_hangs_is_an_error(
+    tiny_engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("actors.engine.LOOK_EVERY_S", 0.01)
+    started = time.monotonic()
+    running = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=400, temperature=0.0))
+    await sampling(tiny_engine)
+    await tiny_engine._llm.pause_generation(mode="keep", clear_cache=False)
+    await asyncio.sleep(3)
+    await tiny_engine._llm.resume_generation()
+    completion = await running
+    assert 0 < completion.seconds < time.monotonic() - started - 1
+    await tiny_engine._llm.pause_generation(mode="keep", clear_cache=False)
+    monkeypatch.setattr("actors.engine.STALL_TIMEOUT_S", 0.5)
+    with pytest.raises(EngineError, match="hangs"):
+        await sample(tiny_engine, reference.prompt)
+    assert tiny_engine.failed
+    tiny_engine.failed = False
+    await tiny_engine._llm.resume_generation()
+    assert len((await sample(tiny_engine, reference.prompt, temperature=0.0)).tokens) == 40
 
 
 async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_engine: Engine, reference: Reference):

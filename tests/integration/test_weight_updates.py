@@ -71,7 +71,8 @@ async def source(folder: Path, bus: Bus) -> Source:
 
 
 async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
-    arguments: dict[str, Any] = {"max_tokens": 60, "stop": (), "temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 3}
+    arguments: dict[str, Any] = {"max_tokens": 60, "stop": (), "temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    arguments |= {"seed": 3, "deadline_s": 600.0}
     return await engine.generate(prompt, **(arguments | changes))
 
 

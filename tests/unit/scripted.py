@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.rollout import Completion, Response, Rollout
+from actors.rollout import Completion, DeadlineError, Response, Rollout
 from bus.messages import ExecutionResult, Outcome, VersionSpan, WeightVersion
 from configs.schema import RolloutConfig
 
@@ -44,22 +44,29 @@ class Request:
     tokens: list[int]
     stop: tuple[str, ...]
     max_tokens: int
+    deadline_s: float
 
 
 @dataclass
 class ScriptedEngine:
-    """Samples the script, then the end of the sequence. Like vLLM, it looks for stop strings in one request's text."""
+    """Samples the script, then the end of the sequence. Like vLLM, it looks for stop strings in one request's text.
+
+    A request takes `seconds` by its own clock; where that is too long, it has sampled one token by the deadline.
+    """
 
     script: list[Sampled]
     tokenizer: Pieces
+    seconds: float = 0.0
     sampled: list[Sampled] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
 
     async def generate(
         self, tokens: list[int], *, max_tokens: int, stop: Sequence[str], temperature: float, top_p: float,
-        top_k: int, seed: int | None,
+        top_k: int, seed: int | None, deadline_s: float,
     ) -> Completion:  # fmt: skip
-        self.requests.append(Request(list(tokens), tuple(stop), max_tokens))
+        self.requests.append(Request(list(tokens), tuple(stop), max_tokens, deadline_s))
+        if self.seconds > deadline_s:
+            raise DeadlineError(1)
         new: list[Sampled] = []
         stopped, reason = None, "length"
         while len(new) < max_tokens and stopped is None and reason == "length":
@@ -76,6 +83,7 @@ class ScriptedEngine:
             finish_reason=reason,
             stop=stopped,
             first_token_at=float(len(self.requests)),
+            seconds=self.seconds,
         )
 
 

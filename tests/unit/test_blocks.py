@@ -41,6 +41,11 @@ def test_a_fence_in_a_literal_or_a_comment_is_code(line: str):
         ("```pythonx```y", [("python", "x", True)]),
         ("```python\nx\n```output\ny\n```z", [("python", "\nx\n", True), ("output", "\ny\n", True)]),
         ("```python\nx```python\ny", [("python", "\nx", True), ("python", "\ny", False)]),
+        (
+            "```Python\nx```py\ny```PYTHON z",
+            [("python", "\nx", True), ("python", "\ny", True), ("python", " z", False)],
+        ),
+        ("```pycon\nx\n```py z```Output\n1", [("output", "\n1", False)]),
         ("```output\n'```'", [("output", "\n'", True)]),
         ("```output\ny ```python\nx\n```", [("output", "\ny ", True), ("python", "\nx\n", True)]),
         # A quote that is never closed hides the rest of its line only, three of them all that follows.
@@ -67,6 +72,11 @@ def test_places():
         ("3\nprint(1)", "print(1)"),
         ("print(1)", "print(1)"),
         ("3.12 \n1", "1"),
+        ("\n  if x:\n    y\n  z\n  ", "if x:\n  y\nz"),
+        ('\n  x = """a\nb"""\n', '  x = """a\nb"""'),
+        # Lines of blanks alone may be part of a literal.
+        ('\nx = """\n  \n"""\n', 'x = """\n  \n"""'),
+        (" print(1)", "print(1)"),
     ],
 )
 def test_the_program_of_a_block(content: str, program: str):

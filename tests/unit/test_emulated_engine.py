@@ -9,11 +9,12 @@ import pytest
 
 from actors.emulated import EmulatedEngine, PlainTokenizer
 from actors.engine import EngineError
+from actors.rollout import DeadlineError
 from bus.messages import WeightVersion
 from configs.models import model_folder
 from configs.schema import EngineConfig
 
-ROLLOUT: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": None}
+ROLLOUT: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": None, "deadline_s": 600.0}
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,13 @@ async def ask(engine: EmulatedEngine, stop: tuple[str, ...], max_tokens: int = 1
 async def test_it_generates_nothing_before_its_first_weights(tokenizer: PlainTokenizer):
     with pytest.raises(EngineError, match="no weights"):
         await ask(EmulatedEngine(tokenizer, EngineConfig(kind="emulated"), 0), ())
+
+
+async def test_a_pace_below_the_slowest_meets_the_deadline(tokenizer: PlainTokenizer):
+    engine = await ready(tokenizer, tokens_per_s=100.0)
+    with pytest.raises(DeadlineError) as caught:
+        await engine.generate([1, 2], max_tokens=1000, stop=(), **ROLLOUT | {"deadline_s": 0.05})
+    assert caught.value.length == 5
 
 
 async def test_the_seed_decides_what_is_written(tokenizer: PlainTokenizer):

@@ -1,12 +1,11 @@
 """The rollout's state machine over a scripted engine and a scripted code runner, one rule a test."""
 
 import asyncio
-from collections.abc import Sequence
 from itertools import groupby
 
 import pytest
 
-from actors.rollout import Completion, DeadlineError, Rollout, roll_out
+from actors.rollout import DeadlineError, Rollout
 from actors.tool_output import error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome
 from configs.schema import RolloutConfig
@@ -31,7 +30,7 @@ async def test_code_is_run_and_its_output_inserted_and_masked():
 
 async def test_stop_strings_follow_the_state():
     played = await play(CODE + "So 6.", max_tool_calls=2, stop=("User:", "</answer>"))
-    thinking = ("```python", "User:", "</answer>")
+    thinking = ("```python", "```Python", "```PYTHON", "```py\n", "User:", "</answer>")
     assert [request.stop for request in played.engine.requests] == [thinking, ("```",), thinking]
 
 
@@ -66,6 +65,33 @@ async def test_fences_may_span_tokens_and_tokens_fences(pieces: list[str]):
     assert played.text(0) == OUTPUT
     sampled = [t for t, m in zip(played.response.tokens, played.response.loss_mask, strict=True) if m == 1]
     assert sampled == [played.tokenizer.pieces.index(piece) for piece in [*pieces, END]]
+
+
+@pytest.mark.parametrize(
+    ("block", "program"),
+    [
+        ("```Python\nprint(6)\n```", "print(6)"),
+        ("```PYTHON\nprint(6)\n```", "print(6)"),
+        ("```py\nprint(6)\n```", "print(6)"),
+        ("```python3\nprint(6)\n```", "print(6)"),
+        ("1. so\n   ```python\n   for i in [6]:\n     print(i)\n   ```", "for i in [6]:\n  print(i)"),
+        ("\t```py\n\tprint(6)\n\t```", "print(6)"),
+    ],
+)
+async def test_other_spellings_of_the_fence_open_code_too(block: str, program: str):
+    played = await play(block + " So 6.")
+    assert played.runner.programs == [program]
+    assert played.text(0) == OUTPUT
+    assert played.turns == [block, " So 6."]
+
+
+@pytest.mark.parametrize(
+    "block", ["```pycon\n>>> 6\n```", "```cpp\nint x;\n```", "```\n6\n```", "```py 6```", "` ``python\n6\n"]
+)
+async def test_other_blocks_are_text(block: str):
+    played = await play(block + CODE + "So 6.")
+    assert played.runner.programs == ["print(2*3)"]
+    assert played.turns == [block + CODE, "So 6."]
 
 
 async def test_sampled_tokens_are_kept_where_encoding_their_text_gives_others():
@@ -156,15 +182,6 @@ async def test_an_unclosed_block_is_not_run():
     assert played.runner.programs == []
     assert played.turns == ["```python\nprint(1)"]
     assert played.response.finish_reason is FinishReason.STOP
-
-
-@pytest.mark.parametrize(
-    "text", ["```\nprint(1)\n```", "```py\nprint(1)\n```", "```Python\nprint(1)\n```", "` ``python"]
-)
-async def test_only_the_papers_fence_opens_code(text: str):
-    played = await play(text + " and so on.")
-    assert played.runner.programs == []
-    assert played.turns == [text + " and so on."]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +312,7 @@ async def test_a_wait_for_a_tool_holds_no_other_rollout():
     scripts = [tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True) for text in texts]
     engines = [ScriptedEngine([Sampled(token) for token in script], tokenizer) for script in scripts]
     running = [
-        asyncio.create_task(roll_out([1], engine, runner, tokenizer, RolloutConfig(max_response_tokens=100)))
+        asyncio.create_task(Rollout(engine, runner, tokenizer, RolloutConfig(max_response_tokens=100)).run([1]))
         for engine in engines
     ]
     await asyncio.gather(*running[200:])
@@ -309,47 +326,38 @@ async def test_a_wait_for_a_tool_holds_no_other_rollout():
         await running[0]
 
 
-class Hanging(ScriptedEngine):
-    """Plays its script and then samples for ever; it knows how many tokens."""
-
-    async def generate(self, tokens: list[int], *, stop: Sequence[str], **rest) -> Completion:
-        if self.script:
-            return await super().generate(tokens, stop=stop, **rest)
-        try:
-            await asyncio.sleep(60)
-        except asyncio.CancelledError as error:
-            raise asyncio.CancelledError(17) from error
-        raise AssertionError("nobody cancelled it")
-
-
-async def test_past_the_deadline_the_length_is_told():
-    config = RolloutConfig(max_response_tokens=200, slowest_tokens_per_s=200, max_tool_calls=0, stop=("User:",))
-    assert config.deadline_s == 1.0
+async def test_the_deadline_is_of_the_whole_rollouts_generation_and_tells_its_length():
+    config = RolloutConfig(max_response_tokens=200, slowest_tokens_per_s=100, max_tool_calls=2, stop=("User:",))
+    assert config.deadline_s == 2.0
     tokenizer = Pieces()
+
+    def engine(seconds: float) -> ScriptedEngine:
+        tokens = tokenizer.encode(CODE + "So 6.", add_special_tokens=False, split_special_tokens=True)
+        return ScriptedEngine([Sampled(token) for token in tokens], tokenizer, seconds=seconds)
+
+    # Three requests: up to the fence, the code, the answer.
+    fast, slow = engine(0.625), engine(0.75)
+    response = await Rollout(fast, ScriptedRunner([result(stdout="6")]), tokenizer, config).run([1])
+    assert [request.deadline_s for request in fast.requests] == [2.0, 1.375, 0.75]
+    assert response.finish_reason is FinishReason.STOP
     with pytest.raises(DeadlineError) as caught:
-        await roll_out([1], Hanging([], tokenizer), ScriptedRunner([]), tokenizer, config)
-    assert caught.value.length == 17
-    config = config.model_copy(update={"max_tool_calls": 1, "tool_timeout_s": 0.1})
+        await Rollout(slow, ScriptedRunner([result(stdout="6")]), tokenizer, config).run([1])
+    assert caught.value.length == len(CODE + OUTPUT) + 1
+
+
+async def test_programs_run_without_the_deadline():
+    class Slow(ScriptedRunner):
+        async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
+            await asyncio.sleep(0.2)
+            return await super().execute(code, timeout_s)
+
+    config = RolloutConfig(max_response_tokens=1000, slowest_tokens_per_s=10_000, max_tool_calls=1, stop=("User:",))
+    assert config.deadline_s == 0.1
+    tokenizer = Pieces()
     tokens = tokenizer.encode(CODE, add_special_tokens=False, split_special_tokens=True)
-    engine = Hanging([Sampled(token) for token in tokens], tokenizer)
-    with pytest.raises(DeadlineError) as caught:
-        await roll_out([1], engine, ScriptedRunner([result(stdout="6")]), tokenizer, config)
-    assert caught.value.length == len(CODE + OUTPUT) + 17
-
-
-async def test_a_time_out_of_the_engines_own_is_not_the_deadline():
-    class Impatient(ScriptedEngine):
-        async def generate(self, tokens: list[int], **rest) -> Completion:
-            raise TimeoutError("of the engine")
-
-    with pytest.raises(TimeoutError, match="of the engine") as caught:
-        await roll_out([1], Impatient([], Pieces()), ScriptedRunner([]), Pieces(), RolloutConfig())
-    assert not isinstance(caught.value, DeadlineError)
-
-
-def test_the_deadline_follows_from_the_budget():
-    config = RolloutConfig(max_response_tokens=1000, slowest_tokens_per_s=4, max_tool_calls=3, tool_timeout_s=10)
-    assert config.deadline_s == 1000 / 4 + 3 * 10
+    engine = ScriptedEngine([Sampled(token) for token in tokens], tokenizer)
+    response = await Rollout(engine, Slow([result(stdout="6")]), tokenizer, config).run([1])
+    assert response.tool_calls[0].seconds > config.deadline_s
 
 
 @pytest.mark.parametrize(
