@@ -5,13 +5,19 @@
                     ──▶ damaged or gone: plan again without it; no way at all: ask the learner for a snapshot, and wait
 
 A delta that has no content (a learner took over) or a snapshot of the version that is held moves the reader along without
-a byte. Each step is bounded by `bus.timeout_s` without progress. What the reader held before is lost only to something newer
-or to damage, and never given out half changed: `held` names a version only while every bit of the state is that version's.
+a byte. What the reader held before is lost only to something newer or to damage, and never given out half changed: `held`
+names a version only while every bit of the state is that version's.
+
+A reader may be as slow as it likes. While it reads it has a consumer on the stream, which the writer sees: from where that
+began nothing is purged (`bus.weight_writer`), so what is on its way to the reader stays until it is there, and what came
+meanwhile is taken in one go. A fetch has no time-out but that of silence, `bus.reconnect_s`, and goes on where it was after
+an outage; a chunk that is gone nevertheless is missed as soon as the server has no more to send.
 """
 
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import fsspec
@@ -97,8 +103,8 @@ class WeightFollower:
         if not path or path[-1][1].version != version:
             there = ", ".join(sorted({str(manifest.version) for _, manifest in logged})) or "none"
             raise WeightsError(f"the weight log does not lead to version {version}; it holds {there}")
-        for _, manifest in path:
-            await self._take(manifest)
+        if (failed := await self._follow(path)) is not None:
+            raise failed[1]
 
     async def _listen(self) -> asyncio.Event:
         """Set whenever a manifest is written."""
@@ -127,27 +133,44 @@ class WeightFollower:
             if plan is None:
                 break
             reached, path = plan
-            damaged = await self._follow(path)
-            if damaged is None:
+            failed = await self._follow(path)
+            if failed is None:
                 self._sequence = reached
                 break
             self._sequence = 0
-            self._damaged.add(damaged)
+            self._damaged.add(failed[0])
             logged = await read_manifests(self._bus, 1, head)
         if self._sequence < head:
             await self._ask_for_snapshot(head)
 
-    async def _follow(self, path: Sequence[Logged]) -> int | None:
-        """Takes one manifest after another; returns the sequence of the one that could not be taken, if any."""
-        for sequence, manifest in path:
-            try:
-                await self._take(manifest)
-            except WeightsError as error:
-                self.fallbacks += 1
-                log.warning("weights not usable", version=str(manifest.version), kind=manifest.kind, error=str(error))
-                return sequence
-            self._sequence = sequence
-        return None
+    async def _follow(self, path: Sequence[Logged]) -> tuple[int, WeightsError] | None:
+        """Takes one manifest after another; returns the sequence of the one that could not be taken, if any, and why."""
+        readers: deque[LogReader] = deque()
+        try:
+            for sequence, manifest in path:
+                if manifest.chunks or manifest.location is not None:
+                    readers.append(self._reader(sequence, manifest))
+                try:
+                    await self._take(manifest, readers)
+                except WeightsError as error:
+                    self.fallbacks += 1
+                    log.warning(
+                        "weights not usable", version=str(manifest.version), kind=manifest.kind, error=str(error)
+                    )
+                    return sequence, error
+                self._sequence = sequence
+                # The last one stays: where it began, the stream holds still until the next one is there.
+                while len(readers) > 1:
+                    await readers.popleft().close()
+            return None
+        finally:
+            for reader in readers:
+                await reader.close()
+
+    def _reader(self, sequence: int, manifest: Manifest) -> LogReader:
+        """Of its chunks; of a snapshot that lies elsewhere there are none, and it only holds the stream."""
+        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
+        return LogReader(self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or sequence)
 
     def _plan(self, logged: Sequence[Logged]) -> tuple[int, list[Logged]] | None:
         """The shortest way to the newest version that can be reached, as (sequence that it leads to, manifests to take).
@@ -179,8 +202,8 @@ class WeightFollower:
                 at, reached = manifest, sequence
         return reached, -sum(manifest.wire_bytes for _, manifest in path), path
 
-    async def _take(self, manifest: Manifest) -> None:
-        """Changes the state into `manifest`'s. Raises WeightsError, and then nothing is held."""
+    async def _take(self, manifest: Manifest, readers: Sequence[LogReader]) -> None:
+        """Changes the state into `manifest`'s, by the last of `readers`. Raises WeightsError, and then nothing is held."""
         state = self.state
         self.held = None
         if manifest.kind is ManifestKind.SNAPSHOT:
@@ -192,34 +215,37 @@ class WeightFollower:
         if state is None or state.layout.digest != manifest.layout:
             raise WeightsError("a delta for tensors of another layout")
         if manifest.location is not None:
-            await asyncio.to_thread(_read_file, manifest.location, state)
-        else:
-            await self._fetch(manifest, state)
-        self.bytes_received += manifest.wire_bytes
+            await self._read(manifest.location, state, readers[-1])
+            self.bytes_received += manifest.wire_bytes
+        elif manifest.chunks:
+            await self._fetch(manifest, state, readers[-1])
         if state.checksum != manifest.checksum:
             raise WeightsError(f"checksum {state.checksum} where the manifest says {manifest.checksum}")
         self.held = manifest
 
-    async def _fetch(self, manifest: Manifest, state: WeightState) -> None:
+    async def _fetch(self, manifest: Manifest, state: WeightState, reader: LogReader) -> None:
         """Applies the chunks as they come, in a thread: the caller's loop goes on meanwhile."""
-        stream = self._bus.names.stream("WEIGHTS")
-        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing)
-        reader = LogReader(self._bus, stream, subject, manifest.first_chunk)
         taken = 0
         heard = time.monotonic()
-        # A delta may hold no chunk at all.
-        at_once = max(1, BYTES_AT_ONCE * manifest.chunks // max(1, manifest.wire_bytes))
-        try:
-            while taken < manifest.chunks:
-                messages = await reader.read(min(at_once, manifest.chunks - taken), timeout_s=0.25)
-                if messages:
-                    taken = await asyncio.to_thread(_apply, [data for _, data in messages], taken, state)
-                    heard = time.monotonic()
-                elif time.monotonic() - heard > self._bus.config.timeout_s or await reader.exhausted():
-                    # They were all there before their manifest was.
-                    raise WeightsError(f"only {taken} of {manifest.chunks} chunks are on {subject}")
-        finally:
-            await reader.close()
+        at_once = max(1, BYTES_AT_ONCE * manifest.chunks // manifest.wire_bytes)
+        while taken < manifest.chunks:
+            messages = await reader.read(min(at_once, manifest.chunks - taken), timeout_s=0.25)
+            if messages:
+                self.bytes_received += sum(len(data) for _, data in messages)
+                taken = await asyncio.to_thread(_apply, [data for _, data in messages], taken, state)
+                heard = time.monotonic()
+            elif await reader.exhausted():
+                # They were all there before their manifest was.
+                raise WeightsError(f"only {taken} of {manifest.chunks} chunks of {manifest.version} are there still")
+            elif (silence := time.monotonic() - heard) > self._bus.config.reconnect_s:
+                raise WeightsError(f"after {taken} of {manifest.chunks} chunks nothing came for {silence:.0f} s")
+
+    async def _read(self, location: str, state: WeightState, reader: LogReader) -> None:
+        """Reads a snapshot's file while `reader`, which has nothing to read, keeps its place on the stream."""
+        reading = asyncio.create_task(asyncio.to_thread(_read_file, location, state))
+        while not reading.done():
+            await reader.read(1, timeout_s=0.1)
+        await reading
 
     async def _ask_for_snapshot(self, head: int) -> None:
         if self.held is None:

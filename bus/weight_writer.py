@@ -10,7 +10,8 @@ learner that trains again what it had trained) nothing is written, at the first 
 
 A snapshot follows a delta of the same version, so followers that are up to date never read one. The two newest snapshots and
 what follows the older of them stay on the stream: at most four times the weights, since a snapshot is due once the deltas
-since the last outweigh it.
+since the last outweigh it. So does whatever a follower is reading, and what came after it, until it is read or `HOLD_S` have
+passed: a follower that needs as long for one version as the learner for k keeps k more on the stream, and loses none.
 
 Cost of a version: two images of the weights in host memory, one pass over both (`bus.weight_codec`), and a delta on the
 wire, however many followers there are.
@@ -43,6 +44,8 @@ BYTES_IN_FLIGHT = 16 * 2**20
 LONGEST_PAUSE_S = 5.0
 """Between two tries; they go on for `bus.reconnect_s` seconds."""
 SNAPSHOTS_KEPT = 2
+HOLD_S = 3600.0
+"""How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
 FILE_BLOCK_BYTES = 64 * 2**20
 
 
@@ -236,15 +239,34 @@ class WeightWriter:
         return head.model_copy(update=changes)
 
     async def _purge(self) -> None:
-        """Takes away what lies before the oldest snapshot that is kept; only after a manifest of ours was taken."""
-        while len(self._snapshots) > SNAPSHOTS_KEPT:
+        """Takes away what lies before the oldest snapshot that is kept and before all that is being read.
+
+        Only after a manifest of ours was taken.
+        """
+        stream = self._bus.names.stream("WEIGHTS")
+        oldest = self._snapshots[max(0, len(self._snapshots) - SNAPSHOTS_KEPT)].position
+        try:
+            first = min([oldest, *await self._read_from(stream)])
+            await self._bus.js.purge_stream(stream, seq=first)
+        except TRANSIENT_ERRORS as error:
+            log.warning("old weights were not purged, the next snapshot does it", error=str(error))
+            return
+        while self._snapshots[0].position < first:
             old = self._snapshots.popleft()
             if old.location is not None:
                 await asyncio.to_thread(_remove_file, old.location)
-        try:
-            await self._bus.js.purge_stream(self._bus.names.stream("WEIGHTS"), seq=self._snapshots[0].position)
-        except TRANSIENT_ERRORS as error:
-            log.warning("old weights were not purged, the next snapshot does it", error=str(error))
+
+    async def _read_from(self, stream: str) -> list[int]:
+        """Where each follower that reads a version began. One that has gone counts until the server forgets its consumer."""
+        places: list[int] = []
+        offset = 0
+        while page := await self._bus.js.consumers_info(stream, offset):
+            offset += len(page)
+            for reader in page:
+                age = time.time() - reader.created.timestamp()
+                if reader.config.filter_subject != self._bus.names.manifests and age < HOLD_S:
+                    places.append(reader.config.opt_start_seq or 0)
+        return places
 
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]

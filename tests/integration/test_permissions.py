@@ -59,6 +59,7 @@ PUBLISH = {
     "purge results": (f"{API}.STREAM.PURGE.{stream('RESULTS')}", {"learner"}),
     "read weights": (f"{API}.CONSUMER.CREATE.{stream('WEIGHTS')}.r.{NAMES.manifests}", EVERYONE - {"sandbox"}),
     "purge weights": (f"{API}.STREAM.PURGE.{stream('WEIGHTS')}", {"learner"}),
+    "see who reads weights": (f"{API}.CONSUMER.LIST.{stream('WEIGHTS')}", {"learner"}),
     "read metrics": (f"{API}.CONSUMER.CREATE.{stream('METRICS')}.r.{NAMES.metrics}.*.*", {"learner", "observer"}),
     "look a metric up": (f"{API}.STREAM.MSG.GET.{stream('METRICS')}", {"learner", "observer"}),
     "read dead letters": (f"{API}.CONSUMER.CREATE.{stream('DEADLETTERS')}.r.{NAMES.dead_letters}", {"observer"}),
