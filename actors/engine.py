@@ -86,7 +86,7 @@ class Engine:
         engine's own, `STALL_TIMEOUT_S` without a token for anybody.
         """
         async with self._loading:
-            pass  # what comes during a load is salted with the version that it will run under
+            pass  # What comes during a load waits here, and is asked for under the version that it will run under.
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
         vllm = self._vllm
@@ -103,7 +103,7 @@ class Engine:
             skip_special_tokens=False,
             output_kind=vllm["RequestOutputKind"].FINAL_ONLY,
         )
-        # Blocks computed under one version are never reused under another.
+        # Blocks computed under one version are never reused under another (`actors.cache_salt`).
         prompt = {"prompt_token_ids": list(tokens), "cache_salt": str(self.version)}
         asked_at = time.time()
         id = str(next(self._ids))

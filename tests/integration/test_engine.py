@@ -54,6 +54,14 @@ async def sampling(engine: Engine) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_asked(engine: Engine, count: int) -> None:
+    """Waits until the engine has so many requests, and has nothing left to be told of them."""
+    async with asyncio.timeout(60):
+        while len(engine._llm.output_processor.request_states) < count:
+            await asyncio.sleep(0.01)
+    await engine._llm.get_weight_version()
+
+
 def assert_covered(completion: Completion) -> None:
     assert completion.versions[0].start == 0
     assert completion.versions[-1].end == len(completion.tokens) == len(completion.logprobs)
@@ -165,6 +173,22 @@ async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_e
     reference.perturb(seed=4)
     await tiny_engine.load(*reference.publish())
     assert_agree(await sample(tiny_engine, prompt, seed=5), reference, prompt)
+
+
+async def test_what_waits_while_weights_are_loaded_takes_nothing_from_the_old_ones_cache(
+    tiny_engine: Engine, reference: Reference
+):
+    prompt = reference.prompt * 20  # several blocks of the prefix cache
+    await sample(tiny_engine, prompt, temperature=0.0)
+    await tiny_engine._llm.pause_generation(mode="keep", clear_cache=False)
+    waiting = [asyncio.create_task(sample(tiny_engine, prompt, seed=seed)) for seed in range(3)]
+    await until_asked(tiny_engine, 3)
+    reference.perturb(seed=5)
+    version, tensors, memory = reference.publish()
+    await tiny_engine.load(version, tensors, memory)
+    for completion in await asyncio.gather(*waiting):
+        assert [span.version for span in completion.versions] == [version]
+        assert_agree(completion, reference, prompt)
 
 
 async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, reference: Reference):
@@ -374,6 +398,37 @@ async def test_a_request_that_cannot_be_served_is_an_error(tiny_engine: Engine, 
         await sample(tiny_engine, reference.prompt * 100)
     assert not tiny_engine.failed
     assert (await sample(tiny_engine, reference.prompt)).tokens
+
+
+@pytest.mark.slow
+async def test_what_is_preempted_after_a_load_is_computed_by_the_new_weights(folder: Path, shared_reference: Reference):
+    """Two responses in a cache with room for one and a half, with new weights at about a fifth of them.
+
+    One of them has to leave the cache when it is full, and finds some of its blocks there again when it comes back.
+    """
+    reference = shared_reference
+    config = CONFIG.model_copy(update={"kv_cache_gb": 680 * 2048 / 2**30})
+    engine = await Engine.start(folder, MODEL, config, MAX_LENGTH, seed=5)
+    reference.restore()
+    reference.bias({reference.end: -20.0})
+    await engine.load(*reference.publish())
+    running = [asyncio.create_task(sample(engine, reference.prompt, max_tokens=450, seed=seed)) for seed in (1, 2)]
+    async with asyncio.timeout(60):
+        while min((engine._sampled(id) for id in ("0", "1")), default=0) < 90:
+            await asyncio.sleep(0.001)
+    await engine._llm.pause_generation(mode="keep", clear_cache=False)
+    reference.perturb(seed=6)
+    reference.bias({reference.end: -20.0})
+    await engine.load(*reference.publish())
+    completions = await asyncio.gather(*running)
+    await engine.stop()
+    agree = []
+    for completion in completions:
+        assert completion.versions[1].start < 300, "the weights came too late for this test"
+        expected = reference.logprobs(reference.prompt, completion.tokens, 1.0)[range(450), completion.tokens]
+        agree.append(float((torch.tensor(completion.logprobs) - expected)[-20:].abs().max()) < 1e-4)
+    # The other one kept what it had read with the old weights.
+    assert sorted(agree) == [False, True]
 
 
 @pytest.mark.slow
