@@ -29,8 +29,8 @@ def install() -> None:
         preempt(self, request, *args, **kwargs)
         _salt(request, getattr(self, "zerotir_salt", request.cache_salt))
 
-    EngineCore.set_weight_version = set_version_and_salt  # type: ignore[method-assign]
-    Scheduler._preempt_request = preempt_and_salt  # type: ignore[method-assign]
+    EngineCore.set_weight_version = set_version_and_salt
+    Scheduler._preempt_request = preempt_and_salt
 
 
 def _salt(request: Any, salt: str) -> None:

@@ -110,7 +110,7 @@ class TicketSource:
                 self._look_at = time.monotonic() + (0.0 if leased else RETRIES_EVERY_S)
             leased = leased or await self._new.pull(room, timeout_s)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
-            # A server that stops, a new leader, a consumer that was deleted: all mended by new subscriptions.
+            # A server that stops, a new leader: mended by new subscriptions; a consumer that is gone, by `zerotir bus`.
             log.warning("cannot pull tickets, will try again", error=str(error))
             await self._resubscribe(error)
             await asyncio.sleep(min(timeout_s, 0.5))

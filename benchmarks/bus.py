@@ -2,7 +2,7 @@
 
     processes of emulated actors ──▶ server ──▶ this process, the learner's end
 
-Against a bare nats-py loop that moves the same bytes over the same stream, and Redis Streams with pickle
+Against a bare nats-py loop that moves the same bytes over the same stream, and Redis Streams with msgpack
 (`benchmarks.bus_ways` says what each does). One server of each kind, one reader; actors are spread over two processes; the
 time runs from the first write to the last message read. The ways take turns, several rounds; the table shows medians.
 

@@ -2,15 +2,15 @@
 
 zerotir   the project's own: a message is made, validated, packed, stored until acknowledged; read, unpacked, validated
 nats-py   a bare loop over the same stream that moves the same bytes and looks at none of them
-redis     Redis Streams with pickle, as other pipelines use it: XADD, XREAD, nothing validated, nothing on disk
+redis     Redis Streams with msgpack, as other pipelines use them: XADD, XREAD, nothing validated, nothing on disk
 """
 
 import contextlib
-import pickle
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import msgpack
 import numpy as np
 import redis.asyncio
 from nats.js.api import AckPolicy, ConsumerConfig
@@ -142,7 +142,7 @@ class _Redis:
         self._last: Any = "0"
 
     async def write(self, number: int) -> None:
-        data = pickle.dumps(self._fields | {"ticket": number}, protocol=pickle.HIGHEST_PROTOCOL)
+        data = msgpack.packb(self._fields | {"ticket": number}, default=np.ndarray.tobytes)
         await self._client.xadd(STREAM, {"data": data})
 
     async def read(self) -> int:
@@ -151,7 +151,7 @@ class _Redis:
             return 0
         [(_, messages)] = found
         for _, content in messages:
-            pickle.loads(content[b"data"])
+            msgpack.unpackb(content[b"data"])
         self._last = messages[-1][0]
         return len(messages)
 
