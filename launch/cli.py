@@ -114,7 +114,14 @@ def _parser() -> argparse.ArgumentParser:
     matrix.add_argument(
         "--list", action="store_true", help="say which runs there are and how far they got, run nothing"
     )
-    add("config", "print the resolved configuration, validated")
+    config = add("config", "print the resolved configuration, validated")
+    config.add_argument(
+        "--check", action="store_true", help="print what it asks of model and machine; 2 if they lack it"
+    )
+    config.add_argument("--ranks", type=_positive, default=1, metavar="N", help="ranks of the learner to plan with (1)")
+    config.add_argument(
+        "--gpu-memory", type=float, metavar="GIB", help="plan for GPUs of this memory instead of this machine"
+    )
     return parser
 
 
@@ -196,6 +203,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return show_status(arguments.bus, watch=arguments.watch)
         return show_metrics(arguments.bus, arguments.role, as_json=arguments.json)
     if arguments.command == "config":
+        if arguments.check:
+            from launch.plan import show_plan
+
+            return show_plan(config, arguments.ranks, arguments.gpu_memory)
         sys.stdout.write(dump_config(config))
         return 0
     if arguments.command == "up":

@@ -18,6 +18,7 @@ from bus.presence import Announcer
 from configs.errors import UserError
 from configs.models import ModelError, model_folder
 from configs.schema import RunConfig
+from launch.plan import require_positions
 from launch.roles import guarded, join, new_id
 from launch.views import say
 
@@ -90,6 +91,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 
     set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     model = await asyncio.to_thread(model_folder, checkpoint)
+    await asyncio.to_thread(require_positions, config, model)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
     jail = Jail(config.sandbox)
     await check(jail)
@@ -131,6 +133,7 @@ async def _evaluate_run(
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
     await asyncio.to_thread(refuse_known, config, plan)
     model = await asyncio.to_thread(model_folder, config.model.path)
+    await asyncio.to_thread(require_positions, config, model)
     engine = await Engine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
     try:
         async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus, Grader() as grader:

@@ -21,6 +21,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def rank_count() -> int:
+    """How many were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start_ranks(count: int) -> int:
     """Starts this very command line on `count` ranks and waits; returns the status of the first that failed, or 0."""
     from torch.distributed.elastic.multiprocessing.api import SignalException

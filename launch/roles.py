@@ -30,7 +30,8 @@ from configs.agreement import FIXED, SHARED, require_same
 from configs.errors import UserError
 from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
-from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
+from launch.plan import require_memory, require_positions
+from launch.ranks import end_with_launcher, follow_leader, rank, rank_count, start_ranks
 
 if TYPE_CHECKING:
     from sandbox.service import SandboxService
@@ -213,6 +214,7 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
     if config.actor.engine.kind == "emulated":
         engine = await EmulatedEngine.start(model, config.actor.engine, seed)
     else:
+        await asyncio.to_thread(require_positions, config, model)
         length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
         engine = await Engine.start(model, config.model, config.actor.engine, length, seed)
     outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
@@ -232,6 +234,9 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     from learner.loop import Learner
     from tasks.problems import ProblemOrder, load_problems
 
+    if config.learner.trainer == "deepspeed":
+        await asyncio.to_thread(require_positions, config, model)
+        await asyncio.to_thread(require_memory, config, model, rank_count())
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
     crew = await asyncio.to_thread(make_crew, config, model)
     order = ProblemOrder(problems, config.seed)

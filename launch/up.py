@@ -13,6 +13,7 @@ import asyncio
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -25,7 +26,7 @@ from bus.presence import who_is_alive
 from configs.agreement import FIXED, Change, changes, require_same
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
-from launch.cores import shares
+from launch.cores import DevicesError, Share, shares, visible_gpus
 from launch.plots import plot_run
 from launch.processes import RoleProcess
 from launch.roles import new_run_id
@@ -45,6 +46,11 @@ class RunFailedError(RuntimeError):
 
 def up(config: RunConfig, resume: Path | None) -> int:
     """Runs everything; returns the exit status."""
+    try:
+        given = shares(config, [] if config.emulated else visible_gpus())
+    except DevicesError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 2
     folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
     recorded = folder / "config.yaml"
     changed: list[Change] = []
@@ -61,7 +67,7 @@ def up(config: RunConfig, resume: Path | None) -> int:
     for change in changed:
         say(f"changed: {change}")
     try:
-        code = asyncio.run(_Supervisor(config, folder).run())
+        code = asyncio.run(_Supervisor(config, folder, given).run())
     except (RunFailedError, BusError) as error:
         log.error("run failed", error=str(error))
         say(f"FAILED: {error}")
@@ -84,10 +90,10 @@ def _resume_hint(folder: Path) -> str:
 
 
 class _Supervisor:
-    def __init__(self, config: RunConfig, folder: Path) -> None:
+    def __init__(self, config: RunConfig, folder: Path, given: Mapping[str, Share]) -> None:
         self._config = config
         self._folder = folder
-        self._given_shares = shares(config)
+        self._given = given
         self._roles: dict[str, RoleProcess] = {}
         self._restarts = 0
         self._stop = asyncio.Event()
@@ -123,7 +129,7 @@ class _Supervisor:
         where = ["--bus", str(own), "--id", name] if joins else ["--folder", str(self._folder)]
         command = ["eval", "--follow"] if role == "evaluator" else [role]
         arguments = [*command, str(self._folder / "up.yaml"), *where]
-        share = self._given_shares.get(name)
+        share = self._given.get(name)
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
         await process.start()
         self._roles[name] = process

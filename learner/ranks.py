@@ -17,14 +17,20 @@ TIMEOUT = timedelta(minutes=30)
 """Bound of every wait of one rank for another."""
 
 
+def choose_accelerator() -> bool:
+    """Tells DeepSpeed, which would guess, and warn, where it is imported before it was told. True for CUDA."""
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    return cuda
+
+
 def join_process_group() -> bool:
     """Makes sure of a process group; returns whether it was made here.
 
     A launcher (`torchrun`, `deepspeed`, `zerotir learner --ranks`) says in the environment how many ranks there are and
     where they meet; without one there is a single rank.
     """
-    cuda = torch.cuda.is_available()
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
+    cuda = choose_accelerator()
     os.environ.setdefault("LOCAL_RANK", "0")
     if dist.is_initialized():
         return False

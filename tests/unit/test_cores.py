@@ -21,7 +21,7 @@ def test_engines_share_the_cores_that_the_learner_leaves(
     overrides: list[str], engines: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    given = shares(load_config("tiny", overrides))
+    given = shares(load_config("tiny", overrides), [])
     learner = given.pop("learner")
     assert {name: share.environment["ZEROTIR_ENGINE_CORES"] for name, share in given.items()} == engines
     assert max(learner.affinity) == 7
