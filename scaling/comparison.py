@@ -80,7 +80,7 @@ def pairs(settings: list[Setting]) -> list[tuple[Setting, Setting]]:
     """(baseline, other): of the settings with the same model and problems, the one with the fewest calls against each."""
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
-        groups.setdefault(repr((setting.config.model, setting.config.tasks.problems)), []).append(setting)
+        groups.setdefault(repr(setting.problems), []).append(setting)
     found = []
     for group in groups.values():
         baseline = min(group, key=lambda setting: setting.tool_budget)

@@ -43,7 +43,7 @@ def summary(analysis: Analysis) -> str:
     """The main numbers, for a terminal."""
     lines = []
     for setting in analysis.settings:
-        seeds = ", ".join(str(run.config.seed) for run in setting.setting.runs)
+        seeds = ", ".join(str(run.seed) for run in setting.setting.runs)
         lines.append(f"{setting.setting.label}: {_steps(setting)} steps, seeds {seeds}")
         for quantity, label in QUANTITIES.items():
             trend = next(t for t in setting.trends if (t.x, t.y) == ("step", quantity))
@@ -85,7 +85,7 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The structure as JSON's types; a configuration by its resolved values, what is not finite as null."""
+    """The structure as JSON's types; what is not finite as null."""
     match value:
         case Form():
             return value.name
@@ -101,7 +101,7 @@ def plain(value: Any) -> Any:
             }  # fmt: skip
         case Run():
             return {
-                "folder": value.folder.name, "seed": value.config.seed, "steps": len(value.steps), "hours": value.hours,
+                "folder": value.folder.name, "seed": value.seed, "steps": len(value.steps), "hours": value.hours,
                 "missing": value.missing, "series": plain(value.series),
             }  # fmt: skip
         case float():
@@ -125,8 +125,8 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _runs(analysis: Analysis) -> str:
     rows = [
-        [setting.setting.label, run.folder.name, str(run.config.seed), run.config.model.path,
-         str(run.config.rollout.max_tool_calls), str(len(run.steps)), f"{run.hours:.2f}",
+        [setting.setting.label, run.folder.name, str(run.seed), run.model,
+         str(run.tool_budget), str(len(run.steps)), f"{run.hours:.2f}",
          f"{run.series['trained_tokens'][-1]:.3g}", _last(run, "training_flops"), _last(run, "generation_flops")]
         for setting in analysis.settings
         for run in setting.setting.runs

@@ -1,6 +1,8 @@
 """Runs as the analysis sees them: read from their folders, pooled where only the seed differs.
 
-A run's folder has `config.yaml`, what it was told to do, and `metrics.jsonl`, what the learner measured at each step.
+A run's folder has `config.yaml`, what it was told to do, and `metrics.jsonl`, what the learner measured at each step. Of the
+configuration a few fields are needed and the others only compared, so runs of other versions of this project, with other
+fields, are as good as any.
 """
 
 from collections.abc import Iterable
@@ -9,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from bus.metrics import steps_of
-from configs.loading import ConfigError, load_config
-from configs.schema import RunConfig
 from scaling.data import Floats, Ints, Points
 
 QUANTITIES = {
@@ -35,18 +36,15 @@ NEEDED = {
     "training_flops": ("parameters", "trained_sequence_tokens"),
     "generation_flops": ("parameters", "trajectories", "prompt_length", "response_length"),
 }
-IRRELEVANT: Any = {
-    "name": True,
-    "seed": True,
-    "bus": True,
-    "launch": True,
-    "sandbox": {"concurrency", "request_timeout_s"},
-    "actor": True,
-    "weights": True,
-    "evaluation": True,
-    "learner": {"steps", "checkpoint", "batch_timeout_s"},
-}
-"""Fields of a configuration that make no other setting."""
+IRRELEVANT = (
+    *("name", "seed", "bus", "launch", "actor", "weights", "evaluation", "sandbox.concurrency"),
+    *("sandbox.request_timeout_s", "learner.steps", "learner.checkpoint", "learner.batch_timeout_s"),
+)
+"""Fields of a configuration, or sections of it, that make no other setting."""
+PROBLEMS = ("model", "tasks.problems")
+"""Those that make other problems for a model, or another model."""
+MANY = 3
+"""Fields in which settings of one name may differ, and still be told apart by them in a label."""
 
 
 class RunError(ValueError):
@@ -58,7 +56,8 @@ class Run:
     """One run's series over its steps."""
 
     folder: Path
-    config: RunConfig
+    settings: dict[str, Any]
+    """Every field of its configuration, by its path."""
     steps: Ints
     """[T], ascending."""
     series: dict[str, Floats]
@@ -67,6 +66,30 @@ class Run:
     """Axis to the word that says why the run has no such series."""
     hours: float
     """From the first metric of the learner to the last, pauses included."""
+
+    @property
+    def name(self) -> str:
+        """Of its configuration."""
+        return str(self.settings["name"])
+
+    @property
+    def seed(self) -> int:
+        """That it was run with."""
+        return int(self.settings["seed"])
+
+    @property
+    def model(self) -> str:
+        """Name or folder of its model."""
+        return str(self.settings["model.path"])
+
+    @property
+    def tool_budget(self) -> int:
+        """Executions that a response may ask for."""
+        return int(self.settings["rollout.max_tool_calls"])
+
+    def fields(self, *sections: str) -> dict[str, Any]:
+        """The fields of some sections."""
+        return {path: value for path, value in self.settings.items() if _within(path, sections)}
 
 
 @dataclass(frozen=True)
@@ -77,14 +100,14 @@ class Setting:
     runs: list[Run]
 
     @property
-    def config(self) -> RunConfig:
-        """Of the first run."""
-        return self.runs[0].config
-
-    @property
     def tool_budget(self) -> int:
         """Executions that a response may ask for."""
-        return self.config.rollout.max_tool_calls
+        return self.runs[0].tool_budget
+
+    @property
+    def problems(self) -> dict[str, Any]:
+        """What was asked of which model."""
+        return self.runs[0].fields(*PROBLEMS)
 
     def points(self, x: str, y: str) -> Points:
         """All runs' pairs of two series. Raises KeyError where a run has no such series, see `Run.missing`."""
@@ -105,10 +128,7 @@ def read_run(folder: Path) -> Run:
 
     Raises RunError.
     """
-    try:
-        config = load_config(str(folder / "config.yaml"))
-    except ConfigError as error:
-        raise RunError(f"{folder} is no run's folder: {error}") from error
+    settings = _read_settings(folder)
     records = steps_of(folder)
     if not records:
         raise RunError(f"{folder} has no training step in its metrics.jsonl yet")
@@ -130,31 +150,48 @@ def read_run(folder: Path) -> Run:
         lengths = np.nan_to_num(column["prompt_length"] + column["response_length"])
         series["generation_flops"] = np.cumsum(2 * column["parameters"] * column["trajectories"] * lengths) / 1e15
     hours = (records[-1]["time"] - records[0]["time"] + records[0].get("step_seconds", 0.0)) / 3600
-    return Run(folder, config, steps, series, missing, hours)
+    return Run(folder, settings, steps, series, missing, hours)
 
 
 def pool(runs: Iterable[Run]) -> list[Setting]:
     """Settings in the order of their first runs, labelled by name, with what tells settings of one name apart."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(repr(_setting(run.config)), []).append(run)
+        groups.setdefault(repr(sorted(_setting(run).items())), []).append(run)
     pooled = list(groups.values())
-    names = [group[0].config.name for group in pooled]
     settings = []
-    for group, name in zip(pooled, names, strict=True):
-        namesakes = [
-            _setting(other[0].config) for other, other_name in zip(pooled, names, strict=True) if other_name == name
-        ]
-        mine = _setting(group[0].config)
-        differing = [field for field in mine if any(other.get(field) != mine[field] for other in namesakes)]
-        label = ", ".join([name, *(f"{field.rpartition('.')[2]} {mine[field]}" for field in differing)])
+    for group in pooled:
+        first, mine = group[0], _setting(group[0])
+        namesakes = [_setting(other[0]) for other in pooled if other[0].name == first.name]
+        fields = dict.fromkeys(field for other in namesakes for field in other)
+        differing = [field for field in fields if any(other.get(field) != mine.get(field) for other in namesakes)]
+        told = [f"{field.rpartition('.')[2]} {mine[field]}" for field in differing if field in mine]
+        label = ", ".join([first.name, *told])
+        if len(differing) > MANY:
+            label = f"{first.name} ({first.folder.name})"
         settings.append(Setting(label, group))
     return settings
 
 
-def _setting(config: RunConfig) -> dict[str, Any]:
-    """What makes a setting, flat: field path to value."""
-    return dict(_flat("", config.model_dump(mode="json", exclude=IRRELEVANT)))
+def _setting(run: Run) -> dict[str, Any]:
+    """What makes a setting."""
+    return {path: value for path, value in run.settings.items() if not _within(path, IRRELEVANT)}
+
+
+def _within(path: str, sections: Iterable[str]) -> bool:
+    return any(path == section or path.startswith(f"{section}.") for section in sections)
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load((folder / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{folder} is no run's folder: {error}") from error
+    settings = dict(_flat("", values))
+    needed = {"name", "seed", "model.path", "rollout.max_tool_calls"}
+    if lacking := needed - set(settings):
+        raise RunError(f"{folder} is no run's folder: its config.yaml does not say {', '.join(sorted(lacking))}")
+    return settings
 
 
 def _flat(path: str, value: Any) -> Iterable[tuple[str, Any]]:

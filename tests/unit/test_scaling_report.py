@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from configs.loading import dump_config, load_config
 from launch import cli
@@ -85,8 +86,15 @@ class TestReading:
         assert run.missing["training_flops"] == "old has no metric parameters"
 
     def test_what_is_no_run_is_named(self, tmp_path):
-        with pytest.raises(RunError, match=r"absent is no run's folder: cannot read"):
+        with pytest.raises(RunError, match=r"absent is no run's folder: .*No such file"):
             read_run(tmp_path / "absent")
+        other = write_run(tmp_path / "other", [])
+        (other / "config.yaml").write_text("name: other\nseed: 0\nmodel: {path: x}\n")
+        with pytest.raises(RunError, match=r"does not say rollout\.max_tool_calls"):
+            read_run(other)
+        (other / "config.yaml").write_text("[")
+        with pytest.raises(RunError, match="no run's folder"):
+            read_run(other)
         folder = write_run(tmp_path / "fresh", [], steps=0)
         with pytest.raises(RunError, match="no training step"):
             read_run(folder)
@@ -101,7 +109,7 @@ class TestSettings:
         ]
         settings = pool(runs)
         assert [setting.label for setting in settings] == ["tiny, max_tool_calls 1", "tiny, max_tool_calls 2"]
-        assert [[run.config.seed for run in setting.runs] for setting in settings] == [[0, 1], [0, 1]]
+        assert [[run.seed for run in setting.runs] for setting in settings] == [[0, 1], [0, 1]]
 
     def test_cores_and_ports_make_no_setting(self, tmp_path):
         runs = [
@@ -109,6 +117,18 @@ class TestSettings:
             read_run(write_run(tmp_path / "b", ["sandbox.concurrency=1", "learner.steps=30"], seed=1)),
         ]
         assert [setting.label for setting in pool(runs)] == ["tiny"]
+
+    def test_runs_of_other_versions_of_this_project_are_read(self, tmp_path):
+        old = write_run(tmp_path / "old", [])
+        values = yaml.safe_load((old / "config.yaml").read_text())
+        values["rollout"]["deadline_s"] = 600.0
+        del values["weights"], values["evaluation"]
+        values["learner"] = {"batch_groups": 12}
+        (old / "config.yaml").write_text(yaml.safe_dump(values))
+        settings = pool([read_run(old), read_run(write_run(tmp_path / "new", []))])
+        # They differ in more fields than a label can say.
+        assert [setting.label for setting in settings] == ["tiny (old)", "tiny (new)"]
+        assert [setting.tool_budget for setting in settings] == [2, 2]
 
     def test_the_fewest_calls_are_the_baseline_of_their_task_alone(self, tmp_path):
         names = {"tools": [], "text": TEXT, "other": ["name=other", "tasks.problems.recipe=products"]}
