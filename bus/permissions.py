@@ -116,7 +116,7 @@ TABLE = (
     Rule(
         "write the weights",
         ("learner",),
-        publish=("{weights}.>", f"{API}.STREAM.PURGE.{WEIGHTS}"),
+        publish=("{weights}.>", f"{API}.STREAM.PURGE.{WEIGHTS}", f"{API}.CONSUMER.LIST.{WEIGHTS}"),
         subscribe=("{snapshot_requests}",),
     ),
     Rule("issue tickets", ("learner",), publish=("{tickets}",)),

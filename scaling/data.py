@@ -4,6 +4,7 @@
 correlated within a run and independent between runs.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,6 +31,8 @@ class Points:
     """[n], which run: 0 to R - 1, ascending."""
     step: Ints
     """[n], training step, ascending within a run."""
+    samples: Floats | None = None
+    """[n], responses of which y is a share; None where y is no share."""
 
     @classmethod
     def of_runs(cls, runs: list[tuple[Floats, Floats, Ints]]) -> Self:
@@ -42,12 +45,20 @@ class Points:
             raise TooLittleDataError("no runs")
         return cls(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
+    @classmethod
+    def of_shares(cls, runs: list[tuple[Floats, Floats, Ints, Floats]]) -> Self:
+        """As `of_runs`, of y that are shares; the last of each run says of how many responses."""
+        points = cls.of_runs([(x, y, step) for x, y, step, _ in runs])
+        samples = [samples[np.isfinite(x) & np.isfinite(y)] for x, y, _, samples in runs]
+        return dataclasses.replace(points, samples=np.concatenate(samples))
+
     def __len__(self) -> int:
         return len(self.x)
 
     def where(self, keep: NDArray[np.bool_]) -> Self:
         """The pairs that a mask [n] keeps."""
-        return type(self)(self.x[keep], self.y[keep], self.run[keep], self.step[keep])
+        samples = None if self.samples is None else self.samples[keep]
+        return type(self)(self.x[keep], self.y[keep], self.run[keep], self.step[keep], samples)
 
     def by_run(self) -> list[Self]:
         """The points of each run apart."""

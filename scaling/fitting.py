@@ -1,8 +1,12 @@
-"""Least-squares fits of the forms, with AR(1) noise, and what follows from a fit: intervals and predictive densities.
+"""Least-squares fits of the forms, with their noise, and what follows from a fit: intervals and predictive densities.
 
-Weighted by the noise's correlation (generalised least squares, with rho estimated from the residuals of a first fit), the
-parameters' covariance and the intervals are the usual ones of non-linear regression: linear in the parameters around the
-optimum, Student's t.
+    variance of a measurement = sigma^2 + p (1 - p) / n      the second part for a share of n responses, p on the curve
+
+A share near 0 or 1 varies less than one in the middle, and never less than the draw of its responses makes it. What is more
+than that is sigma^2, found so that the weighted residuals have the variance 1 (Paule and Mandel 1982); of quantities that
+are no shares it is everything. Residuals over their standard deviation are AR(1), with rho from those of a first fit. Given
+both (generalised least squares), the parameters' covariance and the intervals are the usual ones of non-linear regression:
+linear in the parameters around the optimum, Student's t.
 """
 
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ SPARE_STEPS = 4
 MOST_RISE = 10.0
 """Scale of a curve, in ranges of the y that it was fitted to. Without a bound a logistic curve of which only the foot was
 seen is an exponential, and its forecast any number."""
+ROUNDS = 3
+"""Of weighing and fitting in turn: weights of a share's noise come from the curve."""
 MOST_EVALUATIONS = 30
 """Of the refinement: from the grid's best it needs a handful, and data without that shape would take hundreds."""
 
@@ -36,9 +42,11 @@ class Fit:
     covariance: Floats
     """[p, p]."""
     sigma: float
-    """Standard deviation of the noise around the curve."""
+    """Standard deviation of the noise around the curve; of a share, of what is more than the draw of its responses."""
+    samples: float | None
+    """Responses of which a measurement is a share, the median; None where it is no share."""
     rho: float
-    """Its lag-1 autocorrelation."""
+    """Lag-1 autocorrelation of the noise."""
     freedom: int
     """Degrees of freedom."""
     at_bound: bool
@@ -53,15 +61,21 @@ class Fit:
         jacobian = _jacobian(self.form, x / self.unit, self.values)
         return np.sqrt(np.maximum(np.einsum("ip,pq,iq->i", jacobian, self.covariance, jacobian), 0.0))
 
+    def noise(self, x: Floats) -> Floats:
+        """Standard deviation [m] of a measurement at x around the curve."""
+        if self.samples is None:
+            return np.full(len(x), self.sigma)
+        return np.sqrt(self.sigma**2 + _drawing(self.mean(x), np.full(len(x), self.samples)))
+
     def prediction(self, x: Floats, level: float) -> tuple[Floats, Floats]:
         """Interval (low [m], high [m]) for one new measurement at each x, each by itself."""
-        reach = stats.t.ppf(0.5 + level / 2, self.freedom) * np.hypot(self.curve_error(x), self.sigma)
+        reach = stats.t.ppf(0.5 + level / 2, self.freedom) * np.hypot(self.curve_error(x), self.noise(x))
         mean = self.mean(x)
         return mean - reach, mean + reach
 
     def log_density(self, x: Floats, y: Floats) -> Floats:
         """Log predictive density [m] of measurements y at x: Student's t around the curve."""
-        scale = np.hypot(self.curve_error(x), self.sigma)
+        scale = np.hypot(self.curve_error(x), self.noise(x))
         return stats.t.logpdf(y, self.freedom, loc=self.mean(x), scale=scale)
 
     def interval(self, level: float) -> list[tuple[str, float, float, float]]:
@@ -84,40 +98,89 @@ def fit(form: Form, points: Points) -> Fit:
     points.require(parameters + SPARE_STEPS, f"a {form.name} fit")
     unit = float(points.x.max())
     u = points.x / unit
-    rho = estimate_rho(points.y - form.mean(u, _best_of_grid(form, u, points, 0.0)), points, parameters)
-    values = _search(form, u, points, rho)
-    residuals = whiten(points.y - form.mean(u, values), points, rho)
+    noise = _Noise(points, np.ones(len(u)), 0.0)
+    first = points.y - form.mean(u, _best_of_grid(form, u, points, noise))
+    noise = _Noise(points, np.ones(len(u)), estimate_rho(first, points, parameters))
+    values = _search(form, u, points, noise)
     freedom = max(1, len(points) - parameters - 1)
-    variance = float(residuals @ residuals) / freedom
-    jacobian = whiten(_jacobian(form, u, values).T, points, rho).T
-    covariance = np.asarray(variance * np.linalg.pinv(jacobian.T @ jacobian, hermitian=True, rcond=1e-12), np.float64)
+    for _ in range(1 if points.samples is None else ROUNDS):
+        sigma, noise = _weighed(points, form.mean(u, values), noise.rho, freedom)
+        # One deviation for all weighs nothing differently.
+        values = values if points.samples is None else _search(form, u, points, noise)
+    jacobian = noise.whitened(_jacobian(form, u, values).T).T
+    covariance = np.asarray(np.linalg.pinv(jacobian.T @ jacobian, hermitian=True, rcond=1e-12), np.float64)
     low, high = _bounds(form, points)
     at_bound = bool(np.any((values - low < 1e-4 * (high - low)) | (high - values < 1e-4 * (high - low))))
-    return Fit(form, unit, values, covariance, variance**0.5, rho, freedom, at_bound)
+    samples = None if points.samples is None else float(np.median(points.samples))
+    return Fit(form, unit, values, covariance, sigma, samples, noise.rho, freedom, at_bound)
 
 
-def _best_of_grid(form: Form, u: Floats, points: Points, rho: float) -> Floats:
+@dataclass(frozen=True)
+class _Noise:
+    """How measurements vary, as far as that is known."""
+
+    points: Points
+    deviation: Floats
+    """[n], of each; ones while it is not known."""
+    rho: float
+
+    def whitened(self, values: Floats) -> Floats:
+        """Values [..., n] over their deviation, and without autocorrelation."""
+        return whiten(values / self.deviation, self.points, self.rho)
+
+
+def _weighed(points: Points, mean: Floats, rho: float, freedom: int) -> tuple[float, _Noise]:
+    """Sigma, and the noise with it, around a curve [n]: the residuals have the variance 1 over their deviations, at most."""
+    drawing = np.zeros(len(mean)) if points.samples is None else _drawing(mean, points.samples)
+
+    def noise(variance: float) -> _Noise:
+        return _Noise(points, np.sqrt(variance + drawing), rho)
+
+    def excess(variance: float) -> float:
+        white = noise(variance).whitened(points.y - mean)
+        return float(white @ white) / freedom - 1.0
+
+    white = whiten(points.y - mean, points, rho)
+    most = max(float(white @ white) / freedom, 1e-24)
+    if points.samples is None:
+        return most**0.5, noise(most)
+    if excess(0.0) <= 0.0:
+        return 0.0, noise(0.0)
+    # Noise that is larger somewhere than elsewhere, and correlated, may ask for a little more than its mean.
+    while excess(most) > 0.0:
+        most *= 2.0
+    variance = float(optimize.brentq(excess, 0.0, most, rtol=1e-6))
+    return variance**0.5, noise(variance)
+
+
+def _drawing(mean: Floats, samples: Floats) -> Floats:
+    """Variance [n] of shares of so many independent draws; where the curve leaves 0 to 1, as if half a response were."""
+    p = np.clip(mean, 0.5 / samples, 1.0 - 0.5 / samples)
+    return p * (1.0 - p) / samples
+
+
+def _best_of_grid(form: Form, u: Floats, points: Points, noise: _Noise) -> Floats:
     """The values [p] of the least whitened squares over the grid of shapes; exact for a form without shape parameters."""
-    y = whiten(points.y, points, rho)
-    ones = whiten(np.ones(len(u)), points, rho)
+    y = noise.whitened(points.y)
+    ones = noise.whitened(np.ones(len(u)))
     if len(form.linear) == 1:
         return np.array([float(ones @ y) / float(ones @ ones)])
     grid = form.grid()
-    offset, scale, loss = _straight(ones, whiten(form.shape(u, grid), points, rho), y)
+    offset, scale, loss = _straight(ones, noise.whitened(form.shape(u, grid)), y)
     best = int(np.argmin(loss))
     return np.array([offset[best], scale[best], *grid[best]])
 
 
-def _search(form: Form, u: Floats, points: Points, rho: float) -> Floats:
+def _search(form: Form, u: Floats, points: Points, noise: _Noise) -> Floats:
     """The values [p] of the least whitened squares: the best of the grid, refined."""
-    start = _best_of_grid(form, u, points, rho)
+    start = _best_of_grid(form, u, points, noise)
     if not form.shape_parameters:
         return start
     low, high = _bounds(form, points)
     found = optimize.least_squares(
-        lambda values: whiten(points.y - form.mean(u, values), points, rho),
+        lambda values: noise.whitened(points.y - form.mean(u, values)),
         np.clip(start, low + 1e-9, high - 1e-9),
-        jac=lambda values: -whiten(_jacobian(form, u, values).T, points, rho).T,
+        jac=lambda values: -noise.whitened(_jacobian(form, u, values).T).T,
         bounds=(low, high),
         x_scale="jac",
         max_nfev=MOST_EVALUATIONS,

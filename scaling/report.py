@@ -94,7 +94,7 @@ def plain(value: Any) -> Any:
                 name: {"value": plain(best), "low": plain(low), "high": plain(high)}
                 for name, best, low, high in value.interval(0.95)
             }
-            noise = {"sigma": plain(value.sigma), "rho": plain(value.rho)}
+            noise = {"sigma": plain(value.sigma), "samples": plain(value.samples), "rho": plain(value.rho)}
             return {
                 "form": value.form.name, "formula": value.form.formula, "X": plain(value.unit),
                 "parameters": parameters, "at_bound": value.at_bound, **noise,

@@ -24,6 +24,9 @@ QUANTITIES = {
 }
 """What grows, or does not: name of the metric and what it is called in plots."""
 
+SHARES = ("accuracy", "code_ratio")
+"""Those that are a share of a step's responses."""
+
 AXES = {
     "step": "training step",
     "trained_tokens": "trained tokens (millions)",
@@ -62,6 +65,8 @@ class Run:
     """[T], ascending."""
     series: dict[str, Floats]
     """Name of a quantity or axis to [T]; not a number where the step did not measure it."""
+    samples: Floats
+    """[T], responses of each step."""
     missing: dict[str, str]
     """Axis to the word that says why the run has no such series."""
     hours: float
@@ -111,6 +116,8 @@ class Setting:
 
     def points(self, x: str, y: str) -> Points:
         """All runs' pairs of two series. Raises KeyError where a run has no such series, see `Run.missing`."""
+        if y in SHARES:
+            return Points.of_shares([(run.series[x], run.series[y], run.steps, run.samples) for run in self.runs])
         return Points.of_runs([(run.series[x], run.series[y], run.steps) for run in self.runs])
 
     def missing(self, axis: str) -> str | None:
@@ -150,7 +157,7 @@ def read_run(folder: Path) -> Run:
         lengths = np.nan_to_num(column["prompt_length"] + column["response_length"])
         series["generation_flops"] = np.cumsum(2 * column["parameters"] * column["trajectories"] * lengths) / 1e15
     hours = (records[-1]["time"] - records[0]["time"] + records[0].get("step_seconds", 0.0)) / 3600
-    return Run(folder, settings, steps, series, missing, hours)
+    return Run(folder, settings, steps, series, column["trajectories"], missing, hours)
 
 
 def pool(runs: Iterable[Run]) -> list[Setting]:

@@ -5,6 +5,7 @@ intervals with estimated autocorrelation: a little under nominal in short series
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -167,6 +168,69 @@ class TestFits:
         rng = np.random.default_rng(10)
         white, slow = noise(rng, 400, 0.0, 1.0), noise(rng, 400, 0.9, 1.0)
         assert block_length([white]) <= 4 < block_length([slow]) <= 100
+
+
+class TestShares:
+    """Accuracies: shares of 64 responses, from 8 % to 53 % along a logistic curve."""
+
+    N = 64
+    STEPS = 40
+
+    def share(self, rng: np.random.Generator, groups: int) -> Floats:
+        """Of responses in so many groups; those of a group are right by a probability of their own."""
+        p = 0.08 + 0.45 / (1 + np.exp(-(steps_to(self.STEPS) / self.STEPS - 0.5) / 0.06))
+        own = p[:, None] if groups == self.N else rng.beta(4 * p, 4 * (1 - p), (groups, self.STEPS)).T
+        return rng.binomial(self.N // groups, np.broadcast_to(own, (self.STEPS, groups))).sum(axis=1) / self.N
+
+    def points(self, rng: np.random.Generator, groups: int) -> Points:
+        x = steps_to(self.STEPS)
+        samples = np.full(self.STEPS, float(self.N))
+        runs = [(x, self.share(rng, groups), x.astype(np.int64), samples) for _ in range(2)]
+        return Points.of_shares(runs)
+
+    def coverage(self, groups: int, *, as_shares: bool) -> tuple[float, float]:
+        """Of new measurements by 95 % intervals: of the first quarter, where few are right, and of the last."""
+        rng = np.random.default_rng(20)
+        x, inside = steps_to(self.STEPS), []
+        for _ in range(150):
+            points = self.points(rng, groups)
+            low, high = fit(LOGISTIC, points if as_shares else replace(points, samples=None)).prediction(x, 0.95)
+            new = self.share(rng, groups)
+            inside.append((low <= new) & (new <= high))
+        covered = np.mean(inside, axis=0)
+        return float(covered[:10].mean()), float(covered[30:].mean())
+
+    @pytest.mark.parametrize(
+        ("groups", "least", "most"), [(64, 0.94, 0.985), (8, 0.9, 0.99)], ids=["single responses", "groups"]
+    )
+    def test_intervals_cover_where_few_are_right_and_where_half_are(self, groups, least, most):
+        early, late = self.coverage(groups, as_shares=True)
+        assert least <= early <= most
+        assert least <= late <= most
+
+    def test_one_deviation_for_all_would_be_too_wide_for_the_first_and_too_narrow_for_the_others(self):
+        early, late = self.coverage(64, as_shares=False)
+        assert early > 0.99
+        assert late < 0.94
+
+    def test_more_than_the_draw_of_responses_is_told_apart(self):
+        rng = np.random.default_rng(21)
+        drawn = fit(LOGISTIC, self.points(rng, 64))
+        grouped = fit(LOGISTIC, self.points(rng, 8))
+        assert drawn.sigma < 0.02 < grouped.sigma
+        assert drawn.samples == grouped.samples == 64
+
+    def test_noise_is_never_less_than_the_draw_of_responses(self):
+        x = steps_to(self.STEPS)
+        line = 0.2 + 0.6 * x / self.STEPS + np.where(x % 2, 1e-4, -1e-4)
+        points = Points.of_shares([(x, line, x.astype(np.int64), np.full(len(x), 64.0))])
+        fitted = fit(LINEAR, points)
+        assert fitted.sigma == 0.0
+        assert fitted.noise(np.array([20.0])) == pytest.approx([(0.5 * 0.5 / 64) ** 0.5], rel=0.01)
+        # A step with more responses counts for more.
+        outlier = points.y + np.where(x == 20, 0.5, 0.0)
+        heavy, light = (replace(points, y=outlier, samples=np.where(x == 20, n, 64.0)) for n in (6400.0, 4.0))
+        assert fit(CONSTANT, heavy).values[0] > fit(CONSTANT, light).values[0]
 
 
 class TestForecast:
