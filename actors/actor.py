@@ -39,6 +39,8 @@ log = structlog.get_logger()
 METRICS_EVERY_S = 5.0
 VERSION_PATIENCE_S = 30.0
 """How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
+HAND_BACK_S = 2.0
+"""For tickets to be handed back by an actor that leaves; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
 
@@ -126,8 +128,20 @@ class Actor:
             if room <= 0:
                 await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
                 continue
-            for leased in await self._tickets.pull(room, timeout_s=0.5):
+            for leased in await self._pull(room, stop):
                 self._start(leased)
+
+    async def _pull(self, room: int, stop: asyncio.Event) -> list[LeasedTicket]:
+        pulling = asyncio.create_task(self._tickets.pull(room, timeout_s=0.5))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((pulling, stopping), return_when=asyncio.FIRST_COMPLETED)
+            # It is over in a moment, unless the bus is away.
+            await asyncio.wait((pulling,), timeout=HAND_BACK_S)
+            return pulling.result() if pulling.done() else []
+        finally:
+            for task in (pulling, stopping):
+                task.cancel()
 
     def _start(self, leased: LeasedTicket) -> None:
         task = asyncio.create_task(self._serve(leased), name=f"ticket-{leased.ticket.number}")
@@ -149,7 +163,8 @@ class Actor:
             await asyncio.wait(self._rollouts, timeout=self._config.actor.grace_s)
         for rollout in self._rollouts:
             rollout.cancel()
-        await asyncio.gather(*self._rollouts, return_exceptions=True)
+        if self._rollouts:
+            await asyncio.wait(self._rollouts, timeout=HAND_BACK_S)
 
     async def _serve(self, leased: LeasedTicket) -> None:
         """One ticket to its end: a stored result and an acknowledgement, or a hand-back."""

@@ -18,6 +18,9 @@ from bus.streams import ALIVE_TTL_S
 
 log = structlog.get_logger()
 
+PATIENCE_S = 5.0
+"""For one word to be taken: a role that is to stop does not wait for a bus that is going away as well."""
+
 
 @dataclass
 class Announcer:
@@ -53,8 +56,9 @@ class Announcer:
             time=time.time(),
         )
         try:
-            bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
-            await bucket.put(f"{self.role}.{self.id}", encode(presence))
+            async with asyncio.timeout(PATIENCE_S):
+                bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
+                await bucket.put(f"{self.role}.{self.id}", encode(presence))
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError, nats.errors.ConnectionClosedError) as error:
             log.warning("could not announce presence", error=str(error))
 
@@ -69,8 +73,9 @@ class Announcer:
         if not self.bus.client.is_connected:
             return
         try:
-            bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
-            await bucket.delete(f"{self.role}.{self.id}")
+            async with asyncio.timeout(PATIENCE_S):
+                bucket = await self.bus.js.key_value(self.bus.names.alive_bucket)
+                await bucket.delete(f"{self.role}.{self.id}")
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError, nats.errors.ConnectionClosedError) as error:
             log.warning("could not leave the registry; the entry expires by itself", error=str(error))
 
