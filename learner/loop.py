@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 READ_AHEAD = 64
+STOP_S = 20.0
+"""For what cannot be broken off (a checkpoint, a request to a bus that is away) once the learner is told to stop."""
 LOOK_AT_RESULTS_S = 10.0
 """How often a learner that waits looks whether the result stream fills up."""
 
@@ -92,7 +94,7 @@ class Learner:
                 group.create_task(self._weights.answer_requests()),
             ]
             try:
-                done = await self._train(stop)
+                done = await self._train_until(stop)
                 if done:
                     await self._announcer.say("exporting the model")
                     await asyncio.to_thread(self._crew.export, self._folder / "model")
@@ -102,6 +104,24 @@ class Learner:
                     if task is not None:
                         task.cancel()
         return done
+
+    async def _train_until(self, stop: asyncio.Event) -> bool:
+        """As `_train`, but for long after `stop`: what it is in then, the end of the process may end, as a kill may."""
+        training = asyncio.create_task(self._train(stop))
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            await asyncio.wait((training, stopping), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((training,), timeout=STOP_S)
+        except asyncio.CancelledError:
+            training.cancel()
+            await asyncio.gather(training, return_exceptions=True)
+            raise
+        finally:
+            stopping.cancel()
+        if training.done():
+            return training.result()
+        log.warning("told to stop, and left in the middle", state=self._announcer.state)
+        return False
 
     async def _train(self, stop: asyncio.Event) -> bool:
         # A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right.
