@@ -41,6 +41,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[BusAddress]:
     """One nats-server for the whole session."""
     async with embedded_server(tmp_path_factory.mktemp("nats"), BusConfig(), "none") as (address, _):
+        async with open_bus(address, BusConfig(), "tests") as bus:
+            # When an account's last stream is deleted nats-server takes the account's folder away, a moment later and from
+            # under a stream that is being made.
+            await bus.js.add_stream(name="stays", subjects=["stays"])
         yield address
 
 
