@@ -2,8 +2,8 @@
 
 The learner gets its cores to itself; the engines' compute threads get the others, one share an actor and one for the
 evaluator, if there is one. On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner
-one. What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that
-is started by hand takes what its own affinity and environment allow.
+one. What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that is started by hand takes
+what its own affinity and environment allow.
 """
 
 import os

@@ -119,7 +119,7 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
         memory += f", {host / GIB:.1f} GiB on the host"
     memory += f"; a rank has {machine.memory / GIB:.1f} GiB"
     if state > machine.memory:
-        faults.append(_too_large(config, state, ranks, machine.memory))
+        faults.append(_too_large(config, state, ranks, machine))
     elif state + activations > machine.memory:
         doubts.append(
             f"the learner's state and activations may be more than the {machine.memory / GIB:.1f} GiB of a rank: lower "
@@ -208,7 +208,7 @@ def require_memory(config: RunConfig, model: Path, ranks: int) -> None:
     shape, machine = read_shape(str(model)), this_machine()
     state, _ = learner_state(config, shape, ranks, cuda=machine.cuda)
     if state > machine.memory:
-        raise PlanError(_too_large(config, state, ranks, machine.memory))
+        raise PlanError(_too_large(config, state, ranks, machine))
 
 
 def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) -> tuple[int, int]:
@@ -252,12 +252,14 @@ def _positions(config: RunConfig, positions: int) -> list[str]:
     ]
 
 
-def _too_large(config: RunConfig, state: int, ranks: int, memory: int) -> str:
-    stage = config.learner.deepspeed.zero_stage
-    advice = (
-        "start more ranks (`--ranks N`)" if stage == 3 else "set learner.deepspeed.zero_stage to 3 and start more ranks"
-    )
+def _too_large(config: RunConfig, state: int, ranks: int, machine: Machine) -> str:
+    deepspeed = config.learner.deepspeed
+    advice = "start more ranks (`--ranks N`)"
+    if deepspeed.zero_stage != 3:
+        advice = f"set learner.deepspeed.zero_stage to 3 and {advice}"
+    if machine.cuda and not deepspeed.offload_optimizer:
+        advice += ", or set learner.deepspeed.offload_optimizer"
     return (
         f"the learner's state is {state / GIB:.1f} GiB on each of {_counted(ranks, 'rank')}, a rank has "
-        f"{memory / GIB:.1f} GiB: {advice}, or set learner.deepspeed.offload_optimizer"
+        f"{machine.memory / GIB:.1f} GiB: {advice}"
     )

@@ -106,7 +106,7 @@ class Learner:
         return done
 
     async def _train_until(self, stop: asyncio.Event) -> bool:
-        """As `_train`, but for long after `stop`: what it is in then, the end of the process may end, as a kill may."""
+        """`_train`, but for no longer than `STOP_S` after `stop`: what it is in then ends with the process, as by a kill."""
         training = asyncio.create_task(self._train(stop))
         stopping = asyncio.create_task(stop.wait())
         try:

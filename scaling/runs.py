@@ -66,7 +66,7 @@ class Run:
     series: dict[str, Floats]
     """Name of a quantity or axis to [T]; not a number where the step did not measure it."""
     samples: Floats
-    """[T], responses of each step."""
+    """[T], responses of each step; not a number where the step did not count them."""
     missing: dict[str, str]
     """Axis to the word that says why the run has no such series."""
     hours: float
@@ -116,7 +116,7 @@ class Setting:
 
     def points(self, x: str, y: str) -> Points:
         """All runs' pairs of two series. Raises KeyError where a run has no such series, see `Run.missing`."""
-        if y in SHARES:
+        if y in SHARES and all(np.isfinite(run.samples).all() for run in self.runs):
             return Points.of_shares([(run.series[x], run.series[y], run.steps, run.samples) for run in self.runs])
         return Points.of_runs([(run.series[x], run.series[y], run.steps) for run in self.runs])
 
@@ -157,7 +157,8 @@ def read_run(folder: Path) -> Run:
         lengths = np.nan_to_num(column["prompt_length"] + column["response_length"])
         series["generation_flops"] = np.cumsum(2 * column["parameters"] * column["trajectories"] * lengths) / 1e15
     hours = (records[-1]["time"] - records[0]["time"] + records[0].get("step_seconds", 0.0)) / 3600
-    return Run(folder, settings, steps, series, column["trajectories"], missing, hours)
+    samples = column.get("trajectories", np.full(len(records), np.nan))
+    return Run(folder, settings, steps, series, samples, missing, hours)
 
 
 def pool(runs: Iterable[Run]) -> list[Setting]:

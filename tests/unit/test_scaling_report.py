@@ -81,9 +81,11 @@ class TestReading:
         assert run.series["accuracy"][2] == 0.99
 
     def test_an_axis_without_its_metrics_is_said_to_be_missing(self, tmp_path):
-        run = read_run(write_run(tmp_path / "old", [], without=("parameters",)))
+        run = read_run(write_run(tmp_path / "old", [], without=("parameters", "trajectories")))
         assert set(run.missing) == {"training_flops", "generation_flops"}
         assert run.missing["training_flops"] == "old has no metric parameters"
+        # Nor does anybody know of how many responses its accuracy is a share.
+        assert pool([run])[0].points("step", "accuracy").samples is None
 
     def test_what_is_no_run_is_named(self, tmp_path):
         with pytest.raises(RunError, match=r"absent is no run's folder: .*No such file"):
