@@ -11,12 +11,13 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import structlog
 
 from actors.rollout import Completion, DeadlineError
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
+from configs.compute import compute_dtype
 from configs.schema import EngineConfig, ModelConfig
 
 log = structlog.get_logger()
@@ -250,20 +251,6 @@ def _on_cores() -> Iterator[None]:
             os.environ["OMP_NUM_THREADS"] = before
 
 
-def _compute_dtype(model: ModelConfig) -> Literal["float32", "bfloat16"]:
-    """What the engine computes in: the dtype of the published weights, where the machine has arithmetic for it.
-
-    PyTorch multiplies bfloat16 matrices on a CPU without AVX-512 by one scalar product after another, seven times as slow as
-    in float32, which holds every bfloat16 weight exactly.
-    """
-    import torch
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() and not torch.backends.cpu.get_cpu_capability().startswith("AVX512"):
-        return "float32"
-    return model.dtype
-
-
 def _make(
     folder: Path, model: ModelConfig, config: EngineConfig, max_model_len: int, seed: int
 ) -> tuple[dict[str, Any], Any]:
@@ -284,7 +271,7 @@ def _make(
         on_cpu = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": 32}
     arguments = AsyncEngineArgs(
         model=str(folder),
-        dtype=_compute_dtype(model),
+        dtype=str(compute_dtype(model, on_cpu=current_platform.is_cpu())).removeprefix("torch."),
         max_model_len=max_model_len,
         max_num_seqs=config.max_running,
         tensor_parallel_size=config.tensor_parallel,

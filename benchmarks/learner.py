@@ -29,11 +29,11 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
+from configs.compute import compute_dtype
 from configs.loading import load_config
 from configs.models import model_folder
 from configs.schema import RunConfig
 from learner.batches import MicroBatch, micro_batches
-from learner.engine import compute_dtype
 from learner.policy import TokenLogprobs
 
 RESULTS = Path(__file__).parent / "results" / "learner.json"
@@ -113,7 +113,8 @@ class Bare:
         self._seed = config.seed
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder(config.model.path), dtype=self._dtype)
-        model.to("cuda" if torch.cuda.is_available() else "cpu", compute_dtype(self._dtype)).train()
+        cuda = torch.cuda.is_available()
+        model.to("cuda" if cuda else "cpu", compute_dtype(config.model, on_cpu=not cuda)).train()
         self._model = TokenLogprobs(model)
         self._parameters = list(self._model.parameters())
         self._master = [parameter.detach().float().clone() for parameter in self._parameters]

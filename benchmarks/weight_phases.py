@@ -42,7 +42,8 @@ class Steps:
     def __init__(self, lr: float) -> None:
         config = load_config("quickstart", [f"learner.optimizer.lr={lr}"])
         folder = model_folder(config.model.path)
-        self.policy = Policy(folder, config.model, config.learner.optimizer, config.learner.deepspeed, 0, 1000)
+        learner = config.learner
+        self.policy = Policy(folder, config.model, learner.optimizer, learner.deepspeed, 0, 1000, torch.float32)
         self.layout = self.policy.weight_layout()
         self._generator = torch.Generator().manual_seed(0)
 

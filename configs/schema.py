@@ -29,6 +29,17 @@ class ModelConfig(Section):
     `random-tiny` (random weights, a few layers)."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Type of the weights in the engine, on the bus and in the learner's forward pass."""
+    compute_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Type that engine and learner compute in. `auto`: that of the weights; for bfloat16 weights on a CPU the faster of the
+    two, which each role measures at its start."""
+
+    @model_validator(mode="after")
+    def _no_coarser_than_the_weights(self) -> Self:
+        if self.dtype == "float32" and self.compute_dtype == "bfloat16":
+            raise ValueError(
+                "float32 weights are not computed in bfloat16: set dtype to bfloat16, or compute_dtype to auto"
+            )
+        return self
 
 
 class PromptConfig(Section):
@@ -448,7 +459,7 @@ class LaunchConfig(Section):
     start_timeout_s: PositiveFloat = 900.0
     """Seconds within which every role must have given a first sign of life."""
     learner_threads: NonNegativeInt = 0
-    """CPU cores of the learner; 0 shares the machine's cores evenly between actors and learner."""
+    """CPU cores that the learner has to itself; 0: half of them and, without GPUs, what engines leave idle."""
 
 
 RESULT_BYTES_PER_TOKEN = 13

@@ -1,9 +1,14 @@
 """Each role's share of the machine's cores and GPUs, so that engine and learner do not take them from each other.
 
-The learner gets its cores to itself; the engines' compute threads get the others, one share an actor and one for the
-evaluator, if there is one. On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner
-one. What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that is started by hand takes
-what its own affinity and environment allow.
+Without GPUs the engines' compute threads get half of the cores, one share an actor and one for the evaluator, if there is
+one. The learner has the other half, and computes on the engines' too while those have nothing to do: it runs at a lower
+priority, so an engine that has work takes its cores back at once. It has as many threads all the time, since sums depend on
+how many share them, and they sleep at a barrier instead of spinning, since some may have to wait. `launch.learner_threads`
+parts the cores strictly instead.
+
+On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner one; the cores are parted.
+What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that is started by hand takes what
+its own affinity and environment allow.
 """
 
 import os
@@ -13,6 +18,9 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+
+GIVES_WAY = 10
+"""Niceness of a learner on the engines' cores: the kernel gives it a tenth of one that both want."""
 
 
 class DevicesError(UserError):
@@ -25,6 +33,8 @@ class Share:
 
     affinity: frozenset[int]
     environment: dict[str, str] = field(default_factory=dict)
+    niceness: int = 0
+    """Above 0: it gives way to the others."""
 
 
 def visible_gpus() -> list[str]:
@@ -53,11 +63,12 @@ def shares(config: RunConfig, gpus: Sequence[str]) -> dict[str, Share]:
     for_engines = cores[: len(cores) - mine] or cores
     for_learner = cores[-mine:]
     devices = _devices(config, engines, gpus)
-    result = {
-        "learner": Share(
-            frozenset(for_learner), {"OMP_NUM_THREADS": str(len(for_learner)), **devices.get("learner", {})}
-        ),
-    }
+    if gpus or config.launch.learner_threads:
+        threads = {"OMP_NUM_THREADS": str(len(for_learner))}
+        result = {"learner": Share(frozenset(for_learner), threads | devices.get("learner", {}))}
+    else:
+        threads = {"OMP_NUM_THREADS": str(len(cores)), "OMP_WAIT_POLICY": "passive"}
+        result = {"learner": Share(every, threads, GIVES_WAY)}
     each = max(1, len(for_engines) // len(engines))
     for number, name in enumerate(engines):
         start = (number * each) % len(for_engines)

@@ -215,8 +215,7 @@ def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) ->
     """Bytes of weights, gradients and optimiser of one rank, and those of them that lie on the host instead."""
     learner = config.learner
     stage = max(1, learner.deepspeed.zero_stage)
-    # On a CPU everything is computed in float32 (`learner.engine.compute_dtype`).
-    width = 2 if cuda and config.model.dtype != "float32" else 4
+    width = _compute_bytes(config, cuda=cuda)
     weights = width * shape.parameters // (ranks if stage == 3 else 1)
     gradients = 4 * shape.parameters // (ranks if stage >= 2 else 1)
     optimiser = 12 * shape.parameters // ranks
@@ -233,7 +232,7 @@ def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
     deepspeed = config.learner.deepspeed
     # A trajectory is never cut.
     tokens = max(deepspeed.micro_batch_tokens, _longest(config))
-    width = 2 if cuda and config.model.dtype != "float32" else 4
+    width = _compute_bytes(config, cuda=cuda)
     layer = 17 * width * tokens * shape.hidden
     kept = (
         layer + width * tokens * shape.hidden * shape.layers
@@ -241,6 +240,14 @@ def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
         else layer * shape.layers
     )
     return kept + int(LOGITS_GIB * GIB)
+
+
+def _compute_bytes(config: RunConfig, *, cuda: bool) -> int:
+    """Bytes of a number that is computed with; those of float32 where only a measurement on the machine will tell."""
+    chosen = config.model.compute_dtype
+    if chosen == "auto":
+        chosen = config.model.dtype if cuda else "float32"
+    return 2 if chosen == "bfloat16" else 4
 
 
 def _positions(config: RunConfig, positions: int) -> list[str]:

@@ -40,6 +40,7 @@ class RoleProcess:
         self._logged_before = log_file.stat().st_size if log_file.exists() else 0
         everything = os.sched_getaffinity(0)
         environment = {**os.environ, **(self._share.environment if self._share else {})}
+        gives_way = ["nice", "-n", str(self._share.niceness)] if self._share and self._share.niceness else []
         with self._output.open("ab") as output:
             try:
                 # A child inherits the affinity of the thread that starts it.
@@ -47,6 +48,7 @@ class RoleProcess:
                     os.sched_setaffinity(0, self._share.affinity)
                 self._process = await asyncio.create_subprocess_exec(
                     *TOLD_WHEN_PARENT_DIES,
+                    *gives_way,
                     sys.executable,
                     "-m",
                     "launch.cli",

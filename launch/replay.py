@@ -32,7 +32,7 @@ def start(arguments: argparse.Namespace) -> int:
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()
-    _same_threads(run)
+    same, config = config == recorded, _as_it_computed(config, run)
     if rank() > 0:
         asyncio.run(follow_leader(config, asyncio.Event()))
         return 0
@@ -40,7 +40,7 @@ def start(arguments: argparse.Namespace) -> int:
     from learner.steps import UnstableError
 
     try:
-        return _replay(config, run, out.resolve(), same=config == recorded)
+        return _replay(config, run, out.resolve(), same=same)
     except UnstableError as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 1
@@ -85,13 +85,19 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     return 0
 
 
-def _same_threads(run: Path) -> None:
-    """Sums depend on how many threads share them: takes as many as the run's learner had."""
+def _as_it_computed(config: RunConfig, run: Path) -> RunConfig:
+    """Sums depend on how many threads share them, and in which type: takes those of the run's learner."""
     import torch
 
     from configs.schema import CheckpointConfig
     from learner.checkpoints import Checkpoints
 
     newest = Checkpoints(run / "checkpoints", CheckpointConfig()).newest()
-    if newest is not None:
-        torch.set_num_threads(Checkpoints.read(newest)["threads"])
+    if newest is None:
+        return config
+    state = Checkpoints.read(newest)
+    torch.set_num_threads(state["threads"])
+    if config.model.compute_dtype != "auto":
+        return config
+    model = config.model.model_copy(update={"compute_dtype": state["compute_dtype"]})
+    return config.model_copy(update={"model": model})

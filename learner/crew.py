@@ -55,6 +55,11 @@ class Crew:
         return self._ranks.count
 
     @property
+    def compute_dtype(self) -> str:
+        """See `Trainer.compute_dtype`."""
+        return str(self._trainer.compute_dtype).removeprefix("torch.")
+
+    @property
     def vocabulary(self) -> int:
         """See `Policy.vocabulary`."""
         return self._trainer.policy.vocabulary

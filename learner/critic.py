@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from configs.schema import CriticConfig, DeepSpeedConfig, ModelConfig
+from configs.schema import CriticConfig, DeepSpeedConfig
 from learner.batches import MicroBatch
-from learner.engine import StepResult, TrainingEngine, compute_dtype, prepare_to_train
+from learner.engine import StepResult, TrainingEngine, prepare_to_train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,19 +40,25 @@ class Critic:
     """Body, head, optimiser and learning-rate schedule, in one training engine."""
 
     def __init__(
-        self, model_folder: Path, model: ModelConfig, critic: CriticConfig, deepspeed: DeepSpeedConfig, total_steps: int
+        self,
+        model_folder: Path,
+        critic: CriticConfig,
+        deepspeed: DeepSpeedConfig,
+        total_steps: int,
+        compute: torch.dtype,
     ) -> None:
-        """Loads the body from `model_folder` and builds the engine, see `TrainingEngine` for `total_steps` and errors."""
+        """Loads the body from `model_folder` and builds the engine, see `TrainingEngine` for `total_steps` and errors.
+
+        Nobody samples from the critic, so its weights are rounded to nothing coarser than `compute`, its passes' dtype.
+        """
         import transformers
 
-        # Nobody samples from the critic, so its weights are rounded to nothing coarser than what it computes in.
-        dtype = compute_dtype(getattr(torch, model.dtype))
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=dtype, attn_implementation="sdpa"
+            model_folder, dtype=compute, attn_implementation="sdpa"
         )
         prepare_to_train(hf_model, deepspeed)
         module = TokenValues(hf_model.base_model)
-        self._engine = TrainingEngine(module, dtype, critic.optimizer, deepspeed, total_steps, CHECKPOINT_TAG)
+        self._engine = TrainingEngine(module, compute, critic.optimizer, deepspeed, total_steps, CHECKPOINT_TAG)
 
     def values(self, micro: MicroBatch) -> torch.Tensor:
         """Value [N] of each sampled token, float32, on the critic's device; with gradient unless under `torch.no_grad()`."""

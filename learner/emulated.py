@@ -21,6 +21,7 @@ class EmulatedCrew:
     """Has the methods of `Crew`, with one rank."""
 
     ranks = 1
+    compute_dtype = "float32"
 
     def __init__(self, model: Path) -> None:
         self.vocabulary: int = json.loads((model / "config.json").read_text())["vocab_size"]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from configs.schema import DeepSpeedConfig, OptimizerConfig
-from learner.ranks import Ranks, join_process_group
+from learner.ranks import Ranks, join_process_group, leave_process_group
 
 REDUCE_BUCKET = 2**24
 """Elements that ZeRO reduces at once; its default would hold 2 GB of buffers."""
@@ -49,7 +49,7 @@ class TrainingEngine[M: nn.Module]:
         """Builds the engine.
 
         Args:
-            module: all its parameters have the dtype of the forward pass (`compute_dtype`).
+            module: all its parameters have the dtype of the forward pass (`configs.compute`).
             dtype: to which weights are rounded after every step.
             total_steps: optimiser steps of the whole run; warm-up must fit in.
             tag: name of this engine's part of a checkpoint.
@@ -137,11 +137,9 @@ class TrainingEngine[M: nn.Module]:
 
     def close(self) -> None:
         """Frees the engine, and the process group if this engine made it: of several, close the first one last."""
-        import deepspeed as ds
-
         self._engine.destroy()
         if self._owns_process_group:
-            ds.comm.destroy_process_group()
+            leave_process_group()
 
     def _round_weights(self) -> None:
         """Leaves the forward pass the weights that are published, whatever type it computes in.
@@ -155,11 +153,6 @@ class TrainingEngine[M: nn.Module]:
             if parameter.dtype != self._dtype:
                 with ds.zero.GatheredParameters([parameter], modifier_rank=0), torch.no_grad():
                     parameter.copy_(parameter.to(self._dtype))
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What weights of `dtype` are computed with: float32 on a CPU, where bfloat16 products take twice as long."""
-    return dtype if torch.cuda.is_available() else torch.float32
 
 
 def prepare_to_train(model: Any, deepspeed: DeepSpeedConfig) -> None:

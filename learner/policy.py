@@ -1,7 +1,7 @@
 """The policy under training: a Hugging Face causal model inside a training engine.
 
-The forward pass always uses the weights that are published, which have the model's dtype; on a CPU it computes with them
-in float32, since bfloat16 products take twice as long there (without matrix units).
+The forward pass always uses the weights that are published, which have the model's dtype, whatever it computes in
+(`configs.compute`).
 """
 
 import math
@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from bus.weight_codec import Layout
 from configs.schema import DeepSpeedConfig, ModelConfig, OptimizerConfig
 from learner.batches import MicroBatch
-from learner.engine import StepResult, TrainingEngine, compute_dtype, prepare_to_train
+from learner.engine import StepResult, TrainingEngine, prepare_to_train
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -68,14 +68,14 @@ class Policy:
         deepspeed: DeepSpeedConfig,
         seed: int,
         total_steps: int,
-        compute: torch.dtype | None = None,
+        compute: torch.dtype,
     ) -> None:
         """Loads the model and builds the engine.
 
         Args:
             model_folder: a Hugging Face checkpoint with tokenizer.
             total_steps: optimiser steps of the whole run; warm-up must fit in.
-            compute: dtype of the forward pass, `compute_dtype` of the model's by default.
+            compute: dtype of the forward pass.
 
         Raises ValueError for a model that does more to its logits than one matrix product, and what `TrainingEngine` does.
         """
@@ -92,7 +92,7 @@ class Policy:
         """How many the model has, tied ones once."""
         self.vocabulary: int = hf_model.get_input_embeddings().num_embeddings
         """Token ids that the model knows: those below."""
-        hf_model.to(compute or compute_dtype(self._dtype))
+        hf_model.to(compute)
         prepare_to_train(hf_model, deepspeed)
         module = TokenLogprobs(hf_model)
         _check_logits(module)

@@ -45,6 +45,13 @@ def join_process_group() -> bool:
     return True
 
 
+def leave_process_group() -> None:
+    """Ends the one that `join_process_group` made, and DeepSpeed's groups in it."""
+    import deepspeed as ds
+
+    (ds.comm if ds.comm.is_initialized() else dist).destroy_process_group()
+
+
 class Ranks:
     """This process among those of the process group, which must have been joined."""
 

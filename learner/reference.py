@@ -7,14 +7,13 @@ import torch
 
 from configs.schema import ModelConfig
 from learner.batches import MicroBatch
-from learner.engine import compute_dtype
 from learner.policy import TokenLogprobs
 
 
 class ReferencePolicy:
     """Log-probabilities of a model that is never updated."""
 
-    def __init__(self, model_folder: Path, model: ModelConfig, device: torch.device) -> None:
+    def __init__(self, model_folder: Path, model: ModelConfig, device: torch.device, compute: torch.dtype) -> None:
         """Loads the model from `model_folder` onto `device`; its weights are rounded as the policy's are."""
         import transformers
 
@@ -22,7 +21,7 @@ class ReferencePolicy:
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             model_folder, dtype=dtype, attn_implementation="sdpa"
         )
-        self._module = TokenLogprobs(hf_model.to(device, compute_dtype(dtype)).eval().requires_grad_(False))
+        self._module = TokenLogprobs(hf_model.to(device, compute).eval().requires_grad_(False))
         self._device = device
 
     @torch.no_grad()

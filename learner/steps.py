@@ -71,8 +71,9 @@ class Steps:
             "ledger": self.ledger.state(),
             "skipped": self._skipped,
             "ranks": self._crew.ranks,
-            # A replay takes as many, to come to the same sums.
+            # A replay takes the same, to come to the same sums.
             "threads": torch.get_num_threads(),
+            "compute_dtype": self._crew.compute_dtype,
         }
 
     def restore(self, state: dict[str, Any]) -> None:

@@ -19,7 +19,8 @@ import structlog
 import torch
 
 from bus.messages import Trajectory
-from configs.schema import RunConfig
+from configs.compute import compute_dtype
+from configs.schema import ModelConfig, RunConfig
 from learner.algorithm import batch_advantages, length_scale, policy_objective
 from learner.batches import MicroBatch, sampled_tokens
 from learner.correction import importance_weights, in_band, log_ratio, sequence_ratios
@@ -29,7 +30,7 @@ from learner.losses import value_loss
 from learner.minibatches import Minibatch, split
 from learner.passes import Passes
 from learner.policy import Policy
-from learner.ranks import Ranks
+from learner.ranks import Ranks, join_process_group, leave_process_group
 from learner.reference import ReferencePolicy
 
 log = structlog.get_logger()
@@ -82,6 +83,9 @@ class Trainer:
         self._algorithm = learner.algorithm
         self._critic_config = learner.critic
         self._seed = config.seed
+        self._owns_process_group = join_process_group()
+        self.compute_dtype: torch.dtype = _agreed_compute_dtype(config.model)
+        """Of every model's passes, on all ranks."""
         self._frozen_steps = learner.critic.frozen_policy_steps if self._algorithm.has_critic else 0
         self.policy = Policy(
             model_folder,
@@ -90,14 +94,15 @@ class Trainer:
             learner.deepspeed,
             config.seed,
             total_steps=(learner.steps - self._frozen_steps) * self._algorithm.minibatches,
+            compute=self.compute_dtype,
         )
         self._critic: Critic | None = None
         if self._algorithm.has_critic:
             steps = learner.steps * learner.critic.minibatches
-            self._critic = Critic(model_folder, config.model, learner.critic, learner.deepspeed, steps)
+            self._critic = Critic(model_folder, learner.critic, learner.deepspeed, steps, self.compute_dtype)
         self._reference: ReferencePolicy | None = None
         if self._algorithm.kl_coefficient:
-            self._reference = ReferencePolicy(model_folder, config.model, self.policy.device)
+            self._reference = ReferencePolicy(model_folder, config.model, self.policy.device, self.compute_dtype)
         self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
@@ -172,10 +177,12 @@ class Trainer:
             self._critic.load(folder)
 
     def close(self) -> None:
-        """Frees the engines."""
+        """Frees the engines, and the process group if this trainer made it."""
         if self._critic is not None:
             self._critic.close()
         self.policy.close()
+        if self._owns_process_group:
+            leave_process_group()
 
     def _train_critic(
         self,
@@ -287,6 +294,15 @@ class Trainer:
             "sequence_ratio_max": ratios.max().item(),
             "sequence_masked": 1.0 - kept.float().mean().item(),
         }
+
+
+def _agreed_compute_dtype(model: ModelConfig) -> torch.dtype:
+    """Rank 0's choice, on every rank: two ranks that measure could differ."""
+    ranks = Ranks()
+    chosen = ""
+    if ranks.rank == 0:
+        chosen = str(compute_dtype(model, on_cpu=not torch.cuda.is_available())).removeprefix("torch.")
+    return getattr(torch, ranks.broadcast(chosen.encode()).decode())
 
 
 def _outcome(

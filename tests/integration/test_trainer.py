@@ -380,7 +380,7 @@ def test_tied_weights_are_named_once(tmp_path, folder):
     config = LlamaConfig.from_pretrained(folder, tie_word_embeddings=True)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tied")
     AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "tied")
-    policy = Policy(tmp_path / "tied", ModelConfig(path="tied"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
+    policy = Policy(tmp_path / "tied", ModelConfig(path="tied"), TRAIN, DeepSpeedConfig(), 0, 1, torch.float32)
     names = [name for name, _ in policy.named_weights()]
     assert "model.embed_tokens.weight" in names
     assert "lm_head.weight" not in names
@@ -407,7 +407,7 @@ def test_a_model_that_caps_its_logits_is_refused(tmp_path, folder):
     )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="logits"):
-        Policy(tmp_path, ModelConfig(path="capped"), TRAIN, DeepSpeedConfig(), seed=0, total_steps=1)
+        Policy(tmp_path, ModelConfig(path="capped"), TRAIN, DeepSpeedConfig(), 0, 1, torch.float32)
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(folder):
@@ -419,4 +419,5 @@ def test_a_warm_up_longer_than_the_run_is_refused(folder):
             DeepSpeedConfig(),
             seed=0,
             total_steps=10,
+            compute=torch.float32,
         )

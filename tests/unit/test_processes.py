@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.cores import Share
 from launch.processes import RoleProcess
 
 WAIT_S = 60
@@ -37,6 +38,23 @@ async def test_a_killed_role_names_the_signal(start, tmp_path: Path):
     os.kill(role.pid, signal.SIGKILL)
     await asyncio.wait_for(role.wait(), WAIT_S)
     assert role.ending().startswith("was killed by signal 9 (SIGKILL)")
+
+
+async def test_a_role_gets_its_share(tmp_path: Path):
+    cores = frozenset({max(os.sched_getaffinity(0))})
+    arguments = ["bus", "tiny", "--folder", str(tmp_path / "run")]
+    role = RoleProcess("bus", arguments, tmp_path / "bus.out", Share(cores, {"ZEROTIR_SHARE": "yes"}, niceness=3))
+    await role.start()
+    try:
+        async with asyncio.timeout(WAIT_S):
+            while not (tmp_path / "run" / "bus.json").exists():
+                assert role.code is None
+                await asyncio.sleep(0.02)
+        assert os.getpriority(os.PRIO_PROCESS, role.pid) == os.getpriority(os.PRIO_PROCESS, 0) + 3
+        assert os.sched_getaffinity(role.pid) == cores
+        assert b"ZEROTIR_SHARE=yes\0" in Path(f"/proc/{role.pid}/environ").read_bytes()
+    finally:
+        await role.stop()
 
 
 async def test_a_role_that_reported_an_error_is_quoted(start, tmp_path: Path):

@@ -1,0 +1,53 @@
+"""What is computed in: as the configuration says, else as was measured."""
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from configs import compute
+from configs.compute import MARGIN, compute_dtype
+from configs.schema import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chosen", "on_cpu", "expected"),
+    [
+        ("bfloat16", "float32", True, torch.float32),
+        ("bfloat16", "float32", False, torch.float32),
+        ("bfloat16", "bfloat16", True, torch.bfloat16),
+        ("bfloat16", "auto", False, torch.bfloat16),
+        ("float32", "auto", False, torch.float32),
+        ("float32", "auto", True, torch.float32),
+    ],
+)
+def test_nothing_is_measured_where_nothing_is_to_choose(
+    dtype: str, chosen: str, on_cpu: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delattr(compute, "_gflops")
+    model = ModelConfig(path="any", dtype=dtype, compute_dtype=chosen)
+    assert compute_dtype(model, on_cpu=on_cpu) == expected
+
+
+@pytest.mark.parametrize(
+    ("gflops", "expected"),
+    [(90 * MARGIN + 1, torch.bfloat16), (90 * MARGIN - 1, torch.float32), (13.0, torch.float32)],
+)
+def test_a_cpu_computes_in_what_is_clearly_faster(
+    gflops: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    speed = {torch.float32: 90.0, torch.bfloat16: gflops}
+    monkeypatch.setattr(compute, "_gflops", lambda dtype: speed[dtype])
+    assert compute_dtype(ModelConfig(path="any"), on_cpu=True) == expected
+
+
+def test_the_measurement_is_made_and_told():
+    with capture_logs() as logs:
+        chosen = compute_dtype(ModelConfig(path="any"), on_cpu=True)
+    (line,) = logs
+    assert line["chosen"] == str(chosen).removeprefix("torch.")
+    assert min(line["float32_gflops"], line["bfloat16_gflops"]) > 0
+
+
+def test_weights_are_not_computed_in_a_coarser_type():
+    with pytest.raises(ValueError, match="compute_dtype"):
+        ModelConfig(path="any", dtype="float32", compute_dtype="bfloat16")
