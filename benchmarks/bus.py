@@ -31,7 +31,7 @@ from bus.connection import open_bus
 from bus.messages import Trajectory
 from bus.server import embedded_server
 from bus.streams import Names, create_streams
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 
 WAYS = ("zerotir", "nats-py", "redis")
 SIZES = (4_000, 100_000)

@@ -20,7 +20,8 @@ from bus.codec import decode, encode
 from bus.connection import open_bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, FinishReason, Outcome, ToolCall, Trajectory, VersionSpan, WeightVersion
-from configs.schema import BusConfig, RolloutConfig
+from configs.bus import BusConfig
+from configs.schema import RolloutConfig
 from learner.usable import require_usable
 
 CONFIG = BusConfig(timeout_s=30)

@@ -35,7 +35,8 @@ from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.messages import ExecutionResult, Outcome
 from bus.server import embedded_server
-from configs.schema import BusConfig, SandboxConfig
+from configs.bus import BusConfig
+from configs.schema import SandboxConfig
 from sandbox.client import SandboxClient, statistics
 from sandbox.jail import Jail
 from sandbox.pool import Pool

@@ -15,7 +15,7 @@ import structlog
 from bus.address import BusAddress
 from bus.connection import open_bus
 from bus.weight_follower import WeightFollower
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 
 
 def peak_mb() -> float:

@@ -23,9 +23,9 @@ from bus.connection import open_bus
 from bus.messages import TensorEntry
 from bus.weight_codec import Layout, WeightState
 from bus.weight_writer import WeightWriter
+from configs.bus import BusConfig, WeightsConfig
 from configs.loading import load_config
 from configs.models import model_folder
-from configs.schema import BusConfig, WeightsConfig
 from learner.batches import MicroBatch
 from learner.policy import Policy
 

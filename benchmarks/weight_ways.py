@@ -18,7 +18,7 @@ from bus.connection import Bus, open_bus
 from bus.streams import create_streams
 from bus.weight_codec import Layout, WeightState
 from bus.weight_writer import WeightWriter
-from configs.schema import BusConfig, WeightsConfig
+from configs.bus import BusConfig, WeightsConfig
 
 
 class SnapshotWriter(WeightWriter):

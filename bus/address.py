@@ -15,8 +15,8 @@ import nkeys
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from bus.permissions import ROLES
+from configs.bus import TlsConfig
 from configs.errors import UserError
-from configs.schema import TlsConfig
 
 MASTER = "bus"
 """The role that makes the streams and may do everything within its run."""

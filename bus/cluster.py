@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from bus.address import BusAddress
 from bus.server import common_settings, run_account, write_private
+from configs.bus import BusConfig
 from configs.errors import UserError
-from configs.schema import BusConfig
 
 ROUTES_ABOVE = 2000
 """A server's port for its neighbours, beyond the one for clients."""

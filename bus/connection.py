@@ -22,8 +22,8 @@ from bus.codec import Message, encode
 from bus.messages import DeadLetter
 from bus.store import Store
 from bus.streams import Names
+from configs.bus import BusConfig
 from configs.errors import UserError
-from configs.schema import BusConfig
 
 log = structlog.get_logger()
 

@@ -12,7 +12,8 @@ import xxhash
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bus.codec import BoolArray, Float32Array, Int32Array, Message
-from configs.schema import GradingConfig, PromptConfig, RolloutConfig
+from configs.schema import RolloutConfig
+from configs.tasks import GradingConfig, PromptConfig
 
 
 class WeightVersion(Message):

@@ -20,8 +20,8 @@ from bus.address import MASTER, BusAddress
 from bus.child import TOLD_WHEN_PARENT_DIES
 from bus.permissions import ROLES, account
 from bus.streams import MAX_MESSAGE_BYTES
+from configs.bus import BusConfig
 from configs.errors import UserError
-from configs.schema import BusConfig
 
 log = structlog.get_logger()
 

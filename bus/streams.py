@@ -22,8 +22,8 @@ from nats.js.api import (
 )
 from nats.js.errors import APIError, ServerError
 
+from configs.bus import BusConfig
 from configs.errors import UserError
-from configs.schema import BusConfig
 
 ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""

@@ -34,8 +34,8 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.messages import Manifest, ManifestKind, Segment, WeightChunk, WeightVersion
 from bus.weight_codec import Layout, WeightsError, WeightState
 from bus.weight_log import newest, read_manifests
+from configs.bus import WeightsConfig
 from configs.errors import UserError
-from configs.schema import WeightsConfig
 
 log = structlog.get_logger()
 

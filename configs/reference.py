@@ -11,7 +11,7 @@ from configs.schema import RunConfig
 
 HEADER = """# Every configuration field
 
-Made from `configs/schema.py` by `scripts/document_configuration`. A file names what differs from the defaults;
+Made from the schema (`configs/schema.py`) by `scripts/document_configuration`. A file names what differs from the defaults;
 `--set section.field=value` overrides; `zerotir config CONFIG` prints the result. Unknown fields are errors.
 """
 

@@ -1,8 +1,9 @@
 """The typed schema of a run's configuration.
 
-One model a section, every field with its meaning, unit and default. Nothing here imports the rest of the project, so
-every role may import it. Unknown fields, ill-typed values and combinations that cannot work are refused with a message
-that names the field (see `configs.loading` for how files and overrides become a `RunConfig`).
+One model a section, every field with its meaning, unit and default; the larger parts have modules of their own. Nothing
+here imports the rest of the project, so every role may import it. Unknown fields, ill-typed values and combinations that
+cannot work are refused with a message that names the field (see `configs.loading` for how files and overrides become a
+`RunConfig`).
 """
 
 from typing import Annotated, Literal, Self
@@ -18,7 +19,10 @@ from pydantic import (
 )
 
 from configs.algorithm import AlgorithmConfig, FiltersConfig
+from configs.bus import BusConfig, WeightsConfig
 from configs.section import Fraction, Section
+from configs.tasks import ProblemsConfig, TasksConfig
+from configs.training import CheckpointConfig, CriticConfig, DeepSpeedConfig, OptimizerConfig
 
 
 class ModelConfig(Section):
@@ -40,100 +44,6 @@ class ModelConfig(Section):
                 "float32 weights are not computed in bfloat16: set dtype to bfloat16, or compute_dtype to auto"
             )
         return self
-
-
-class PromptConfig(Section):
-    """How a problem is asked."""
-
-    template: str = "zerotir"
-    """Name of a shipped template (`zerotir`, `few-shot`, `plain`, `plain-text`, `zerotir-text`, `tiny`) or path of a text
-    file that contains `{problem}` once."""
-    chat: bool = False
-    """Wrap the filled template as a user turn in the model's own chat template."""
-
-
-RecipeOptions = dict[str, int | float | str | bool]
-
-
-class MixedSource(Section):
-    """One source of a mix: the recipe of the name that the mix gives it, or a file or data set."""
-
-    weight: PositiveFloat = 1.0
-    """Share of the problems, relative to the mix's other weights; each problem's source is drawn."""
-    options: RecipeOptions = {}
-    """Options of the recipe, passed on as they are."""
-    file: str | None = None
-    """A JSON Lines or Parquet file."""
-    dataset: str | None = None
-    """A Hugging Face data set, as `name` or `name:split`."""
-    problem_field: str = "problem"
-    """Field of a file or data set that holds the problem's text."""
-    answer_field: str = "answer"
-    """Field that holds the gold answer."""
-
-    @model_validator(mode="after")
-    def one_source(self) -> Self:
-        if sum(map(bool, (self.file, self.dataset, self.options))) > 1:
-            raise ValueError("a file, a data set and options of a recipe exclude each other")
-        return self
-
-
-class ProblemsConfig(Section):
-    """Where problems come from; exactly one of the four sources is named."""
-
-    recipe: str | None = None
-    """A reasoning-gym recipe (`gsm_symbolic`, `products`, ...)."""
-    options: RecipeOptions = {}
-    """Options of the recipe, passed on as they are."""
-    mix: dict[str, MixedSource] = {}
-    """Several recipes, files and data sets by name, each with its weight; rows of a file or data set come in turn."""
-    file: str | None = None
-    """A JSON Lines or Parquet file."""
-    dataset: str | None = None
-    """A Hugging Face data set, as `name` or `name:split`."""
-    problem_field: str = "problem"
-    """Field of a file or data set that holds the problem's text."""
-    answer_field: str = "answer"
-    """Field that holds the gold answer."""
-    size: PositiveInt = 10_000
-    """How many problems a recipe or a mix makes; a file or data set gives all it has."""
-
-    @model_validator(mode="after")
-    def one_source(self) -> Self:
-        if sum(source is not None for source in (self.recipe, self.mix or None, self.file, self.dataset)) != 1:
-            raise ValueError("name exactly one of recipe, mix, file and dataset")
-        if self.options and self.recipe is None:
-            raise ValueError("options belong to a recipe; in a mix, to each recipe of its own")
-        return self
-
-
-class GradingConfig(Section):
-    """How an answer is judged: on tokens that the model sampled, outside code blocks."""
-
-    rule: Literal["boxed", "last_number"] = "boxed"
-    """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number of the last whole `\\boxed{}`, or
-    without one of the model's own text outside code."""
-    answer_tag: bool = False
-    """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
-    timeout_s: PositiveFloat = 5.0
-    """Seconds that math-verify may take before an answer counts as ungradable."""
-    format_penalty: NonNegativeFloat = 0.0
-    """Taken off the reward where there is no answer, or, with `answer_tag`, the response does not end with one `</think>`
-    and one `<answer> </answer>` behind it."""
-    unparsable_penalty: NonNegativeFloat = 0.0
-    """Taken off the reward where there is no answer or math-verify can't read it; with 1, such a response earns -1."""
-    overlong_penalty: NonNegativeFloat = 0.0
-    """Taken off the reward where the response used up its budget, and in proportion in the last `overlong_tokens`."""
-    overlong_tokens: NonNegativeInt = 0
-    """Stretch before `rollout.max_response_tokens` in which the overlong penalty grows from nothing."""
-
-
-class TasksConfig(Section):
-    """Problems, prompts and grading."""
-
-    problems: ProblemsConfig
-    prompt: PromptConfig = PromptConfig()
-    grading: GradingConfig = GradingConfig()
 
 
 class RolloutConfig(Section):
@@ -170,67 +80,6 @@ class RolloutConfig(Section):
     def deadline_s(self) -> float:
         """Seconds of generation that one rollout may take."""
         return self.max_response_tokens / self.slowest_tokens_per_s
-
-
-class TlsConfig(Section):
-    """TLS of the bus. Roles prove who they are by their keys; TLS adds secrecy and proves who the servers are."""
-
-    ca: str | None = None
-    """PEM file of the authority that signed the servers' certificates, under the same path on every host; without it, no
-    TLS."""
-    certificate: str | None = None
-    """PEM file of a client certificate, for servers that ask for one."""
-    key: str | None = None
-    """PEM file of its key."""
-    server_certificate: str | None = None
-    """PEM file of the server's certificate, under the same path on every server's host."""
-    server_key: str | None = None
-    """PEM file of its key."""
-
-    @model_validator(mode="after")
-    def pairs(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together")
-        if (self.server_certificate is None) != (self.server_key is None):
-            raise ValueError("server_certificate and server_key belong together")
-        if self.ca is None and (self.certificate is not None or self.server_certificate is not None):
-            raise ValueError("certificates need ca, the file of the authority that signed them")
-        return self
-
-
-class BusConfig(Section):
-    """NATS and the streams of a run."""
-
-    host: str = "127.0.0.1"
-    """Address on which the embedded server listens."""
-    port: NonNegativeInt = 0
-    """Port of the embedded server; 0 takes a free one."""
-    url: str | None = None
-    """Addresses of the servers that `zerotir bus CONFIG --init DIR` writes the files of, separated by commas, such as
-    `nats://a:4222,nats://b:4222,nats://c:4222`; without it, the bus is an embedded server."""
-    tls: TlsConfig = TlsConfig()
-    replicas: Literal[1, 3, 5] = 1
-    """Copies of each stream in a NATS cluster."""
-    max_results_bytes: PositiveInt = 2 * 1024**3
-    """Size at which the result stream refuses more and actors wait."""
-    metrics_age_s: PositiveFloat = 7 * 86400.0
-    """Seconds that metrics stay on the bus."""
-    timeout_s: PositiveFloat = 30.0
-    """Bound of one request to the bus."""
-    reconnect_s: PositiveFloat = 120.0
-    """Seconds that a role tries to reach a lost bus before it gives up."""
-
-
-class WeightsConfig(Section):
-    """The weight log."""
-
-    snapshot_every: PositiveInt = 20
-    """Versions between two snapshots; one is written earlier once the deltas since the last outweigh it."""
-    snapshot_location: str | None = None
-    """Folder or URL (as fsspec takes it, such as `s3://bucket/run`) where snapshots lie instead of on the bus. Every actor
-    must reach it under the same name."""
-    chunk_bytes: Annotated[int, Field(ge=64 * 1024, le=4 * 1024**2)] = 1024**2
-    """Size of one message of a snapshot or delta, about."""
 
 
 class SandboxConfig(Section):
@@ -328,69 +177,6 @@ class ActorConfig(Section):
     grace_s: PositiveFloat = 8.0
     """Seconds that rollouts may still take after SIGTERM before their tickets are handed back; `zerotir up` ends a role 11
     seconds after it was told to stop."""
-
-
-class OptimizerConfig(Section):
-    """AdamW."""
-
-    lr: PositiveFloat = 1e-6
-    """Learning rate."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """Decay of the two moments."""
-    eps: PositiveFloat = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled weight decay."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Learning rate after the warm-up: constant, or falling to 0 at the end of the run, straight or as half a cosine."""
-    warmup_steps: NonNegativeInt = 0
-    """Optimiser steps over which the learning rate rises linearly."""
-    max_grad_norm: PositiveFloat = 1.0
-    """Gradients are clipped to this norm."""
-
-
-class CriticOptimizerConfig(OptimizerConfig):
-    """AdamW of the critic, with PyTorch's meaning of each field."""
-
-    lr: PositiveFloat = 5e-6
-    """Peak learning rate."""
-
-
-class CriticConfig(Section):
-    """The critic, a model like the policy with one value for each token; only with the advantages `gae` and `vtrace`."""
-
-    optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
-    minibatches: PositiveInt = 12
-    """Optimiser steps per batch; each trajectory is in one."""
-    value_clip: PositiveFloat | None = 0.2
-    """How far a value may move from what it was when the batch was formed before its gradient stops; null for no bound."""
-    frozen_policy_steps: NonNegativeInt = 0
-    """First training steps in which only the critic learns."""
-
-
-class DeepSpeedConfig(Section):
-    """The training engine."""
-
-    zero_stage: Literal[0, 1, 2, 3] = 1
-    """ZeRO stage; 0 runs as 1, which alone keeps float32 gradients and checks them for infinity."""
-    micro_batch_tokens: PositiveInt = 4096
-    """Tokens, padding included, of one forward and backward pass."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
-    offload_optimizer: bool = False
-    """Keep the master weights and moments in host memory, and step there."""
-
-
-class CheckpointConfig(Section):
-    """What survives the learner."""
-
-    every: PositiveInt = 10
-    """Steps between checkpoints; the last step always writes one."""
-    keep: PositiveInt = 2
-    """Newest checkpoints that are kept."""
-    best: str | None = None
-    """Name of a metric of the learner, such as `accuracy`: the checkpoint of the step with its highest value is kept as
-    well."""
 
 
 class LearnerConfig(Section):

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import EvaluationConfig, EvaluationData, GradingConfig, PromptConfig, RolloutConfig, RunConfig
+from configs.schema import EvaluationConfig, EvaluationData, RolloutConfig, RunConfig
+from configs.tasks import GradingConfig, PromptConfig
 from evaluation.records import Key
 from tasks.overlap import refuse_overlap
 from tasks.problems import Problem, ProblemError, load_problems

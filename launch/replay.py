@@ -32,7 +32,7 @@ def start(arguments: argparse.Namespace) -> int:
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()
-    same, config = config == recorded, _as_it_computed(config, run)
+    same, config = config == recorded, as_it_computed(config, run)
     if rank() > 0:
         asyncio.run(follow_leader(config, asyncio.Event()))
         return 0
@@ -85,11 +85,11 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     return 0
 
 
-def _as_it_computed(config: RunConfig, run: Path) -> RunConfig:
-    """Sums depend on how many threads share them, and in which type: takes those of the run's learner."""
+def as_it_computed(config: RunConfig, run: Path) -> RunConfig:
+    """Takes the threads and the type that the run's learner computed with: sums depend on both. An explicit type stays."""
     import torch
 
-    from configs.schema import CheckpointConfig
+    from configs.training import CheckpointConfig
     from learner.checkpoints import Checkpoints
 
     newest = Checkpoints(run / "checkpoints", CheckpointConfig()).newest()

@@ -15,7 +15,7 @@ from bus.log_reader import LogReader
 from bus.messages import Metrics, Presence
 from bus.metrics import follow_metrics, metrics_line, steps_of
 from bus.presence import last_sign, who_is_alive
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 from launch.accounts import account_lines
 from learner.ledger import BalanceError
 from sandbox.client import statistics

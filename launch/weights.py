@@ -13,9 +13,9 @@ from bus.presence import who_is_alive
 from bus.weight_codec import WeightsError, WeightState
 from bus.weight_follower import WeightFollower
 from bus.weight_log import newest, read_manifests
+from configs.bus import BusConfig
 from configs.loading import ConfigError, load_config
 from configs.models import ModelError, model_folder
-from configs.schema import BusConfig
 
 
 def show_weights(run: Path, export: tuple[str, str] | None) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 import structlog
 
-from configs.schema import CheckpointConfig
+from configs.training import CheckpointConfig
 from learner.archive import CheckpointError, sync
 
 log = structlog.get_logger()

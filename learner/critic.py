@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from configs.schema import CriticConfig, DeepSpeedConfig
+from configs.training import CriticConfig, DeepSpeedConfig
 from learner.batches import MicroBatch
 from learner.engine import StepResult, TrainingEngine, prepare_to_train
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from configs.schema import DeepSpeedConfig, OptimizerConfig
+from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.ranks import Ranks, join_process_group, leave_process_group
 
 REDUCE_BUCKET = 2**24

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bus.weight_codec import Layout
-from configs.schema import DeepSpeedConfig, ModelConfig, OptimizerConfig
+from configs.schema import ModelConfig
+from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.batches import MicroBatch
 from learner.engine import StepResult, TrainingEngine, prepare_to_train
 

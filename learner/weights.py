@@ -19,7 +19,7 @@ from bus.connection import Bus
 from bus.logs import log_version
 from bus.weight_codec import WeightState
 from bus.weight_writer import WeightWriter
-from configs.schema import WeightsConfig
+from configs.bus import WeightsConfig
 
 if TYPE_CHECKING:
     from learner.crews import AnyCrew

@@ -16,7 +16,7 @@ from typing import Self
 
 import structlog
 
-from configs.schema import GradingConfig
+from configs.tasks import GradingConfig
 from tasks.answers import plain
 from tasks.blocks import find_blocks
 from tasks.text import as_number, last_boxed, last_boxes, last_number, last_tagged, own_text

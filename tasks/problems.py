@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, overload
 
-from configs.schema import MixedSource, ProblemsConfig
+from configs.tasks import MixedSource, ProblemsConfig
 
 
 class ProblemError(ValueError):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.schema import PromptConfig
+from configs.tasks import PromptConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,7 @@ from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.server import embedded_server
 from bus.streams import create_streams
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 
 _runs = itertools.count(1)
 

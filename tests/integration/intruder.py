@@ -13,7 +13,7 @@ from bus.connection import open_bus
 from bus.log_reader import LogReader
 from bus.messages import DeadLetter
 from bus.streams import MAX_MESSAGE_BYTES
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 from tests.bad_results import BAD, unusable
 
 GARBAGE = b"\xc1 is never msgpack"

@@ -12,17 +12,9 @@ from pathlib import Path
 import torch
 
 from configs.models import model_folder
-from configs.schema import (
-    AlgorithmConfig,
-    CriticConfig,
-    DeepSpeedConfig,
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProblemsConfig,
-    RunConfig,
-    TasksConfig,
-)
+from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
+from configs.tasks import ProblemsConfig, TasksConfig
+from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
 from learner import crew as orders
 from learner.crew import Crew, follow
 from learner.ranks import Ranks, join_process_group

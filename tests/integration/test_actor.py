@@ -22,9 +22,9 @@ from bus.messages import Failure, TensorEntry, Ticket, Trajectory, VersionSpan, 
 from bus.presence import Announcer
 from bus.weight_codec import Layout
 from bus.weight_writer import WeightWriter
+from configs.bus import WeightsConfig
 from configs.loading import load_config
 from configs.models import model_folder
-from configs.schema import WeightsConfig
 from tasks.grading import Grader
 
 CONFIG = load_config(

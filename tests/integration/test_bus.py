@@ -17,7 +17,7 @@ from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_met
 from bus.presence import Announcer, last_sign, who_is_alive
 from bus.server import embedded_server
 from bus.streams import StreamError, create_streams
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 
 
 def failure(ticket: int) -> Failure:

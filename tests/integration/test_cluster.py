@@ -26,8 +26,9 @@ from bus.streams import Names, StreamError, create_streams
 from bus.weight_codec import Layout
 from bus.weight_follower import WeightFollower
 from bus.weight_writer import WeightWriter
+from configs.bus import BusConfig, TlsConfig, WeightsConfig
 from configs.loading import load_config
-from configs.schema import BusConfig, FiltersConfig, TlsConfig, WeightsConfig
+from configs.schema import FiltersConfig
 from learner.dispatcher import Dispatcher
 from learner.filters import Filters
 from learner.ledger import Ledger

@@ -14,8 +14,9 @@ from bus.messages import Trajectory
 from bus.presence import Announcer
 from bus.streams import create_streams
 from bus.weight_writer import DeposedError, WeightWriter
+from configs.bus import BusConfig
 from configs.loading import load_config
-from configs.schema import BusConfig, RunConfig
+from configs.schema import RunConfig
 from learner import loop
 from learner.archive import Archive, CheckpointError
 from learner.checkpoints import Checkpoints

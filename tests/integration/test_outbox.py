@@ -11,7 +11,7 @@ from bus.log_reader import LogReader
 from bus.messages import Failure
 from bus.server import embedded_server
 from bus.streams import create_streams
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 
 CONFIG = BusConfig(timeout_s=2, reconnect_s=60)
 

@@ -22,8 +22,9 @@ from bus.streams import Names, create_streams
 from bus.weight_codec import Layout
 from bus.weight_follower import WeightFollower
 from bus.weight_writer import WeightWriter
+from configs.bus import BusConfig, WeightsConfig
 from configs.loading import load_config
-from configs.schema import BusConfig, FiltersConfig, SandboxConfig, WeightsConfig
+from configs.schema import FiltersConfig, SandboxConfig
 from learner.dispatcher import Dispatcher
 from learner.filters import Filters
 from learner.ledger import Ledger

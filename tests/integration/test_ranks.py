@@ -13,7 +13,7 @@ import torch
 
 from bus.metrics import steps_of
 from configs.models import model_folder
-from configs.schema import OptimizerConfig
+from configs.training import OptimizerConfig
 from learner.crew import Crew
 from learner.replay import difference
 from learner.trainer import Trainer

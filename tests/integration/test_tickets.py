@@ -12,7 +12,8 @@ from bus.log_reader import LogReader
 from bus.messages import Failure, Ticket
 from bus.streams import create_streams
 from configs.loading import load_config
-from configs.schema import FiltersConfig, GradingConfig, PromptConfig, RolloutConfig
+from configs.schema import FiltersConfig, RolloutConfig
+from configs.tasks import GradingConfig, PromptConfig
 from learner.dispatcher import Dispatcher
 from learner.filters import Filters
 from learner.ledger import Ledger

@@ -10,16 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
 from configs.models import model_folder
-from configs.schema import (
-    AlgorithmConfig,
-    DeepSpeedConfig,
-    LearnerConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ProblemsConfig,
-    RunConfig,
-    TasksConfig,
-)
+from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
+from configs.tasks import ProblemsConfig, TasksConfig
+from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.batches import micro_batches
 from learner.policy import Policy, TokenLogprobs
 from learner.trainer import Trainer

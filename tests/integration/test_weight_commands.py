@@ -13,9 +13,9 @@ from bus.messages import WeightVersion
 from bus.presence import Announcer
 from bus.weight_codec import Layout, WeightsError
 from bus.weight_writer import WeightWriter
+from configs.bus import BusConfig, WeightsConfig
 from configs.loading import dump_config, load_config
 from configs.models import model_folder
-from configs.schema import BusConfig, WeightsConfig
 from launch.weights import _show, show_weights
 
 

@@ -20,7 +20,7 @@ from bus.weight_codec import Layout, WeightsError, WeightState
 from bus.weight_follower import WeightFollower
 from bus.weight_log import newest, read_manifests
 from bus.weight_writer import DeposedError, WeightWriter
-from configs.schema import WeightsConfig
+from configs.bus import WeightsConfig
 
 CONFIG = WeightsConfig(snapshot_every=4, chunk_bytes=64 * 1024)
 LAYOUT = Layout.of(

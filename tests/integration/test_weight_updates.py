@@ -16,7 +16,7 @@ from bus.messages import VersionSpan, WeightVersion
 from bus.weight_codec import Layout
 from bus.weight_follower import WeightFollower
 from bus.weight_writer import WeightWriter
-from configs.schema import WeightsConfig
+from configs.bus import WeightsConfig
 from launch.weights import _write_checkpoint
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import CheckpointConfig
+from configs.training import CheckpointConfig
 from learner.checkpoints import STATE, CheckpointError, Checkpoints
 
 

@@ -1,12 +1,18 @@
 """What is computed in: as the configuration says, else as was measured."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from structlog.testing import capture_logs
 
 from configs import compute
 from configs.compute import MARGIN, compute_dtype
+from configs.loading import load_config
 from configs.schema import ModelConfig
+from configs.training import CheckpointConfig
+from launch.replay import as_it_computed
+from learner.checkpoints import Checkpoints
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,21 @@ def test_the_measurement_is_made_and_told():
 def test_weights_are_not_computed_in_a_coarser_type():
     with pytest.raises(ValueError, match="compute_dtype"):
         ModelConfig(path="any", dtype="float32", compute_dtype="bfloat16")
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [("auto", "bfloat16"), ("float32", "float32")])
+def test_a_replay_computes_as_the_run_did(chosen: str, expected: str, tmp_path: Path):
+    threads = torch.get_num_threads()
+    state = {"threads": threads + 1, "compute_dtype": "bfloat16"}
+    Checkpoints(tmp_path / "checkpoints", CheckpointConfig()).write(3, lambda folder: None, state, {})
+    config = load_config("quickstart", [f"model.compute_dtype={chosen}"])
+    try:
+        assert as_it_computed(config, tmp_path).model.compute_dtype == expected
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_replay_without_a_checkpoint_measures(tmp_path: Path):
+    config = load_config("quickstart")
+    assert as_it_computed(config, tmp_path) == config

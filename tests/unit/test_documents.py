@@ -7,7 +7,8 @@ import pytest
 
 from configs.loading import shipped_names
 from configs.reference import configuration_reference
-from configs.schema import AlgorithmConfig, CriticConfig, FiltersConfig
+from configs.schema import AlgorithmConfig, FiltersConfig
+from configs.training import CriticConfig
 
 ROOT = Path(__file__).parents[2]
 

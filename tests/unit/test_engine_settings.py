@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from configs.schema import OptimizerConfig
+from configs.training import OptimizerConfig
 from learner.batches import MicroBatch
 from learner.engine import learning_rate_factor
 from learner.ranks import share

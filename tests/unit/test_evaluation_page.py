@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bus.messages import FinishReason, Outcome, ToolCall
-from configs.schema import GradingConfig, PromptConfig, RolloutConfig
+from configs.schema import RolloutConfig
+from configs.tasks import GradingConfig, PromptConfig
 from evaluation import page as page_module
 from evaluation.page import inert_json, page, pieces
 from evaluation.plan import DataSet, Plan

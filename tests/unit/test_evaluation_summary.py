@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bus.messages import FinishReason, Outcome, ToolCall
-from configs.schema import GradingConfig, PromptConfig, RolloutConfig
+from configs.schema import RolloutConfig
+from configs.tasks import GradingConfig, PromptConfig
 from evaluation.evaluator import LeftOut
 from evaluation.plan import DataSet, Plan
 from evaluation.records import Sample

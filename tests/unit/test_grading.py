@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from configs.schema import GradingConfig
+from configs.tasks import GradingConfig
 from tasks.grading import Grader, GradingError, UngradableError, void_turns
 from tasks.verifier import NoVerdict, Verifier
 

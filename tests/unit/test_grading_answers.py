@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.schema import GradingConfig
+from configs.tasks import GradingConfig
 from tasks.answers import equal_at_sight, plain
 from tasks.grading import Grader
 from tests.unit.answers import near_misses, variants

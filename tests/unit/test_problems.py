@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from configs.loading import load_config
-from configs.schema import ProblemsConfig
+from configs.tasks import ProblemsConfig
 from tasks.overlap import overlap, refuse_overlap
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 

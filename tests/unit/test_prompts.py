@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from configs.schema import PromptConfig
+from configs.tasks import PromptConfig
 from tasks.blocks import find_blocks
 from tasks.prompts import TEMPLATES, PromptError, load_template, render_prompt
 from tasks.text import last_boxed

@@ -5,7 +5,8 @@ import sys
 
 from bus.address import BusAddress
 from bus.connection import open_bus
-from configs.schema import BusConfig, SandboxConfig
+from configs.bus import BusConfig
+from configs.schema import SandboxConfig
 from sandbox.jail import Jail
 from sandbox.pool import Pool
 from sandbox.service import SandboxService

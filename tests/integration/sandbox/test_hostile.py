@@ -12,7 +12,7 @@ import pytest
 from bus.address import BusAddress
 from bus.connection import open_bus
 from bus.messages import ExecutionResult, Outcome
-from configs.schema import BusConfig
+from configs.bus import BusConfig
 from sandbox.client import SandboxClient
 from sandbox.jail import Jail
 from sandbox.pool import Pool

@@ -1,0 +1,101 @@
+"""The tasks' part of the schema: which problems, how they are asked, how answers are judged."""
+
+from typing import Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from configs.section import Section
+
+
+class PromptConfig(Section):
+    """How a problem is asked."""
+
+    template: str = "zerotir"
+    """Name of a shipped template (`zerotir`, `few-shot`, `plain`, `plain-text`, `zerotir-text`, `tiny`) or path of a text
+    file that contains `{problem}` once."""
+    chat: bool = False
+    """Wrap the filled template as a user turn in the model's own chat template."""
+
+
+RecipeOptions = dict[str, int | float | str | bool]
+
+
+class MixedSource(Section):
+    """One source of a mix: the recipe of the name that the mix gives it, or a file or data set."""
+
+    weight: PositiveFloat = 1.0
+    """Share of the problems, relative to the mix's other weights; each problem's source is drawn."""
+    options: RecipeOptions = {}
+    """Options of the recipe, passed on as they are."""
+    file: str | None = None
+    """A JSON Lines or Parquet file."""
+    dataset: str | None = None
+    """A Hugging Face data set, as `name` or `name:split`."""
+    problem_field: str = "problem"
+    """Field of a file or data set that holds the problem's text."""
+    answer_field: str = "answer"
+    """Field that holds the gold answer."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        if sum(map(bool, (self.file, self.dataset, self.options))) > 1:
+            raise ValueError("a file, a data set and options of a recipe exclude each other")
+        return self
+
+
+class ProblemsConfig(Section):
+    """Where problems come from; exactly one of the four sources is named."""
+
+    recipe: str | None = None
+    """A reasoning-gym recipe (`gsm_symbolic`, `products`, ...)."""
+    options: RecipeOptions = {}
+    """Options of the recipe, passed on as they are."""
+    mix: dict[str, MixedSource] = {}
+    """Several recipes, files and data sets by name, each with its weight; rows of a file or data set come in turn."""
+    file: str | None = None
+    """A JSON Lines or Parquet file."""
+    dataset: str | None = None
+    """A Hugging Face data set, as `name` or `name:split`."""
+    problem_field: str = "problem"
+    """Field of a file or data set that holds the problem's text."""
+    answer_field: str = "answer"
+    """Field that holds the gold answer."""
+    size: PositiveInt = 10_000
+    """How many problems a recipe or a mix makes; a file or data set gives all it has."""
+
+    @model_validator(mode="after")
+    def one_source(self) -> Self:
+        if sum(source is not None for source in (self.recipe, self.mix or None, self.file, self.dataset)) != 1:
+            raise ValueError("name exactly one of recipe, mix, file and dataset")
+        if self.options and self.recipe is None:
+            raise ValueError("options belong to a recipe; in a mix, to each recipe of its own")
+        return self
+
+
+class GradingConfig(Section):
+    """How an answer is judged: on tokens that the model sampled, outside code blocks."""
+
+    rule: Literal["boxed", "last_number"] = "boxed"
+    """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number of the last whole `\\boxed{}`, or
+    without one of the model's own text outside code."""
+    answer_tag: bool = False
+    """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
+    timeout_s: PositiveFloat = 5.0
+    """Seconds that math-verify may take before an answer counts as ungradable."""
+    format_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where there is no answer, or, with `answer_tag`, the response does not end with one `</think>`
+    and one `<answer> </answer>` behind it."""
+    unparsable_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where there is no answer or math-verify can't read it; with 1, such a response earns -1."""
+    overlong_penalty: NonNegativeFloat = 0.0
+    """Taken off the reward where the response used up its budget, and in proportion in the last `overlong_tokens`."""
+    overlong_tokens: NonNegativeInt = 0
+    """Stretch before `rollout.max_response_tokens` in which the overlong penalty grows from nothing."""
+
+
+class TasksConfig(Section):
+    """Problems, prompts and grading."""
+
+    problems: ProblemsConfig
+    prompt: PromptConfig = PromptConfig()
+    grading: GradingConfig = GradingConfig()
