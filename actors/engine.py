@@ -271,7 +271,7 @@ def _make(
         on_cpu = {"kv_cache_memory_bytes": int(config.kv_cache_gb * 2**30), "block_size": 32}
     arguments = AsyncEngineArgs(
         model=str(folder),
-        dtype=str(compute_dtype(model, on_cpu=current_platform.is_cpu())).removeprefix("torch."),
+        dtype=compute_dtype(model, on_cpu=current_platform.is_cpu()),
         max_model_len=max_model_len,
         max_num_seqs=config.max_running,
         tensor_parallel_size=config.tensor_parallel,

@@ -114,7 +114,7 @@ class Bare:
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder(config.model.path), dtype=self._dtype)
         cuda = torch.cuda.is_available()
-        model.to("cuda" if cuda else "cpu", compute_dtype(config.model, on_cpu=not cuda)).train()
+        model.to("cuda" if cuda else "cpu", getattr(torch, compute_dtype(config.model, on_cpu=not cuda))).train()
         self._model = TokenLogprobs(model)
         self._parameters = list(self._model.parameters())
         self._master = [parameter.detach().float().clone() for parameter in self._parameters]

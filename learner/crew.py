@@ -57,7 +57,7 @@ class Crew:
     @property
     def compute_dtype(self) -> str:
         """See `Trainer.compute_dtype`."""
-        return str(self._trainer.compute_dtype).removeprefix("torch.")
+        return self._trainer.compute_dtype
 
     @property
     def vocabulary(self) -> int:

@@ -84,8 +84,9 @@ class Trainer:
         self._critic_config = learner.critic
         self._seed = config.seed
         self._owns_process_group = join_process_group()
-        self.compute_dtype: torch.dtype = _agreed_compute_dtype(config.model)
-        """Of every model's passes, on all ranks."""
+        self.compute_dtype: str = _agreed_compute_dtype(config.model)
+        """Name of the dtype of every model's passes, on all ranks."""
+        compute: torch.dtype = getattr(torch, self.compute_dtype)
         self._frozen_steps = learner.critic.frozen_policy_steps if self._algorithm.has_critic else 0
         self.policy = Policy(
             model_folder,
@@ -94,15 +95,15 @@ class Trainer:
             learner.deepspeed,
             config.seed,
             total_steps=(learner.steps - self._frozen_steps) * self._algorithm.minibatches,
-            compute=self.compute_dtype,
+            compute=compute,
         )
         self._critic: Critic | None = None
         if self._algorithm.has_critic:
             steps = learner.steps * learner.critic.minibatches
-            self._critic = Critic(model_folder, learner.critic, learner.deepspeed, steps, self.compute_dtype)
+            self._critic = Critic(model_folder, learner.critic, learner.deepspeed, steps, compute)
         self._reference: ReferencePolicy | None = None
         if self._algorithm.kl_coefficient:
-            self._reference = ReferencePolicy(model_folder, config.model, self.policy.device, self.compute_dtype)
+            self._reference = ReferencePolicy(model_folder, config.model, self.policy.device, compute)
         self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
@@ -296,13 +297,11 @@ class Trainer:
         }
 
 
-def _agreed_compute_dtype(model: ModelConfig) -> torch.dtype:
+def _agreed_compute_dtype(model: ModelConfig) -> str:
     """Rank 0's choice, on every rank: two ranks that measure could differ."""
     ranks = Ranks()
-    chosen = ""
-    if ranks.rank == 0:
-        chosen = str(compute_dtype(model, on_cpu=not torch.cuda.is_available())).removeprefix("torch.")
-    return getattr(torch, ranks.broadcast(chosen.encode()).decode())
+    chosen = compute_dtype(model, on_cpu=not torch.cuda.is_available()) if ranks.rank == 0 else ""
+    return ranks.broadcast(chosen.encode()).decode()
 
 
 def _outcome(

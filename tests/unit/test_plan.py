@@ -61,6 +61,7 @@ def test_the_shape_is_that_of_the_models_own_configuration(qwen: Path):
         (8, ["learner.algorithm.kl_coefficient=0.1"], 18.0 / 8 + 2, 0.0),
         (8, ["learner.algorithm.advantage=gae"], 36.0 / 8, 0.0),
         (2, ["model.dtype=float32"], 20 / 2, 0.0),
+        (2, ["model.compute_dtype=float32"], 20 / 2, 0.0),
     ],
 )
 def test_what_lies_on_a_rank_follows_from_stage_and_ranks(
@@ -69,6 +70,13 @@ def test_what_lies_on_a_rank_follows_from_stage_and_ranks(
     shape = read_shape(str(qwen))
     state = learner_state(seven_b(qwen, *overrides), shape, ranks, cuda=True)
     assert state == pytest.approx((each * shape.parameters, host * shape.parameters), rel=1e-6)
+
+
+@pytest.mark.parametrize(("chosen", "each"), [("auto", 20.0), ("float32", 20.0), ("bfloat16", 18.0)])
+def test_a_cpu_is_planned_with_float32_unless_it_is_told(qwen: Path, chosen: str, each: float):
+    shape = read_shape(str(qwen))
+    state, _ = learner_state(seven_b(qwen, f"model.compute_dtype={chosen}"), shape, 1, cuda=False)
+    assert state == pytest.approx(each * shape.parameters, rel=1e-6)
 
 
 def test_the_shipped_7b_setting_runs_on_eight_gpus_and_not_on_one(qwen: Path):
