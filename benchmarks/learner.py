@@ -11,6 +11,7 @@ way (`benchmarks.learner_trl`). Prints two tables and writes `benchmarks/results
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from configs.loading import load_config
 from configs.models import model_folder
 from configs.schema import RunConfig
 from learner.batches import MicroBatch, micro_batches
+from learner.engine import prepare_to_train
 from learner.policy import TokenLogprobs
 
 RESULTS = Path(__file__).parent / "results" / "learner.json"
@@ -81,7 +83,7 @@ class Ours:
     def __init__(self, config: RunConfig) -> None:
         from learner.trainer import Trainer
 
-        self.seconds: dict[str, float] = defaultdict(float)
+        self._clocks: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
         self._trainer = Trainer(config, model_folder(config.model.path))
         policy = self._trainer.policy
         policy.token_logprobs = self._timed(  # type: ignore[method-assign]
@@ -92,9 +94,9 @@ class Ours:
 
     def _timed[T](self, work: Callable[..., T], name: Callable[[], str]) -> Callable[..., T]:
         def timed(*inputs: Any) -> T:
-            started = _now()
+            started = mark()
             result = work(*inputs)
-            self.seconds[name()] += _now() - started
+            self._clocks[name()].append((started, mark()))
             return result
 
         return timed
@@ -103,18 +105,25 @@ class Ours:
         """One training step of the learner."""
         assert self._trainer.train(groups, version)["skipped_updates"] == 0
 
+    def take_seconds(self) -> dict[str, float]:
+        """Of each part, since they were last taken."""
+        _now()
+        taken = {name: sum(itertools.starmap(seconds_between, clock)) for name, clock in self._clocks.items()}
+        self._clocks.clear()
+        return taken
+
 
 class Bare:
     """The same step as one would write it by hand."""
 
     def __init__(self, config: RunConfig) -> None:
-        self.seconds: dict[str, float] = {}
         self._config = config.learner
         self._seed = config.seed
         self._dtype: torch.dtype = getattr(torch, config.model.dtype)
         model: Any = AutoModelForCausalLM.from_pretrained(model_folder(config.model.path), dtype=self._dtype)
         cuda = torch.cuda.is_available()
-        model.to("cuda" if cuda else "cpu", getattr(torch, compute_dtype(config.model, on_cpu=not cuda))).train()
+        model.to("cuda" if cuda else "cpu", getattr(torch, compute_dtype(config.model, on_cpu=not cuda)))
+        prepare_to_train(model, self._config.deepspeed)
         self._model = TokenLogprobs(model)
         self._parameters = list(self._model.parameters())
         self._master = [parameter.detach().float().clone() for parameter in self._parameters]
@@ -144,6 +153,10 @@ class Bare:
             proximal = [self._forward(micro) for micro in minibatches[1]]
         self._update(minibatches[0], None)
         self._update(minibatches[1], proximal)
+
+    def take_seconds(self) -> dict[str, float]:
+        """No part has a clock of its own."""
+        return {}
 
     def _pack(self, items: list[Trajectory], advantages: torch.Tensor, members: list[int]) -> list[MicroBatch]:
         return micro_batches(
@@ -190,12 +203,12 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     else:
         trainer = Ours(config) if way == "ours" else Bare(config)
         trainer.step(batches[0], 0)
-        trainer.seconds.clear()
+        trainer.take_seconds()
         started = _now()
         for version, groups in enumerate(batches[1:], start=1):
             trainer.step(groups, version)
         seconds = _now() - started
-        parts = {name: value / arguments.steps for name, value in trainer.seconds.items()}
+        parts = {name: value / arguments.steps for name, value in trainer.take_seconds().items()}
     everything = [item for groups in batches[1:] for group in groups for item in group]
     return {
         "way": way,
@@ -207,7 +220,29 @@ def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+type Mark = float | torch.cuda.Event
+
+
+def mark() -> Mark:
+    """A moment: on a GPU one in its queue, for which nobody waits; that would slow down what is measured."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def seconds_between(start: Mark, end: Mark) -> float:
+    """Of two marks that the device has passed."""
+    if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
+        return start.elapsed_time(end) / 1e3
+    assert isinstance(start, float)
+    assert isinstance(end, float)
+    return end - start
+
+
 def _now() -> float:
+    """Once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -70,9 +70,7 @@ class Steps:
     def copy(self, state: WeightState) -> float:
         """Into host memory, as the learner does it; returns its seconds."""
         started = time.perf_counter()
-        image = torch.from_numpy(state.image)
-        for entry, (_, tensor) in zip(state.layout.tensors, self.policy.named_weights(), strict=True):
-            image[entry.offset : entry.offset + entry.nbytes].copy_(tensor.contiguous().reshape(-1).view(torch.uint8))
+        self.policy.copy_weights(torch.from_numpy(state.image))
         return time.perf_counter() - started
 
 

@@ -4,12 +4,13 @@
 as
 
     weights   parameters x bytes of the type that is computed in      shared out by ZeRO-3
-    gradients parameters x 4                                          shared out by ZeRO-2 and 3
+    gradients parameters x 4 (their sum over micro-batches)           shared out by ZeRO-2 and 3
+              parameters x 2 (one micro-batch's, where in bfloat16)   ZeRO-1 alone keeps them
     optimiser parameters x 12 (master weights, two moments)           shared out by every stage; on the host if offloaded
 
 for the policy, once more for a critic; a reference has weights alone, whole on every rank. This part is exact but for
-buffers, so a rank that has less memory is refused. Activations are an estimate (Korthikanti et al. 2022, arXiv 2205.05198:
-34 bytes a token, hidden unit and layer in 16 bits, without attention's own part, which is never stored) and only a warning.
+buffers, so a rank that has less memory is refused. Activations are counted as transformers' Llama and Qwen2 keep them for
+the backward pass, and logits at their peak; other models differ, so this part is only a warning.
 """
 
 import os
@@ -21,8 +22,8 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 
 GIB = 2**30
-LOGITS_GIB = 1.5
-"""A chunk of logits, its probabilities and their gradient; see `learner.policy`."""
+LOGIT_BYTES = 16
+"""Of an element of a chunk of logits: itself, its log-probability and both gradients, in float32; see `learner.policy`."""
 
 
 class PlanError(UserError):
@@ -37,10 +38,20 @@ class Shape:
     """Tied ones once."""
     positions: int
     """Longest sequence that it is made for."""
+    vocabulary: int
     layers: int
     hidden: int
-    cache_numbers: int
-    """Keys and values of one token, in numbers."""
+    intermediate: int
+    """Width of a layer's feed-forward part."""
+    heads: int
+    key_value_heads: int
+    head: int
+    """Width of one head."""
+
+    @property
+    def cache_numbers(self) -> int:
+        """Keys and values of one token, in numbers."""
+        return 2 * self.layers * self.key_value_heads * self.head
 
 
 @dataclass(frozen=True)
@@ -89,13 +100,16 @@ def read_shape(path: str) -> Shape:
         ) from error
     text = config.get_text_config()
     heads = text.num_attention_heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         positions=text.max_position_embeddings,
+        vocabulary=text.vocab_size,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        cache_numbers=2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head,
+        intermediate=text.intermediate_size,
+        heads=heads,
+        key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head=getattr(text, "head_dim", None) or text.hidden_size // heads,
     )
 
 
@@ -218,6 +232,8 @@ def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) ->
     width = _compute_bytes(config, cuda=cuda)
     weights = width * shape.parameters // (ranks if stage == 3 else 1)
     gradients = 4 * shape.parameters // (ranks if stage >= 2 else 1)
+    if stage == 1 and width == 2:
+        gradients += 2 * shape.parameters
     optimiser = 12 * shape.parameters // ranks
     models = 2 if learner.algorithm.has_critic else 1
     reference = width * shape.parameters if learner.algorithm.kl_coefficient else 0
@@ -228,18 +244,32 @@ def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) ->
 
 
 def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
-    """Bytes, about, of one micro-batch's activations, logits included."""
+    """Bytes, about, of one micro-batch's activations, logits included. They grow with its tokens, and with the layers."""
+    from learner.policy import MAX_LOGITS
+
     deepspeed = config.learner.deepspeed
     # A trajectory is never cut.
     tokens = max(deepspeed.micro_batch_tokens, _longest(config))
     width = _compute_bytes(config, cuda=cuda)
-    layer = 17 * width * tokens * shape.hidden
+    layer = tokens * layer_bytes(shape, width)
     kept = (
-        layer + width * tokens * shape.hidden * shape.layers
+        layer + tokens * width * shape.hidden * shape.layers
         if deepspeed.gradient_checkpointing
         else layer * shape.layers
     )
-    return kept + int(LOGITS_GIB * GIB)
+    return kept + LOGIT_BYTES * min(MAX_LOGITS, tokens * shape.vocabulary)
+
+
+def layer_bytes(shape: Shape, width: int) -> int:
+    """Bytes that one layer keeps of one token for the backward pass, with numbers of `width` bytes.
+
+    Both norms keep their input in float32, what they scale, and their result, which the projections share; attention keeps
+    queries, keys, values, its result and, in float32, a sum for each head; the feed-forward part keeps its gate before and
+    after the activation, the other projection, and their product. Attention's weights are never stored.
+    """
+    norms = 2 * (4 + 2 * width) * shape.hidden + 2 * 4
+    attention = 2 * width * (shape.heads + shape.key_value_heads) * shape.head + 4 * shape.heads
+    return norms + attention + 4 * width * shape.intermediate
 
 
 def _compute_bytes(config: RunConfig, *, cuda: bool) -> int:

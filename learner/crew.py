@@ -84,10 +84,10 @@ class Crew:
         with self._order("weights"):
             self._trainer.policy.export(folder)
 
-    def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """See `Policy.named_weights`; to be read to its end."""
+    def copy_weights(self, image: torch.Tensor) -> None:
+        """See `Policy.copy_weights`."""
         with self._order("weights"):
-            yield from self._trainer.policy.named_weights()
+            self._trainer.policy.copy_weights(image)
 
     def weight_layout(self) -> Layout:
         """See `Policy.weight_layout`."""
@@ -140,8 +140,7 @@ def follow(trainer: Trainer) -> None:
             case "load":
                 trainer.load(folder)
             case "weights":
-                for _ in trainer.policy.named_weights():
-                    pass
+                trainer.policy.copy_weights(None)
             case "stop":
                 trainer.close()
                 return

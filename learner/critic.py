@@ -82,5 +82,5 @@ class Critic:
         self._engine.load(folder)
 
     def close(self) -> None:
-        """Frees the engine; see `TrainingEngine.close`."""
+        """Ends the engine; see `TrainingEngine.close`."""
         self._engine.close()

@@ -121,14 +121,28 @@ class Policy:
 
         The order is the same in every process that loads the same model. Under ZeRO-3 one parameter is gathered at a time.
         """
+        for name, parameter in self._gathered():
+            yield name, parameter.detach().to("cpu", self._dtype, copy=True)
+
+    def copy_weights(self, image: torch.Tensor | None) -> None:
+        """Puts every weight in its place in `image`, uint8 on the host, as `weight_layout` has it.
+
+        `image` is None on ranks that only take part, as all have to.
+        """
+        for entry, (_, parameter) in zip(self.weight_layout().tensors, self._gathered(), strict=True):
+            if image is not None:
+                place = image[entry.offset : entry.offset + entry.nbytes].view(self._dtype)
+                place.view(parameter.shape).copy_(parameter.detach())
+
+    def _gathered(self) -> Iterator[tuple[str, nn.Parameter]]:
         import deepspeed as ds
 
         for name, parameter in self._module.model.named_parameters():
             with ds.zero.GatheredParameters([parameter]):
-                yield name, parameter.detach().to("cpu", self._dtype, copy=True)
+                yield name, parameter
 
     def weight_layout(self) -> Layout:
-        """Where each of `named_weights` lies in an image of them; gathers nothing."""
+        """Where each weight lies in an image of them, in the order of `named_weights`; gathers nothing."""
         size = self._dtype.itemsize
         dtype = str(self._dtype).removeprefix("torch.")
         # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.
@@ -155,7 +169,7 @@ class Policy:
         AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
 
     def close(self) -> None:
-        """Frees the engine; see `TrainingEngine.close`."""
+        """Ends the engine; see `TrainingEngine.close`."""
         self._engine.close()
 
     @property

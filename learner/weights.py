@@ -99,8 +99,5 @@ class WeightPublisher:
 
     def _copy(self) -> WeightState:
         state = self._writer.room(self._crew.weight_layout())
-        image = torch.from_numpy(state.image)
-        for entry, (_, tensor) in zip(state.layout.tensors, self._crew.named_weights(), strict=True):
-            raw = tensor.contiguous().reshape(-1).view(torch.uint8)
-            image[entry.offset : entry.offset + entry.nbytes].copy_(raw)
+        self._crew.copy_weights(torch.from_numpy(state.image))
         return state

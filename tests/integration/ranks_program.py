@@ -50,23 +50,36 @@ def config(
     )
 
 
+def weights(crew: Crew) -> dict[str, torch.Tensor]:
+    """What the learner would publish."""
+    layout = crew.weight_layout()
+    image = torch.zeros(layout.nbytes, dtype=torch.uint8)
+    crew.copy_weights(image)
+    return {
+        entry.name: image[entry.offset : entry.offset + entry.nbytes]
+        .view(getattr(torch, entry.dtype))
+        .reshape(entry.shape)
+        for entry in layout.tensors
+    }
+
+
 def work(crew: Crew, stage: int, budget: int, folder: Path) -> dict[str, object]:
-    before = dict(crew.named_weights())
+    before = weights(crew)
     time.sleep(0.5)  # Rank 0 says meanwhile that it has no order yet.
     metrics = crew.train(batch(), 1)
-    after = dict(crew.named_weights())
+    after = weights(crew)
     gradient = {name: before[name] - weight for name, weight in after.items()}
     skipped = crew.train(batch(temperature=1e-44), 2)["skipped_updates"]
-    unchanged = all(torch.equal(weight, after[name]) for name, weight in crew.named_weights())
+    unchanged = all(torch.equal(weight, after[name]) for name, weight in weights(crew).items())
     checkpoint = folder / f"checkpoint-{stage}-{budget}"
     checkpoint.mkdir()
     crew.save(checkpoint)
     crew.train(batch(5), 3)
-    once = dict(crew.named_weights())
+    once = weights(crew)
     crew.load(checkpoint)
-    restored = all(torch.equal(weight, after[name]) for name, weight in crew.named_weights())
+    restored = all(torch.equal(weight, after[name]) for name, weight in weights(crew).items())
     crew.train(batch(5), 3)
-    repeated = all(torch.equal(weight, once[name]) for name, weight in crew.named_weights())
+    repeated = all(torch.equal(weight, once[name]) for name, weight in weights(crew).items())
     return {
         "gradient": gradient,
         "metrics": metrics,

@@ -385,6 +385,24 @@ def test_tied_weights_are_named_once(tmp_path, folder):
     policy.close()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_an_image_holds_every_weight_where_the_layout_says(folder, dtype: str, stage: int):
+    deepspeed = DeepSpeedConfig(zero_stage=stage)
+    policy = Policy(folder, ModelConfig(path="tiny", dtype=dtype), TRAIN, deepspeed, 0, 1, torch.float32)
+    layout = policy.weight_layout()
+    image = torch.full((layout.nbytes,), 255, dtype=torch.uint8)
+    policy.copy_weights(image)
+    weights = dict(policy.named_weights())
+    assert [(entry.name, entry.dtype, entry.shape) for entry in layout.tensors] == [
+        (name, dtype, tuple(weight.shape)) for name, weight in weights.items()
+    ]
+    for entry, weight in zip(layout.tensors, weights.values(), strict=True):
+        stored = image[entry.offset : entry.offset + entry.nbytes]
+        assert torch.equal(stored, weight.reshape(-1).view(torch.uint8))
+    policy.close()
+
+
 def test_a_model_that_caps_its_logits_is_refused(tmp_path, folder):
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

@@ -1,16 +1,30 @@
 """What a configuration asks of model and machine, and what is refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from configs.loading import load_config
 from configs.models import model_folder
 from configs.schema import RunConfig
 from launch import plan
 from launch.cores import DevicesError, shares
-from launch.plan import GIB, Machine, PlanError, Shape, learner_state, make_plan, read_shape, show_plan
+from launch.plan import (
+    GIB,
+    Machine,
+    PlanError,
+    Shape,
+    layer_bytes,
+    learner_activations,
+    learner_state,
+    make_plan,
+    read_shape,
+    show_plan,
+)
 
 QWEN_7B = {
     "model_type": "qwen2",
@@ -42,8 +56,17 @@ def seven_b(qwen: Path, *overrides: str) -> RunConfig:
 def test_the_shape_is_that_of_the_models_own_configuration(qwen: Path):
     # The published figure: 7.62 billion parameters; 28 layers of 4 heads of 128 numbers, keys and values.
     assert read_shape(str(qwen)) == Shape(
-        parameters=7_615_616_512, positions=131_072, layers=28, hidden=3584, cache_numbers=28_672
+        parameters=7_615_616_512,
+        positions=131_072,
+        vocabulary=152_064,
+        layers=28,
+        hidden=3584,
+        intermediate=18_944,
+        heads=28,
+        key_value_heads=4,
+        head=128,
     )
+    assert read_shape(str(qwen)).cache_numbers == 28_672
     with pytest.raises(PlanError, match=r"model\.path"):
         read_shape(str(qwen / "nothing"))
 
@@ -51,16 +74,17 @@ def test_the_shape_is_that_of_the_models_own_configuration(qwen: Path):
 @pytest.mark.parametrize(
     ("ranks", "overrides", "each", "host"),
     [
-        # 2 for the weights, 4 for the gradients, 12 for the optimiser.
+        # 2 for the weights, 4 for the gradients' sum, 2 for those of a micro-batch under ZeRO-1, 12 for the optimiser.
         (1, [], 18.0, 0.0),
         (8, [], 18.0 / 8, 0.0),
         (8, ["learner.deepspeed.zero_stage=2"], 2 + 16 / 8, 0.0),
-        (8, ["learner.deepspeed.zero_stage=1"], 6 + 12 / 8, 0.0),
-        (8, ["learner.deepspeed.zero_stage=0"], 6 + 12 / 8, 0.0),
+        (8, ["learner.deepspeed.zero_stage=1"], 8 + 12 / 8, 0.0),
+        (8, ["learner.deepspeed.zero_stage=0"], 8 + 12 / 8, 0.0),
         (8, ["learner.deepspeed.offload_optimizer=true"], 6 / 8, 12 / 8),
         (8, ["learner.algorithm.kl_coefficient=0.1"], 18.0 / 8 + 2, 0.0),
         (8, ["learner.algorithm.advantage=gae"], 36.0 / 8, 0.0),
         (2, ["model.dtype=float32"], 20 / 2, 0.0),
+        (2, ["model.dtype=float32", "learner.deepspeed.zero_stage=1"], 8 + 12 / 2, 0.0),
         (2, ["model.compute_dtype=float32"], 20 / 2, 0.0),
     ],
 )
@@ -79,6 +103,63 @@ def test_a_cpu_is_planned_with_float32_unless_it_is_told(qwen: Path, chosen: str
     assert state == pytest.approx(each * shape.parameters, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("family", "kind"), [(LlamaConfig, LlamaForCausalLM), (Qwen2Config, Qwen2ForCausalLM)])
+def test_a_layers_activations_are_counted_as_its_forward_pass_keeps_them(
+    tmp_path: Path, family: type[PretrainedConfig], kind: type[PreTrainedModel], dtype: torch.dtype
+):
+    tokens = 2 * 64
+    kept = []
+    for layers in (1, 2):
+        config = family(
+            vocab_size=64,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=layers,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+        )
+        model = kind._from_config(config, attn_implementation="sdpa", dtype=dtype).train()
+        kept.append(_kept_for_backward(model.base_model, torch.zeros(2, tokens // 2, dtype=torch.int64)))
+    config.save_pretrained(tmp_path)
+    shape = read_shape(str(tmp_path))
+    assert kept[1] - kept[0] == tokens * layer_bytes(shape, dtype.itemsize)
+
+
+def _kept_for_backward(model: torch.nn.Module, tokens: torch.Tensor) -> int:
+    """Bytes of the tensors, weights apart, that a forward pass saves for the backward pass."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(input_ids=tokens, use_cache=False)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+def test_logits_are_counted_up_to_one_chunk(qwen: Path):
+    shape = replace(read_shape(str(qwen)), layers=0)
+    overrides = ["rollout.max_prompt_tokens=1", "rollout.max_response_tokens=100"]
+    few = seven_b(qwen, *overrides, "learner.deepspeed.micro_batch_tokens=100")
+    many = seven_b(qwen, *overrides, "learner.deepspeed.micro_batch_tokens=32768")
+    width = shape.hidden * 2
+    assert learner_activations(few, shape, cuda=True) == 101 * (layer_bytes(shape, 2) + 16 * shape.vocabulary)
+    assert learner_activations(many, shape, cuda=True) == 32768 * layer_bytes(shape, 2) + 2 * GIB
+    deep = replace(shape, layers=10)
+    assert learner_activations(many, deep, cuda=True) == 32768 * (layer_bytes(shape, 2) + 10 * width) + 2 * GIB
+    everything = [
+        *overrides,
+        "learner.deepspeed.gradient_checkpointing=false",
+        "learner.deepspeed.micro_batch_tokens=32768",
+    ]
+    assert learner_activations(seven_b(qwen, *everything), deep, cuda=True) == 327680 * layer_bytes(shape, 2) + 2 * GIB
+
+
 def test_the_shipped_7b_setting_runs_on_eight_gpus_and_not_on_one(qwen: Path):
     config, shape = seven_b(qwen), read_shape(str(qwen))
     good = make_plan(config, shape, 8, H100)
@@ -94,7 +175,7 @@ def test_the_shipped_7b_setting_runs_on_eight_gpus_and_not_on_one(qwen: Path):
 
 def test_a_model_with_too_few_positions_is_refused_by_name(qwen: Path):
     config = seven_b(qwen)
-    shape = Shape(parameters=1, positions=4096, layers=1, hidden=1, cache_numbers=1)
+    shape = replace(read_shape(str(qwen)), positions=4096)
     [fault] = make_plan(config, shape, 8, H100).faults
     assert "rollout.max_prompt_tokens + rollout.max_response_tokens is 17,024" in fault
     assert "4,096 positions" in fault
