@@ -1,0 +1,158 @@
+"""The weight log and a follower that is slower than the learner."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from bus import weight_follower, weight_writer
+from bus.connection import Bus
+from bus.weight_codec import WeightState
+from bus.weight_follower import WeightFollower
+from tests.integration.weights.log import CONFIG, LAYOUT, Learner, image_of, until
+
+
+class Gate:
+    """Lets a follower apply one chunk for each permit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._permits = threading.Semaphore(0)
+        self.applied = 0
+        apply = weight_follower._apply
+
+        def gated(messages: Sequence[bytes], taken: int, state: WeightState) -> int:
+            assert self._permits.acquire(timeout=60)
+            taken = apply(messages, taken, state)
+            self.applied += 1
+            return taken
+
+        monkeypatch.setattr(weight_follower, "_apply", gated)
+        # A chunk at a time.
+        monkeypatch.setattr(weight_follower, "BYTES_AT_ONCE", 1)
+
+    async def let(self, chunks: int) -> None:
+        """Returns once as many more are applied."""
+        goal = self.applied + chunks
+        self._permits.release(chunks)
+        await until(lambda: self.applied >= goal)
+
+    def open(self) -> None:
+        self._permits.release(10_000)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.open()
+
+
+@contextlib.asynccontextmanager
+async def following(follower: WeightFollower, seen: list[int]) -> AsyncIterator[None]:
+    """A follower that goes on by itself; what it gave out is in `seen`."""
+
+    async def follow() -> None:
+        while True:
+            if (manifest := await follower.advance(60)) is not None:
+                seen.append(manifest.version.n)
+
+    task = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def stream_bytes(bus: Bus) -> int:
+    return (await bus.js.stream_info(bus.names.stream("WEIGHTS"))).state.bytes
+
+
+async def test_a_follower_four_times_slower_than_the_learner_moves_on_and_skips_versions(
+    bus: Bus, learner: Learner, gate: Gate
+):
+    """Everything changes at each version, so each is a snapshot, of three chunks: while it is read four more are written."""
+    follower, seen = WeightFollower(bus), list[int]()
+    await learner.publish(0)
+    async with following(follower, seen):
+        largest = 0
+        for n in range(1, 41):
+            await learner.publish(n)
+            largest = max(largest, await stream_bytes(bus))
+            if n % 4:
+                await gate.let(1)
+        assert follower.fallbacks == 0
+        # 30 chunks: ten versions, one in four.
+        assert len(seen) >= 9
+        assert seen == sorted(set(seen))
+        assert seen[-1] >= 32
+        # A snapshot and a delta are read in one go at most, while eight of each are written.
+        assert largest < 20 * LAYOUT.nbytes
+        gate.open()
+        await until(lambda: seen[-1] == 40)
+        assert image_of(follower) == learner.images[40]
+    # Nobody reads any more: the next purge takes what was kept for it.
+    await learner.publish(41)
+    assert await stream_bytes(bus) < 5 * LAYOUT.nbytes
+
+
+async def test_what_is_read_for_longer_than_the_bound_is_purged_and_missed_at_once(
+    bus: Bus, learner: Learner, gate: Gate, monkeypatch
+):
+    monkeypatch.setattr(weight_writer, "HOLD_S", 0.0)
+    # Were it found by waiting, the test would not end.
+    monkeypatch.setattr(bus, "config", bus.config.model_copy(update={"reconnect_s": 10_000.0}))
+    follower, seen = WeightFollower(bus), list[int]()
+    await learner.publish(0)
+    async with following(follower, seen):
+        await gate.let(1)
+        for n in range(1, 5):
+            await learner.publish(n)
+        gate.open()
+        await until(lambda: 4 in seen)
+    assert follower.fallbacks == 1
+    assert image_of(follower) == learner.images[4]
+
+
+async def test_a_fetch_goes_on_where_it_was_after_an_outage(bus: Bus, learner: Learner, gate: Gate):
+    follower, seen = WeightFollower(bus), list[int]()
+    await learner.publish(0)
+    async with following(follower, seen):
+        await gate.let(1)
+        reconnects = bus.client.stats["reconnects"]
+        await bus.client._process_op_err(ConnectionResetError("as if the network had cut it"))
+        await until(lambda: bus.client.stats["reconnects"] > reconnects and bus.client.is_connected)
+        gate.open()
+        await until(lambda: bool(seen))
+    assert seen == [0]
+    assert follower.fallbacks == 0
+    assert follower.bytes_received < 1.1 * LAYOUT.nbytes, "it began anew"
+
+
+async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Path, monkeypatch):
+    read, go_on = weight_follower._read_file, threading.Event()
+    begun: list[str] = []
+
+    def held_up(location: str, state: WeightState) -> None:
+        begun.append(location)
+        assert go_on.wait(60)
+        read(location, state)
+
+    monkeypatch.setattr(weight_follower, "_read_file", held_up)
+    learner = Learner(bus, CONFIG.model_copy(update={"snapshot_location": str(tmp_path)}))
+    await learner.writer.open()
+    follower, seen = WeightFollower(bus), list[int]()
+    await learner.publish(0)
+    async with following(follower, seen):
+        await until(lambda: bool(begun))
+        for n in range(1, 5):
+            await learner.publish(n)
+        assert len(list(tmp_path.iterdir())) == 5
+        go_on.set()
+        await until(lambda: bool(seen))
+        assert follower.fallbacks == 0
+    await learner.publish(5)
+    assert len(list(tmp_path.iterdir())) == 2

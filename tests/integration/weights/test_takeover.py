@@ -1,0 +1,100 @@
+"""The weight log and its writers: two at once, and one that comes back."""
+
+import asyncio
+
+import pytest
+
+from bus.connection import Bus
+from bus.messages import ManifestKind, WeightVersion
+from bus.weight_follower import WeightFollower
+from bus.weight_log import newest
+from bus.weight_writer import DeposedError
+from tests.integration.weights.log import LAYOUT, Learner, advanced, stored
+
+
+async def test_a_second_learner_deposes_the_first(bus: Bus, learner: Learner):
+    await learner.publish(0)
+    follower = WeightFollower(bus)
+    await advanced(follower, learner, 0)
+    second = Learner(bus)
+    await second.writer.open()
+    before = await stored(bus)
+    with pytest.raises(DeposedError, match="deposed"):
+        await learner.publish(1)
+    after = [m for m in await stored(bus) if m.subject == bus.names.manifests]
+    assert len(after) == len([m for m in before if m.subject == bus.names.manifests])
+    # The same weights under the new epoch cost the follower nothing.
+    received = follower.bytes_received
+    manifest = await follower.advance(5)
+    assert manifest is not None
+    assert manifest.version == WeightVersion(epoch=1, n=0)
+    assert follower.bytes_received == received
+
+
+async def test_of_two_learners_that_begin_together_one_goes_on_and_followers_read_its_weights(
+    bus: Bus, learner: Learner
+):
+    # Both open an empty log: the same epoch, the same version.
+    second = Learner(bus)
+    await second.writer.open()
+    outcomes = await asyncio.gather(learner.publish(0), second.publish(0, seed=7), return_exceptions=True)
+    assert sum(isinstance(outcome, DeposedError) for outcome in outcomes) == 1
+    winner = second if isinstance(outcomes[0], DeposedError) else learner
+    follower = WeightFollower(bus)
+    await advanced(follower, winner, 0)
+    assert follower.fallbacks == 0
+    await winner.publish(1, every=50)
+    await advanced(follower, winner, 1)
+
+
+async def test_a_deposed_learner_that_only_reproduces_the_log_notices(bus: Bus, learner: Learner):
+    for n in range(4):
+        await learner.publish(n, every=30)
+    resumed = Learner(bus)
+    await resumed.writer.open()
+    resumed.image = learner.images[1]
+    assert (await resumed.publish(2, every=30)).wire_bytes == 0
+    await Learner(bus).writer.open()
+    with pytest.raises(DeposedError):
+        await resumed.publish(3, every=30)
+
+
+async def test_a_resumed_learner_that_reproduces_the_log_writes_nothing_until_it_is_past_it(bus: Bus, learner: Learner):
+    follower = WeightFollower(bus)
+    for n in range(7):
+        await learner.publish(n, every=30)
+    await advanced(follower, learner, 6)
+    resumed = Learner(bus)
+    await resumed.writer.open()
+    resumed.image = learner.images[2]
+    sequence, _ = await newest(bus)
+    for n in range(3, 7):
+        published = await resumed.publish(n, every=30)
+        assert published.wire_bytes == 0
+        assert resumed.image == learner.images[n]
+    assert (await newest(bus))[0] == sequence
+    published = await resumed.publish(7, every=30)
+    assert 0 < published.wire_bytes < LAYOUT.nbytes / 2
+    manifest = await advanced(follower, resumed, 7)
+    assert manifest.version == WeightVersion(epoch=1, n=7)
+    assert manifest.kind is ManifestKind.DELTA
+    assert follower.fallbacks == 0
+
+
+async def test_a_resumed_learner_that_goes_another_way_begins_anew_with_a_snapshot(bus: Bus, learner: Learner):
+    follower = WeightFollower(bus)
+    for n in range(7):
+        await learner.publish(n, every=30)
+    await advanced(follower, learner, 6)
+    resumed = Learner(bus)
+    await resumed.writer.open()
+    resumed.image = learner.images[2]
+    assert (await resumed.publish(3, every=30)).wire_bytes == 0
+    assert (await resumed.publish(4, seed=1000)).wire_bytes >= LAYOUT.nbytes
+    manifest = await advanced(follower, resumed, 4)
+    assert (manifest.version, manifest.kind) == (WeightVersion(epoch=1, n=4), ManifestKind.SNAPSHOT)
+    for n in (5, 6, 7):
+        published = await resumed.publish(n, seed=1000 + n, every=30)
+        assert 0 < published.wire_bytes < LAYOUT.nbytes / 2, "only the first one is a snapshot"
+        await advanced(follower, resumed, n)
+    await advanced(WeightFollower(bus), resumed, 7)
