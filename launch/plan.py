@@ -136,8 +136,8 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
         faults.append(_too_large(config, state, ranks, machine))
     elif state + activations > machine.memory:
         doubts.append(
-            f"the learner's state and activations may be more than the {machine.memory / GIB:.1f} GiB of a rank: lower "
-            "learner.deepspeed.micro_batch_tokens, or set learner.deepspeed.gradient_checkpointing"
+            f"the learner's state and activations may be more than the {machine.memory / GIB:.1f} GiB of a rank: "
+            + _less_memory(config)
         )
     stage = f", ZeRO {max(1, config.learner.deepspeed.zero_stage)}" if ranks > 1 else ""
     lines = [
@@ -287,6 +287,16 @@ def _positions(config: RunConfig, positions: int) -> list[str]:
         f"rollout.max_prompt_tokens + rollout.max_response_tokens is {_longest(config):,}, but {config.model.path} is made "
         f"for {positions:,} positions: shorten them, or take a model with more"
     ]
+
+
+def _less_memory(config: RunConfig) -> str:
+    deepspeed = config.learner.deepspeed
+    ways = ["start more ranks (`--ranks N`)"]
+    if not deepspeed.gradient_checkpointing:
+        ways.insert(0, "set learner.deepspeed.gradient_checkpointing")
+    if deepspeed.micro_batch_tokens > _longest(config):
+        ways.insert(0, "lower learner.deepspeed.micro_batch_tokens")
+    return ", or ".join(ways)
 
 
 def _too_large(config: RunConfig, state: int, ranks: int, machine: Machine) -> str:

@@ -173,6 +173,15 @@ def test_the_shipped_7b_setting_runs_on_eight_gpus_and_not_on_one(qwen: Path):
     assert "learner.deepspeed.gradient_checkpointing" in doubt
 
 
+def test_a_plan_in_doubt_names_what_would_help(qwen: Path):
+    shape, small = read_shape(str(qwen)), Machine(cuda=True, memory=20 * GIB)
+    [doubt] = make_plan(seven_b(qwen), shape, 8, small).doubts
+    assert doubt.endswith("lower learner.deepspeed.micro_batch_tokens, or start more ranks (`--ranks N`)")
+    # A micro-batch holds the longest trajectory, however few tokens are asked for.
+    [doubt] = make_plan(seven_b(qwen, "learner.deepspeed.micro_batch_tokens=1024"), shape, 8, small).doubts
+    assert doubt.endswith("of a rank: start more ranks (`--ranks N`)")
+
+
 def test_a_model_with_too_few_positions_is_refused_by_name(qwen: Path):
     config = seven_b(qwen)
     shape = replace(read_shape(str(qwen)), positions=4096)
