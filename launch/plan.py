@@ -5,7 +5,7 @@ as
 
     weights   parameters x bytes of the type that is computed in      shared out by ZeRO-3
     gradients parameters x 4 (their sum over micro-batches)           shared out by ZeRO-2 and 3
-              parameters x 2 (one micro-batch's, where in bfloat16)   ZeRO-1 alone keeps them
+              parameters x 2 (one micro-batch's, where in bfloat16)   ZeRO-1 alone keeps them, where nothing is offloaded
     optimiser parameters x 12 (master weights, two moments)           shared out by every stage; on the host if offloaded
 
 for the policy, once more for a critic; a reference has weights alone, whole on every rank. This part is exact but for
@@ -232,13 +232,14 @@ def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) ->
     width = _compute_bytes(config, cuda=cuda)
     weights = width * shape.parameters // (ranks if stage == 3 else 1)
     gradients = 4 * shape.parameters // (ranks if stage >= 2 else 1)
-    if stage == 1 and width == 2:
+    offloaded = learner.deepspeed.offload_optimizer and cuda
+    if stage == 1 and width == 2 and not offloaded:
         gradients += 2 * shape.parameters
     optimiser = 12 * shape.parameters // ranks
     models = 2 if learner.algorithm.has_critic else 1
     reference = width * shape.parameters if learner.algorithm.kl_coefficient else 0
     state = models * (weights + gradients) + reference
-    if learner.deepspeed.offload_optimizer and cuda:
+    if offloaded:
         return state, models * optimiser
     return state + models * optimiser, 0
 

@@ -81,6 +81,7 @@ def test_the_shape_is_that_of_the_models_own_configuration(qwen: Path):
         (8, ["learner.deepspeed.zero_stage=1"], 8 + 12 / 8, 0.0),
         (8, ["learner.deepspeed.zero_stage=0"], 8 + 12 / 8, 0.0),
         (8, ["learner.deepspeed.offload_optimizer=true"], 6 / 8, 12 / 8),
+        (8, ["learner.deepspeed.offload_optimizer=true", "learner.deepspeed.zero_stage=1"], 6, 12 / 8),
         (8, ["learner.algorithm.kl_coefficient=0.1"], 18.0 / 8 + 2, 0.0),
         (8, ["learner.algorithm.advantage=gae"], 36.0 / 8, 0.0),
         (2, ["model.dtype=float32"], 20 / 2, 0.0),
