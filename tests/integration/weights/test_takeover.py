@@ -47,12 +47,18 @@ async def test_of_two_learners_that_begin_together_one_goes_on_and_followers_rea
     await advanced(follower, winner, 1)
 
 
+async def gone_on(bus: Bus, learner: Learner, n: int) -> Learner:
+    """Another writer, from the weights that `learner` had at version `n`."""
+    resumed = Learner(bus)
+    await resumed.writer.open()
+    resumed.image = learner.images[n]
+    return resumed
+
+
 async def test_a_deposed_learner_that_only_reproduces_the_log_notices(bus: Bus, learner: Learner):
     for n in range(4):
         await learner.publish(n, every=30)
-    resumed = Learner(bus)
-    await resumed.writer.open()
-    resumed.image = learner.images[1]
+    resumed = await gone_on(bus, learner, 1)
     assert (await resumed.publish(2, every=30)).wire_bytes == 0
     await Learner(bus).writer.open()
     with pytest.raises(DeposedError):
@@ -64,9 +70,7 @@ async def test_a_resumed_learner_that_reproduces_the_log_writes_nothing_until_it
     for n in range(7):
         await learner.publish(n, every=30)
     await advanced(follower, learner, 6)
-    resumed = Learner(bus)
-    await resumed.writer.open()
-    resumed.image = learner.images[2]
+    resumed = await gone_on(bus, learner, 2)
     sequence, _ = await newest(bus)
     for n in range(3, 7):
         published = await resumed.publish(n, every=30)
@@ -86,9 +90,7 @@ async def test_a_resumed_learner_that_goes_another_way_begins_anew_with_a_snapsh
     for n in range(7):
         await learner.publish(n, every=30)
     await advanced(follower, learner, 6)
-    resumed = Learner(bus)
-    await resumed.writer.open()
-    resumed.image = learner.images[2]
+    resumed = await gone_on(bus, learner, 2)
     assert (await resumed.publish(3, every=30)).wire_bytes == 0
     assert (await resumed.publish(4, seed=1000)).wire_bytes >= LAYOUT.nbytes
     manifest = await advanced(follower, resumed, 4)
