@@ -5,6 +5,7 @@ published, whatever it computes in. Nothing here handles a signal or touches asy
 computes: the policy and a critic are two modules in two engines.
 """
 
+import ctypes
 import math
 import warnings
 from collections.abc import Callable, Iterable
@@ -85,6 +86,14 @@ class TrainingEngine[M: nn.Module]:
             dist_init_required=False,
         )
         self.device: torch.device = self._engine.device
+        compute = next(module.parameters()).dtype
+        # Gradients of ZeRO's higher stages, and bfloat16 ones, are summed in tensors of DeepSpeed's own.
+        self._sums_in_place = self.device.type == "cpu" and deepspeed.zero_stage <= 1 and compute == torch.float32
+        if self._sums_in_place:
+            for layer in module.modules():
+                if isinstance(layer, nn.Embedding):
+                    # Its gradient then has the tokens' rows alone, and needs no matrix of the whole vocabulary.
+                    layer.sparse = True
 
     @property
     def module(self) -> M:
@@ -100,6 +109,8 @@ class TrainingEngine[M: nn.Module]:
 
         Every rank calls this equally often between two steps, and as often as it passes forward with gradient.
         """
+        if self._sums_in_place:
+            _lay_out_gradients([parameter for parameter in self.module.parameters() if parameter.requires_grad])
         # DeepSpeed takes the mean over the ranks.
         self._engine.backward(loss * self._ranks, scale_wrt_gas=False)
 
@@ -109,6 +120,10 @@ class TrainingEngine[M: nn.Module]:
         Gradients that are not finite are dropped instead.
         """
         learning_rate = self._engine.get_lr()[0]
+        if self.device.type == "cpu":
+            # The step copies the gradients into one piece of memory, which would come on top of what the C library still
+            # holds of the activations.
+            ctypes.CDLL(None).malloc_trim(0)
         self._engine.step()
         applied = self._engine.was_step_applied()
         norm = self._engine.get_global_grad_norm()
@@ -175,6 +190,17 @@ def prepare_to_train(model: Any, deepspeed: DeepSpeedConfig) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     # Only while training does transformers checkpoint gradients, and without dropout the two modes agree.
     model.train()
+
+
+def _lay_out_gradients(parameters: list[nn.Parameter]) -> None:
+    """Gives the parameters that have none gradients of zero, to which the backward pass adds, in one piece of memory.
+
+    One by one they would be made amid the activations that the pass frees, and leave holes too small for the next ones.
+    """
+    missing = [parameter for parameter in parameters if parameter.grad is None]
+    sizes = [parameter.numel() for parameter in missing]
+    for parameter, gradient in zip(missing, torch.zeros(sum(sizes)).split(sizes), strict=True):
+        parameter.grad = gradient.view_as(parameter)
 
 
 def learning_rate_factor(optimizer: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
