@@ -78,15 +78,15 @@ class TrainingEngine[M: nn.Module]:
         self._dtype = dtype
         self._tag = tag
         factor = learning_rate_factor(optimizer, total_steps)
+        compute = next(module.parameters()).dtype
         self._engine, *_ = ds.initialize(
             model=module,
             model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
-            config=_engine_config(optimizer, deepspeed, next(module.parameters()).dtype),
+            config=_engine_config(optimizer, deepspeed, compute),
             lr_scheduler=lambda inner: torch.optim.lr_scheduler.LambdaLR(inner, factor),
             dist_init_required=False,
         )
         self.device: torch.device = self._engine.device
-        compute = next(module.parameters()).dtype
         # Gradients of ZeRO's higher stages, and bfloat16 ones, are summed in tensors of DeepSpeed's own.
         self._sums_in_place = self.device.type == "cpu" and deepspeed.zero_stage <= 1 and compute == torch.float32
         if self._sums_in_place:

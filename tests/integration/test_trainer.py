@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
@@ -290,39 +288,6 @@ def test_a_restored_trainer_continues_bit_for_bit(new_trainer, tmp_path):
     # Four of five steps of warm-up.
     assert metrics["learning_rate"] == expected["learning_rate"] == pytest.approx(1e-3 * 4 / 5)
     assert metrics["loss"] == expected["loss"]
-
-
-class Operations(TorchDispatchMode):
-    """Notes what PyTorch computes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[Any] = set()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        self.seen.add(operation)
-        return operation(*args, **(kwargs or {}))
-
-
-def test_gradients_are_summed_where_they_lie_in_one_piece_of_memory(folder):
-    policy = Policy(folder, ModelConfig(path="random-tiny"), TRAIN, DeepSpeedConfig(), 0, 3, torch.float32)
-    (micro,) = micro_batches(batch()[0], torch.ones(4), 10_000)
-    parameters = list(policy._engine.module.parameters())
-    for scale in (1.0, float("inf"), 1.0):
-        policy.backward(scale * policy.token_logprobs(micro).sum())
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        assert len({gradient.untyped_storage().data_ptr() for gradient in gradients}) == 1
-        once = [gradient.clone() for gradient in gradients]
-        with Operations() as operations:
-            policy.backward(scale * policy.token_logprobs(micro).sum())
-        assert torch.ops.aten.mm.default in operations.seen
-        assert torch.ops.aten.embedding_dense_backward.default not in operations.seen
-        assert all(parameter.grad is gradient for parameter, gradient in zip(parameters, gradients, strict=True))
-        if scale == 1.0:
-            torch.testing.assert_close(gradients, [2 * gradient for gradient in once])
-        assert policy.optimizer_step().applied == (scale == 1.0)
-        assert all(parameter.grad is None for parameter in parameters)
-    policy.close()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
