@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from bus.child import keep_to_itself
+
 LATEST = Path("runs/latest/bus.json")
 
 
@@ -158,6 +160,7 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Entry point of the console script `zerotir`; exits with 2 for what the user has to mend, 1 for a failure."""
+    keep_to_itself()
     arguments = _parser().parse_args()
     try:
         code = _run(arguments)

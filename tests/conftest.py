@@ -13,6 +13,7 @@ from bus.connection import Bus, open_bus
 from bus.server import embedded_server
 from bus.streams import create_streams
 from configs.bus import BusConfig
+from tests import environment
 
 _runs = itertools.count(1)
 
@@ -35,6 +36,28 @@ class ByFile(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
+
+
+ENVIRONMENT = pytest.StashKey[dict[str, tuple[int, int]]]()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        session.stash[ENVIRONMENT] = environment.files()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Fails the session where a file of the Python environment is not as it was, whatever test did it."""
+    result = yield
+    if ENVIRONMENT in session.stash:
+        before, after = session.stash[ENVIRONMENT], environment.files()
+        print(f"\nPython environment: {len(after)} files, digest {environment.digest(before)} before, "
+              f"{environment.digest(after)} after")
+        if lines := environment.changes(before, after):
+            print("FAILED: the tests changed the Python environment:", *lines[:20], sep="\n  ")
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    return result
 
 
 @pytest.fixture(scope="session")
