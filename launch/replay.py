@@ -6,6 +6,7 @@ import secrets
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from bus.logs import set_up_logs
 from bus.messages import Metrics
@@ -13,6 +14,9 @@ from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
 from launch.views import say
+
+if TYPE_CHECKING:
+    from learner.crews import AnyCrew
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -70,6 +74,8 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         crew.close()
         raise
     (out / "config.yaml").write_text(dump_config(config))
+    if same:
+        say(f"master weights and moments: {_compare_state(crew, run, steps)}")
     crew.close()
     if steps < config.learner.steps:
         say(f"the archive ends after step {steps}: the run had not collected more")
@@ -85,17 +91,40 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     return 0
 
 
-def as_it_computed(config: RunConfig, run: Path) -> RunConfig:
-    """Takes the threads and the type that the run's learner computed with: sums depend on both. An explicit type stays."""
-    import torch
+def _compare_state(crew: "AnyCrew", run: Path, steps: int) -> str:
+    """Loads the run's newest checkpoint into `crew`, which has done `steps` steps; returns what that changed, in words.
 
+    Published weights are rounded: two bfloat16 models may be equal while what training goes on from is not.
+    """
+    newest = _newest_checkpoint(run)
+    if newest is None or newest[1]["step"] != steps:
+        return f"not compared, the run has no checkpoint of step {steps}"
+    folder, state = newest
+    if state["ranks"] != crew.ranks:
+        return f"not compared, the run had {state['ranks']} ranks and this replay {crew.ranks}"
+    differing = crew.load_and_compare(folder)
+    if not differing:
+        return f"the same as in {folder.name}, bit for bit"
+    return f"not the same as in {folder.name}: {', '.join(differing)} differ"
+
+
+def _newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the run's newest checkpoint and the learner's state in it."""
     from configs.training import CheckpointConfig
     from learner.checkpoints import Checkpoints
 
     newest = Checkpoints(run / "checkpoints", CheckpointConfig()).newest()
+    return None if newest is None else (newest, Checkpoints.read(newest))
+
+
+def as_it_computed(config: RunConfig, run: Path) -> RunConfig:
+    """Takes the threads and the type that the run's learner computed with: sums depend on both. An explicit type stays."""
+    import torch
+
+    newest = _newest_checkpoint(run)
     if newest is None:
         return config
-    state = Checkpoints.read(newest)
+    _, state = newest
     torch.set_num_threads(state["threads"])
     if config.model.compute_dtype != "auto":
         return config

@@ -30,12 +30,12 @@ WAIT_S = 60.0
 class Order(Message):
     """What every rank does next."""
 
-    what: Literal["wait", "train", "save", "load", "weights", "stop"]
+    what: Literal["wait", "train", "save", "load", "compare", "weights", "stop"]
     version: int = 0
     groups: tuple[tuple[bytes, ...], ...] = ()
     """Packed trajectories of the batch to train on."""
     folder: str = ""
-    """To save to or load from; all ranks must reach it."""
+    """To save to, load from or compare with; all ranks must reach it."""
 
 
 class Crew:
@@ -79,6 +79,11 @@ class Crew:
         with self._order("load", folder=folder):
             self._trainer.load(folder)
 
+    def load_and_compare(self, folder: Path) -> list[str]:
+        """See `Trainer.load_and_compare`."""
+        with self._order("compare", folder=folder):
+            return self._trainer.load_and_compare(folder)
+
     def export(self, folder: Path) -> None:
         """See `Policy.export`."""
         with self._order("weights"):
@@ -102,7 +107,7 @@ class Crew:
     @contextlib.contextmanager
     def _order(
         self,
-        what: Literal["train", "save", "load", "weights", "stop"],
+        what: Literal["train", "save", "load", "compare", "weights", "stop"],
         version: int = 0,
         groups: list[list[Trajectory]] | None = None,
         folder: Path = Path(),
@@ -139,6 +144,8 @@ def follow(trainer: Trainer) -> None:
                 trainer.save(folder)
             case "load":
                 trainer.load(folder)
+            case "compare":
+                trainer.load_and_compare(folder)
             case "weights":
                 trainer.policy.copy_weights(None)
             case "stop":

@@ -81,6 +81,10 @@ class Critic:
         """Continues from what `save` wrote; see `TrainingEngine.load`."""
         self._engine.load(folder)
 
+    def state_digests(self) -> dict[str, str]:
+        """See `TrainingEngine.state_digests`."""
+        return self._engine.state_digests()
+
     def close(self) -> None:
         """Ends the engine; see `TrainingEngine.close`."""
         self._engine.close()

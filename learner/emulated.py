@@ -39,6 +39,12 @@ class EmulatedCrew:
         """Takes over what `save` wrote."""
         self._steps = json.loads((folder / COUNTER).read_text())["steps"]
 
+    def load_and_compare(self, folder: Path) -> list[str]:
+        """Takes over what `save` wrote; names the counter where it was another."""
+        before = self._steps
+        self.load(folder)
+        return [] if self._steps == before else ["counter"]
+
     def export(self, folder: Path) -> None:
         """Writes the counter where a model would be."""
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import nn
 
 from configs.training import DeepSpeedConfig, OptimizerConfig
@@ -149,6 +150,19 @@ class TrainingEngine[M: nn.Module]:
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+
+    def state_digests(self) -> dict[str, str]:
+        """Returns digests of this rank's part of the optimiser's state: `master` weights, `exp_avg`, `exp_avg_sq`, `step`.
+
+        Empty before the first step. Reads 12 bytes a parameter over the number of ranks, on a GPU through the host.
+        """
+        digests: dict[str, xxhash.xxh3_128] = {}
+        # Under every ZeRO stage AdamW's parameters are this rank's parts of the master weights.
+        for master, moments in self._engine.optimizer.optimizer.state.items():
+            for name, tensor in {"master": master, **moments}.items():
+                data = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+                digests.setdefault(name, xxhash.xxh3_128()).update(data.numpy())
+        return {name: digest.hexdigest() for name, digest in digests.items()}
 
     def close(self) -> None:
         """Ends the engine, and the process group if this engine made it: of several, close the first one last.

@@ -157,6 +157,10 @@ class Policy:
         """Continues from what `save` wrote; see `TrainingEngine.load`."""
         self._engine.load(folder)
 
+    def state_digests(self) -> dict[str, str]:
+        """See `TrainingEngine.state_digests`."""
+        return self._engine.state_digests()
+
     def export(self, folder: Path) -> None:
         """Writes a Hugging Face checkpoint with tokenizer, in the model's dtype."""
         from transformers import AutoTokenizer

@@ -177,6 +177,27 @@ class Trainer:
         if self._critic is not None:
             self._critic.load(folder)
 
+    def load_and_compare(self, folder: Path) -> list[str]:
+        """Continues from what `save` wrote; returns what of the optimisers' state was not the same before, to the bit.
+
+        The names are of `TrainingEngine.state_digests`, such as `policy master`, and are those of all ranks together.
+        """
+        before = self._state_digests()
+        self.load(folder)
+        after = self._state_digests()
+        names = before.keys() | after.keys()
+        differing = Ranks().total({name: float(before.get(name) != after.get(name)) for name in names})
+        return sorted(name for name, ranks in differing.items() if ranks)
+
+    def _state_digests(self) -> dict[str, str]:
+        models = {"policy": self.policy, "critic": self._critic}
+        return {
+            f"{model} {name}": digest
+            for model, engine in models.items()
+            if engine is not None
+            for name, digest in engine.state_digests().items()
+        }
+
     def close(self) -> None:
         """Frees the engines, and the process group if this trainer made it."""
         if self._critic is not None:

@@ -3,58 +3,30 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bus.messages import Failure, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Trajectory
 from bus.metrics import steps_of
-from configs.loading import dump_config, load_config
+from configs.loading import load_config
 from configs.models import model_folder
 from configs.schema import RunConfig
 from launch.replay import start
-from learner.archive import Archive, read_archive
+from learner.archive import read_archive
 from learner.trainer import Trainer
-from tests.integration.test_trainer import trajectory
-
-SETTINGS = (
-    "learner.steps=3",
-    "learner.batch_groups=2",
-    "learner.samples_per_problem=2",
-    "learner.max_staleness=1",
-    "learner.optimizer.lr=1e-3",
-)
-# Groups of the batches of the three steps. Group 1 comes late: as step 0 may leave it, its batch is 0 and 2.
-BATCHES = ((0, 2), (1, 3), (4, 5))
-ORDER = (0, 2, 1, 3, 4, 5)
-
-
-def result(ticket: int, group: int, rng: np.random.Generator, temperature: float, reward: float) -> Trajectory:
-    item = trajectory(group, ticket % 2 * reward, rng, temperature)
-    version = WeightVersion(epoch=0, n=max(0, group // 2 - 1))
-    span = VersionSpan(version=version, start=0, end=item.response_length)
-    return item.model_copy(update={"ticket": ticket, "versions": (span,)})
-
+from tests.integration.recorded import BATCHES, ORDER, write_run
 
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Path]:
-    """Writes the folder that a run leaves."""
+    """Writes the folder that a run leaves, see `write_run`."""
 
-    def write(temperature: float = 0.7, groups: tuple[int, ...] = ORDER, *settings: str, reward: float = 1.0) -> Path:
+    def write(*settings: str, **made_up: Any) -> Path:
         run = tmp_path / "run"
-        archive = Archive(run / "results")
-        (run / "config.yaml").write_text(dump_config(load_config("tiny", [*SETTINGS, *settings])))
-        rng = np.random.default_rng(0)
-        for position, group in enumerate(groups):
-            for ticket in (2 * group + 1, 2 * group + 2):
-                sequence = archive.last + 3  # Others were ignored.
-                if ticket == 10:
-                    late = Failure(ticket=10, group=4, reason="deadline", attempts=1, actor="a", published_at=0.0)
-                    archive.append(position // 2, sequence, late)
-                else:
-                    archive.append(position // 2, sequence, result(ticket, group, rng, temperature, reward))
+        write_run(run, *settings, **made_up)
         return run
 
     return write
@@ -117,7 +89,7 @@ def test_replay_trains_the_batches_that_the_log_gives(record, by_hand, capsys):
 
 
 def test_an_archive_that_ends_early_is_trained_as_far_as_it_goes(record, capsys):
-    out = replay(record(0.7, ORDER[:4]))
+    out = replay(record(groups=ORDER[:4]))
     assert [step["step"] for step in steps_of(out)] == [1, 2]
     assert "ends after step 2" in capsys.readouterr().out
 
@@ -145,7 +117,7 @@ OF_CRITIC = ("learner.algorithm.advantage=gae", "learner.critic.minibatches=1", 
     ids=["policy", "critic"],
 )
 def test_a_run_without_finite_gradients_stops_and_keeps_the_batch(record, capsys, temperature, reward, settings):
-    run = record(temperature, ORDER, "learner.max_skipped_updates=2", *settings, reward=reward)
+    run = record("learner.max_skipped_updates=2", *settings, temperature=temperature, reward=reward)
     arguments = argparse.Namespace(run=run, set=[], ranks=None, out=run / "out")
     assert start(arguments) == 1
     said = capsys.readouterr().err
