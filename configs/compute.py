@@ -5,15 +5,22 @@ and without it seven times as long. Float32 holds every bfloat16 weight exactly,
 way and nothing else. A short measurement tells; each role makes its own, and those of one machine come to the same choice.
 """
 
+import os
 import time
 from typing import Literal
 
 import structlog
 
+from configs.errors import UserError
 from configs.schema import ModelConfig
 
 log = structlog.get_logger()
 
+Dtype = Literal["bfloat16", "float32"]
+
+SWITCH = "ZEROTIR_CPU_DTYPE"
+"""Environment variable that stands for the measurement's outcome: with it a machine does what one with another processor does,
+which is how the tests are run as on both kinds."""
 MARGIN = 1.25
 """How many times as fast bfloat16 must be to be chosen: near 1 two roles' measurements could differ."""
 ROUNDS = 5
@@ -21,17 +28,23 @@ ROWS, WIDTH = 256, 1024
 """Of the product that is timed: half a GFLOP."""
 
 
-def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Literal["bfloat16", "float32"]:
-    """Name of the dtype that `model.compute_dtype` names.
+def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Dtype:
+    """Returns the name of the dtype that `model.compute_dtype` means.
 
-    For `auto` it is that of the weights; for bfloat16 weights on a CPU both are measured, for well under a second.
+    For `auto` it is that of the weights; for bfloat16 weights on a CPU both are measured, for well under a second, unless
+    `SWITCH` is set. Raises UserError where that names no dtype.
     """
     if model.compute_dtype != "auto":
         return model.compute_dtype
     if not on_cpu or model.dtype == "float32":
         return model.dtype
+    if (said := os.environ.get(SWITCH)) is not None:
+        if said not in ("bfloat16", "float32"):
+            raise UserError(f"{SWITCH} is {said!r}: bfloat16 and float32 are possible, without it a CPU is measured")
+        log.info(f"what to compute in was not measured: {SWITCH} is set", chosen=said)
+        return said
     float32, bfloat16 = _gflops("float32"), _gflops("bfloat16")
-    chosen: Literal["bfloat16", "float32"] = "bfloat16" if bfloat16 > MARGIN * float32 else "float32"
+    chosen: Dtype = "bfloat16" if bfloat16 > MARGIN * float32 else "float32"
     log.info(
         "measured what to compute in",
         chosen=chosen,

@@ -25,22 +25,36 @@ BUDGETS = (1, 100, 4096)
 STAGES = (1, 2, 3)
 # With a critic and a reference: estimator, ZeRO stage, budget. The last leaves the second rank nothing but fill-ups.
 CRITICS = (("gae", 2, 100), ("vtrace", 3, 4096))
+# What a rank must take from the whole minibatch, and could take from its own share; and sums of bfloat16 gradients. Each with
+# two minibatches of a few trajectories a micro-batch: the ranks' shares differ in number and length.
+VARIANTS: dict[str, dict[str, object]] = {
+    "grpo": {"advantage": "grpo"},
+    "sequence_band": {"sequence_band": [0.7, 1.1]},
+    "sequence_band of ppo": {"loss": "ppo", "sequence_band": [0.7, 1.1]},
+    "ppo": {"loss": "ppo", "dual_clip": 3.0},
+    "reinforce++": {"advantage": "reinforce++"},
+}
+OF_BFLOAT16 = ("grpo", "ppo")
 # Far enough to clip policy and values.
 STEEP = OptimizerConfig(lr=1e-2)
 
 
 def config(
-    stage: int, budget: int, optimizer: OptimizerConfig, minibatches: int = 1, advantage: str | None = None
+    stage: int,
+    budget: int,
+    optimizer: OptimizerConfig,
+    minibatches: int = 1,
+    dtype: str = "float32",
+    **algorithm: object,
 ) -> RunConfig:
-    with_critic = {"advantage": advantage, "kl_coefficient": 0.1} if advantage else {}
     return RunConfig(
         name="test",
         seed=3,
-        model=ModelConfig(path="random-tiny", dtype="float32"),
+        model=ModelConfig(path="random-tiny", dtype=dtype, compute_dtype=dtype),
         tasks=TasksConfig(problems=ProblemsConfig(recipe="products")),
         learner=LearnerConfig(
             steps=10,
-            algorithm=AlgorithmConfig.model_validate({"minibatches": minibatches} | with_critic),
+            algorithm=AlgorithmConfig.model_validate({"minibatches": minibatches} | algorithm),
             critic=CriticConfig.model_validate(
                 {"minibatches": 3, "value_clip": 0.05, "optimizer": optimizer.model_dump()}
             ),
@@ -90,6 +104,10 @@ def work(crew: Crew, stage: int, budget: int, folder: Path) -> dict[str, object]
     }
 
 
+def variant(name: str, dtype: str, stage: int) -> RunConfig:
+    return config(stage, 100, STEEP, 2, dtype, kl_coefficient=0.1, **VARIANTS[name])
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     orders.WAIT_S = 0.1
@@ -112,8 +130,19 @@ def main() -> None:
         crew = Crew(trainer)
         results["metrics"] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
         crew.close()
+    for name in VARIANTS:
+        for dtype in ("float32", "bfloat16") if name in OF_BFLOAT16 else ("float32",):
+            trainer = Trainer(variant(name, dtype, 2), model_folder("random-tiny"))
+            if Ranks().rank > 0:
+                follow(trainer)
+                continue
+            crew = Crew(trainer)
+            results[name, dtype] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
+            crew.close()
     for advantage, stage, budget in CRITICS:
-        trainer = Trainer(config(stage, budget, STEEP, 2, advantage), model_folder("random-tiny"))
+        trainer = Trainer(
+            config(stage, budget, STEEP, 2, advantage=advantage, kl_coefficient=0.1), model_folder("random-tiny")
+        )
         if Ranks().rank > 0:
             follow(trainer)
             continue

@@ -7,12 +7,20 @@ import torch
 from structlog.testing import capture_logs
 
 from configs import compute
-from configs.compute import MARGIN, compute_dtype
+from configs.compute import MARGIN, SWITCH, compute_dtype
+from configs.errors import UserError
 from configs.loading import load_config
 from configs.schema import ModelConfig
 from configs.training import CheckpointConfig
 from launch.replay import as_it_computed
 from learner.checkpoints import Checkpoints
+
+
+@pytest.fixture(autouse=True)
+def switch(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Without the switch that the whole suite may be run with."""
+    monkeypatch.delenv(SWITCH, raising=False)
+    return monkeypatch
 
 
 @pytest.mark.parametrize(
@@ -42,6 +50,22 @@ def test_a_cpu_computes_in_what_is_clearly_faster(gflops: float, expected: str, 
     speed = {"float32": 90.0, "bfloat16": gflops}
     monkeypatch.setattr(compute, "_gflops", lambda dtype: speed[dtype])
     assert compute_dtype(ModelConfig(path="any"), on_cpu=True) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_switch_stands_for_the_measurement_and_for_nothing_else(dtype: str, switch: pytest.MonkeyPatch):
+    switch.delattr(compute, "_gflops")
+    switch.setenv(SWITCH, dtype)
+    assert compute_dtype(ModelConfig(path="any"), on_cpu=True) == dtype
+    assert compute_dtype(ModelConfig(path="any"), on_cpu=False) == "bfloat16"
+    assert compute_dtype(ModelConfig(path="any", dtype="float32"), on_cpu=True) == "float32"
+    assert compute_dtype(ModelConfig(path="any", compute_dtype="float32"), on_cpu=True) == "float32"
+
+
+def test_a_switch_that_names_no_type_is_refused(switch: pytest.MonkeyPatch):
+    switch.setenv(SWITCH, "bf16")
+    with pytest.raises(UserError, match="ZEROTIR_CPU_DTYPE is 'bf16': bfloat16 and float32 are possible"):
+        compute_dtype(ModelConfig(path="any"), on_cpu=True)
 
 
 def test_the_measurement_is_made_and_told():
