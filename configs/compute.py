@@ -7,7 +7,7 @@ way and nothing else. A short measurement tells; each role makes its own, and th
 
 import os
 import time
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import structlog
 
@@ -19,8 +19,8 @@ log = structlog.get_logger()
 Dtype = Literal["bfloat16", "float32"]
 
 SWITCH = "ZEROTIR_CPU_DTYPE"
-"""Environment variable that stands for the measurement's outcome: with it a machine does what one with another processor does,
-which is how the tests are run as on both kinds."""
+"""Environment variable that stands for the measurement's outcome: with it a machine computes as one with another processor
+does. The tests are run as on either kind that way."""
 MARGIN = 1.25
 """How many times as fast bfloat16 must be to be chosen: near 1 two roles' measurements could differ."""
 ROUNDS = 5
@@ -39,10 +39,10 @@ def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Dtype:
     if not on_cpu or model.dtype == "float32":
         return model.dtype
     if (said := os.environ.get(SWITCH)) is not None:
-        if said not in ("bfloat16", "float32"):
+        if said not in get_args(Dtype):
             raise UserError(f"{SWITCH} is {said!r}: bfloat16 and float32 are possible, without it a CPU is measured")
         log.info(f"what to compute in was not measured: {SWITCH} is set", chosen=said)
-        return said
+        return cast(Dtype, said)
     float32, bfloat16 = _gflops("float32"), _gflops("bfloat16")
     chosen: Dtype = "bfloat16" if bfloat16 > MARGIN * float32 else "float32"
     log.info(

@@ -169,6 +169,13 @@ def main() -> None:
         # Whoever reads, `head` for one, has seen enough. The interpreter must not try to write the rest at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except ModuleNotFoundError as error:
+        from launch.extras import missing_extra
+
+        if (text := missing_extra(error)) is None:
+            raise
+        sys.stderr.write(f"zerotir: {text}\n")
+        code = 2
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

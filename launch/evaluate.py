@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,11 +47,11 @@ def start(arguments: argparse.Namespace, config: RunConfig) -> int:
     config = config.model_copy(update={"evaluation": chosen})
     if arguments.checkpoint:
         out = arguments.out or _folder_for(config, arguments.checkpoint)
-        return guarded(lambda stop: _explained(_evaluate_checkpoint(config, arguments.checkpoint, out, stop)))
+        return guarded(lambda stop: _explained(lambda: _evaluate_checkpoint(config, arguments.checkpoint, out, stop)))
 
     async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
         out = arguments.out or folder / "evaluation"
-        await _explained(_evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow))
+        await _explained(lambda: _evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow))
 
     id = arguments.id or new_id("evaluator")
     return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
@@ -63,8 +63,8 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
     return Path(config.launch.runs_dir) / f"evaluation-{config.name}-{name}"
 
 
-async def _explained(work: Coroutine[None, None, None]) -> None:
-    """What the user has to mend is a UserError."""
+async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Does `work`; what the user has to mend becomes a UserError."""
     from evaluation.checkpoint import CheckpointError
     from evaluation.records import JournalError
     from sandbox.jail import SandboxUnavailable
@@ -72,7 +72,7 @@ async def _explained(work: Coroutine[None, None, None]) -> None:
     from tasks.prompts import PromptError
 
     try:
-        await work
+        await work()
     except (CheckpointError, JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
         raise UserError(str(error)) from error
 

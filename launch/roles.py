@@ -30,6 +30,7 @@ from configs.agreement import FIXED, SHARED, require_same
 from configs.errors import UserError
 from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
+from launch.extras import missing_extra
 from launch.plan import require_memory, require_positions
 from launch.ranks import end_with_launcher, follow_leader, rank, rank_count, start_ranks
 
@@ -104,10 +105,13 @@ def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int
 def _report(error: Exception) -> int:
     while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
+    if isinstance(error, ModuleNotFoundError) and (text := missing_extra(error)):
+        error = UserError(text)
     code = 2 if isinstance(error, UserError) else 1
-    logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
-    if not logging.getLogger().handlers:
+    if code == 2 and not logging.getLogger().handlers:
         sys.stderr.write(f"zerotir: {error}\n")
+    else:
+        logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
     return code
 
 

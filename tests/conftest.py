@@ -52,8 +52,10 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     result = yield
     if ENVIRONMENT in session.stash:
         before, after = session.stash[ENVIRONMENT], environment.files()
-        print(f"\nPython environment: {len(after)} files, digest {environment.digest(before)} before, "
-              f"{environment.digest(after)} after")
+        print(
+            f"\nPython environment: {len(after)} files, digest {environment.digest(before)} before, "
+            f"{environment.digest(after)} after"
+        )
         if lines := environment.changes(before, after):
             print("FAILED: the tests changed the Python environment:", *lines[:20], sep="\n  ")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -25,8 +25,8 @@ BUDGETS = (1, 100, 4096)
 STAGES = (1, 2, 3)
 # With a critic and a reference: estimator, ZeRO stage, budget. The last leaves the second rank nothing but fill-ups.
 CRITICS = (("gae", 2, 100), ("vtrace", 3, 4096))
-# What a rank must take from the whole minibatch, and could take from its own share; and sums of bfloat16 gradients. Each with
-# two minibatches of a few trajectories a micro-batch: the ranks' shares differ in number and length.
+# What a rank must take from the whole minibatch, and could take from its own share; and sums of bfloat16 gradients. Each
+# with two minibatches and few trajectories a micro-batch: the ranks' shares differ in number and length.
 VARIANTS: dict[str, dict[str, object]] = {
     "grpo": {"advantage": "grpo"},
     "sequence_band": {"sequence_band": [0.7, 1.1]},

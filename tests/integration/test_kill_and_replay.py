@@ -27,7 +27,12 @@ from tests.integration.test_trainer import trajectory
 
 STEPS = 4
 # The published weights are bfloat16: they alone would not show all of what training goes on from.
-SETTINGS = ("model.dtype=bfloat16", f"learner.steps={STEPS}", "learner.checkpoint.every=2", "learner.batch_timeout_s=120")
+SETTINGS = (
+    "model.dtype=bfloat16",
+    f"learner.steps={STEPS}",
+    "learner.checkpoint.every=2",
+    "learner.batch_timeout_s=120",
+)
 BEFORE_THE_KILL = 3
 """Steps that the learner takes before it is killed: one more than its newest checkpoint holds."""
 TIMEOUT_S = 240
@@ -63,7 +68,7 @@ async def answering(bus: Bus, groups: int, others: asyncio.Event) -> AsyncIterat
 async def test_a_killed_learner_ends_where_a_replay_ends(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     folder = tmp_path / "run"
     roles = Roles(folder, *SETTINGS)
-    config = load_config("tiny", SETTINGS)
+    config = load_config("tiny", list(SETTINGS))
     killed = asyncio.Event()
     first_groups = BEFORE_THE_KILL * config.learner.batch_groups
     deadline = time.monotonic() + TIMEOUT_S

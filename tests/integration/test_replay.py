@@ -20,6 +20,7 @@ from learner.archive import read_archive
 from learner.trainer import Trainer
 from tests.integration.recorded import BATCHES, ORDER, write_run
 
+
 @pytest.fixture
 def record(tmp_path: Path) -> Callable[..., Path]:
     """Writes the folder that a run leaves, see `write_run`."""

@@ -1,4 +1,4 @@
-"""Two ranks and one: the same update, in a command that a user starts in a folder of their own. `test_ranks` has the rest."""
+"""Two ranks and one make the same updates, by a command that a user starts in a folder of their own."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ from tests.integration.recorded import write_run
 from tests.integration.test_replay import replay
 from tests.user_folder import ZEROTIR, write_user_folder
 
-# What a rank must take from the whole minibatch, and could take from its own share of it: GRPO's lengths, whole trajectories'
-# ratios, the number of tokens. Micro-batches of a few trajectories leave one rank more of them than the other.
+# What a rank must take from the whole minibatch, and could take from its own share of it: GRPO's lengths, the ratios of
+# whole trajectories, the number of tokens. Micro-batches of few trajectories leave one rank more of them than the other.
 SETTINGS = (
     "learner.algorithm.advantage=grpo",
     "learner.algorithm.sequence_band=[0.72, 1.4]",

