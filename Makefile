@@ -4,7 +4,7 @@ CONFIG ?= quickstart
 ROUNDS ?= 1
 SEED ?= $(shell date +%s)
 
-# Where this is set, every process compiles all of PyTorch, vLLM and transformers anew, for half a minute.
+# A user's shell does not have it: the tests must see what the roles do by themselves.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all test-slow chaos check setup lock clean
