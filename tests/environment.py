@@ -3,13 +3,15 @@
 Other checkouts and other runs share it. A file that a process of ours adds or cuts off there is an error of every later run.
 """
 
+import contextlib
 import hashlib
 import os
 import sys
 from pathlib import Path
 
-FOLDERS = (Path(sys.prefix), Path(os.__file__).parent)
-"""The environment and the standard library of the interpreter that it was made from."""
+LIBRARY = Path(os.__file__).parent
+"""The standard library, of the interpreter that the environment was made from."""
+FOLDERS = (Path(sys.prefix), LIBRARY)
 
 
 def files(folders: tuple[Path, ...] = FOLDERS) -> dict[str, tuple[int, int]]:
@@ -19,13 +21,17 @@ def files(folders: tuple[Path, ...] = FOLDERS) -> dict[str, tuple[int, int]]:
     """
     found = {}
     for folder in folders:
-        for parent, _, names in os.walk(folder):
+        for parent, folders_in_it, names in os.walk(folder):
+            if Path(parent) == LIBRARY:
+                # What is installed beside it is no part of this environment.
+                folders_in_it[:] = [name for name in folders_in_it if name not in ("site-packages", "dist-packages")]
             for name in names:
                 if "-pytest-" in name:
                     continue
                 path = os.path.join(parent, name)
-                state = os.lstat(path)
-                found[path] = (state.st_size, state.st_mtime_ns)
+                with contextlib.suppress(FileNotFoundError):  # Written beside its place and renamed meanwhile.
+                    state = os.lstat(path)
+                    found[path] = (state.st_size, state.st_mtime_ns)
     return found
 
 

@@ -143,7 +143,8 @@ class Roles:
 def test_a_learner_killed_at_random_moments_ends_at_the_weights_of_a_replay(tmp_path: Path):
     steps, kills = 20, 5
     folder = tmp_path / "run"
-    roles = Roles(folder, f"learner.steps={steps}", "learner.checkpoint.every=3", "learner.batch_timeout_s=120")
+    settings = ("model.dtype=bfloat16", "learner.checkpoint.every=3", "learner.batch_timeout_s=120")
+    roles = Roles(folder, f"learner.steps={steps}", *settings)
     moments = random.Random(f"{tmp_path}")
     deadline = time.monotonic() + RANDOM_KILLS_S
     try:
@@ -180,7 +181,7 @@ def test_a_learner_killed_at_random_moments_ends_at_the_weights_of_a_replay(tmp_
     finally:
         roles.stop()
     assert len(killed) >= 3
-    assert "bit for bit" in replayed.stdout, (killed, replayed.stdout)
+    assert f"master weights and moments: the same as in step-{steps:06d}, bit for bit" in replayed.stdout, killed
     found = difference(folder / "model", out / "model")
     assert found.weights > 100_000
     assert found.different == 0
