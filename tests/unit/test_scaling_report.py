@@ -215,6 +215,11 @@ class TestReport:
 
 
 class TestCommand:
+    @pytest.fixture(autouse=True)
+    def in_the_tests_process(self, monkeypatch):
+        """The command sets up the process that it runs in: this one is the tests', and starts other processes later."""
+        monkeypatch.setattr(cli, "isolate_interpreter", lambda: None)
+
     @pytest.mark.slow
     def test_it_writes_beside_several_runs_and_into_one(self, tmp_path, monkeypatch, capsys):
         folders = [str(write_run(tmp_path / f"run-{seed}", [], seed=seed, steps=6)) for seed in (0, 1)]
