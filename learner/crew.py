@@ -79,7 +79,7 @@ class Crew:
         with self._order("load", folder=folder):
             self._trainer.load(folder)
 
-    def load_and_compare(self, folder: Path) -> list[str]:
+    def load_and_compare(self, folder: Path) -> dict[str, bool]:
         """See `Trainer.load_and_compare`."""
         with self._order("compare", folder=folder):
             return self._trainer.load_and_compare(folder)

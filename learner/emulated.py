@@ -39,11 +39,11 @@ class EmulatedCrew:
         """Takes over what `save` wrote."""
         self._steps = json.loads((folder / COUNTER).read_text())["steps"]
 
-    def load_and_compare(self, folder: Path) -> list[str]:
-        """Takes over what `save` wrote; names the counter where it was another."""
+    def load_and_compare(self, folder: Path) -> dict[str, bool]:
+        """Takes over what `save` wrote; returns whether the counter was the same before."""
         before = self._steps
         self.load(folder)
-        return [] if self._steps == before else ["counter"]
+        return {"emulated counter": self._steps == before}
 
     def export(self, folder: Path) -> None:
         """Writes the counter where a model would be."""

@@ -185,15 +185,10 @@ class Learner:
 
     def _newest_checkpoint(self) -> tuple[Path, dict[str, Any] | None]:
         """Raises CheckpointError where it cannot be read or is another run's."""
-        newest = self._checkpoints.newest()
-        if newest is None:
+        found = self._checkpoints.newest_state()
+        if found is None:
             return Path(), None
-        try:
-            state = self._checkpoints.read(newest)
-        except CheckpointError:
-            if newest.exists():
-                raise
-            return self._newest_checkpoint()  # A learner that still lives has written a newer one.
+        newest, state = found
         if state["run"] != self._bus.address.run:
             raise CheckpointError(
                 f"{newest} is of run {state['run']}, this is {self._bus.address.run}: use that run's own folder"

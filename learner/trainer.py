@@ -177,17 +177,18 @@ class Trainer:
         if self._critic is not None:
             self._critic.load(folder)
 
-    def load_and_compare(self, folder: Path) -> list[str]:
-        """Continues from what `save` wrote; returns what of the optimisers' state was not the same before, to the bit.
+    def load_and_compare(self, folder: Path) -> dict[str, bool]:
+        """Continues from what `save` wrote; returns of each part of the optimisers' state whether it was the same before.
 
-        The names are of `TrainingEngine.state_digests`, such as `policy master`, and are those of all ranks together.
+        Parts are named as in `TrainingEngine.state_digests`, `policy master` for one, and compared bit for bit on all ranks.
+        Before the first optimiser step there are none.
         """
         before = self._state_digests()
         self.load(folder)
         after = self._state_digests()
         names = before.keys() | after.keys()
         differing = Ranks().total({name: float(before.get(name) != after.get(name)) for name in names})
-        return sorted(name for name, ranks in differing.items() if ranks)
+        return {name: ranks == 0 for name, ranks in sorted(differing.items())}
 
     def _state_digests(self) -> dict[str, str]:
         models = {"policy": self.policy, "critic": self._critic}

@@ -57,7 +57,11 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
             f"{environment.digest(after)} after"
         )
         if lines := environment.changes(before, after):
-            print("FAILED: the tests changed the Python environment:", *lines[:20], sep="\n  ")
+            print(
+                "FAILED: the Python environment has changed (byte code that was missing? `make setup` makes it):",
+                *lines[:20],
+                sep="\n  ",
+            )
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
     return result
 

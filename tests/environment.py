@@ -6,12 +6,13 @@ Other checkouts and other runs share it. A file that a process of ours adds or c
 import contextlib
 import hashlib
 import os
-import sys
+import sysconfig
 from pathlib import Path
 
-LIBRARY = Path(os.__file__).parent
+LIBRARY = Path(sysconfig.get_path("stdlib"))
 """The standard library, of the interpreter that the environment was made from."""
-FOLDERS = (Path(sys.prefix), LIBRARY)
+FOLDERS = (*sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "scripts")}), LIBRARY)
+"""What is installed, and the library."""
 
 
 def files(folders: tuple[Path, ...] = FOLDERS) -> dict[str, tuple[int, int]]:
@@ -23,7 +24,7 @@ def files(folders: tuple[Path, ...] = FOLDERS) -> dict[str, tuple[int, int]]:
     for folder in folders:
         for parent, folders_in_it, names in os.walk(folder):
             if Path(parent) == LIBRARY:
-                # What is installed beside it is no part of this environment.
+                # What is installed beside it belongs to another environment, or is looked at by itself.
                 folders_in_it[:] = [name for name in folders_in_it if name not in ("site-packages", "dist-packages")]
             for name in names:
                 if "-pytest-" in name:

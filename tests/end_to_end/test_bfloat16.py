@@ -44,6 +44,6 @@ def test_engine_and_learner_agree_and_a_replay_comes_to_the_same_state(tmp_path:
         assert step["trained_tokens"] > 100
     replay = [*ZEROTIR, "replay", str(run), "--out", str(tmp_path / "again")]
     said = subprocess.run(replay, env=environment, capture_output=True, text=True, timeout=120, check=True).stdout
-    assert "master weights and moments: the same as in step-000003, bit for bit" in said
+    assert "optimiser state: the same as in step-000003, bit for bit" in said
     assert "as the run's, bit for bit" in said
     assert processes_of(tmp_path) == []

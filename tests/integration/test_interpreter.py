@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 from pathlib import Path
 
@@ -20,37 +21,39 @@ def test_a_run_in_a_folder_with_modules_of_our_names_uses_none_of_them(tmp_path:
     home, output = write_user_folder(tmp_path / "mine"), tmp_path / "up.txt"
     with output.open("wb") as file:
         up = subprocess.Popen(
-            [ZEROTIR, "up", "emulated", "--set", "learner.steps=2", "--set", "tasks.grading.rule=boxed"],
+            [ZEROTIR, "up", "emulated", "--set", "learner.steps=2000", "--set", "tasks.grading.rule=boxed"],
             cwd=home,
             env={**os.environ, "ZEROTIR_TEST_RUN": str(home)},
             stdout=file,
             stderr=file,
         )
     try:
-        wait_for(lambda: "  step   1/2" in output.read_text() or up.poll() is not None, up, output)
+        wait_for(lambda: "  step   2/2000" in output.read_text(), up, output)
         kept = {line: environment_of(int(line.split()[0])) for line in processes_of(home) if "python" in line}
-        assert up.wait(timeout=TIMEOUT_S) == 0, output.read_text()
+        up.send_signal(signal.SIGINT)
+        assert up.wait(timeout=TIMEOUT_S) == 130, output.read_text()
     finally:
         if up.poll() is None:
             up.terminate()
             up.wait(timeout=60)
     assert "user's folder" not in output.read_text()
     [folder] = (home / "runs").glob("emulated-*")
-    assert [step["step"] for step in steps_of(folder)] == [1, 2]
+    assert len(steps_of(folder)) >= 2
     # Those that roles start as well: graders, for one.
     assert any("grading_worker" in line for line in kept)
     for line, variables in kept.items():
-        if int(line.split()[0]) != up.pid:
+        # The command that was started by hand has them from its own first line on; what ends just now has none.
+        if int(line.split()[0]) != up.pid and variables:
             assert {"PYTHONSAFEPATH=1", "PYTHONDONTWRITEBYTECODE=1"} <= variables, line
     assert not list(home.rglob("*.pyc"))
 
 
 def environment_of(pid: int) -> set[str]:
-    """Returns the variables with which a process was started."""
+    """Returns the variables with which a process was started; none of one that has ended."""
     try:
-        return set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0"))
+        return set(Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")) - {""}
     except (FileNotFoundError, ProcessLookupError):
-        return {"PYTHONSAFEPATH=1", "PYTHONDONTWRITEBYTECODE=1"}  # It has ended meanwhile.
+        return set()
 
 
 def test_a_command_writes_no_byte_code_however_little_a_file_may_hold(tmp_path: Path):

@@ -148,6 +148,6 @@ def test_a_learner_of_two_ranks_trains_live_stops_resumes_and_replays_bit_for_bi
     replay = [sys.executable, "-m", "launch.cli", "replay", str(folder), "--out", str(out), "--ranks", "2"]
     environment = {**os.environ, "ZEROTIR_TEST_RUN": str(folder)}
     said = subprocess.run(replay, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
-    assert "master weights and moments: the same as in step-000004, bit for bit" in said
+    assert "optimiser state: the same as in step-000004, bit for bit" in said
     assert difference(folder / "model", out / "model").different == 0
     assert processes_of(folder) == []

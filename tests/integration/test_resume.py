@@ -181,7 +181,7 @@ def test_a_learner_killed_at_random_moments_ends_at_the_weights_of_a_replay(tmp_
     finally:
         roles.stop()
     assert len(killed) >= 3
-    assert f"master weights and moments: the same as in step-{steps:06d}, bit for bit" in replayed.stdout, killed
+    assert f"optimiser state: the same as in step-{steps:06d}, bit for bit" in replayed.stdout, killed
     found = difference(folder / "model", out / "model")
     assert found.weights > 100_000
     assert found.different == 0

@@ -2,12 +2,16 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
-from importlib.metadata import version
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
 
 import pytest
+
+from launch.extras import EXTRAS
 
 ROOT = Path(__file__).parents[2]
 MAY_IMPORT = {
@@ -28,15 +32,33 @@ def test_imports_point_one_way_and_resolve_inside_the_project(package: str):
     assert Path(importlib.import_module(package).__file__ or "").is_relative_to(ROOT)
     allowed = MAY_IMPORT[package] | {package}
     for path in (ROOT / package).rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names = [node.module]
-            for name in names:
-                top = name.partition(".")[0]
-                assert top not in MAY_IMPORT or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
+        for name in imported(path):
+            top = name.partition(".")[0]
+            assert top not in MAY_IMPORT or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yields the name of every module that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def test_the_extra_of_every_package_beyond_the_base_is_known():
+    """So that a command whose extra is missing can name it."""
+    distributions = {re.split(r"[\[>=; ]", each)[0] for each in requires("zerotir") or () if "extra ==" not in each}
+    base = {
+        module for module, owners in packages_distributions().items() if distributions & {o.lower() for o in owners}
+    }
+    of_extras = {module for modules in EXTRAS.values() for module in modules}
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
+    modules = {name.partition(".")[0] for path in files for name in imported(path)}
+    # Packages that those of the base are made of.
+    base |= {"nkeys", "pydantic_core"}
+    assert modules - set(MAY_IMPORT) - set(sys.stdlib_module_names) - base - of_extras == set()
+    assert of_extras <= modules | {"sympy", "accelerate"}
 
 
 def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
