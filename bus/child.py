@@ -1,5 +1,5 @@
-"""How processes of ours are set up: they end with the one that started them, write no byte code, and import nothing from the
-user's folder.
+"""Sets up processes of ours: they end with the one that started them, write no byte code, and import nothing from the user's
+folder.
 
 The kernel tells a process when the one that started it ends, however that ends. It does so when the thread that started it
 ends: that thread must live as long as the process.

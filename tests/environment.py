@@ -12,7 +12,7 @@ from pathlib import Path
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 """The standard library, of the interpreter that the environment was made from."""
 FOLDERS = (*sorted({Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "scripts")}), LIBRARY)
-"""What is installed, and the library."""
+"""Hold what is installed, and the library."""
 
 
 def files(folders: tuple[Path, ...] = FOLDERS) -> dict[str, tuple[int, int]]:

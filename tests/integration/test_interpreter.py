@@ -1,4 +1,4 @@
-"""What processes of ours import and write: nothing from the user's working folder, no byte code anywhere."""
+"""Processes of ours import nothing from the user's working folder and write no byte code."""
 
 import os
 import resource
@@ -57,7 +57,7 @@ def environment_of(pid: int) -> set[str]:
 
 
 def test_a_command_writes_no_byte_code_however_little_a_file_may_hold(tmp_path: Path):
-    """As in an environment that nobody has compiled, on a disk that is full after 4 KiB."""
+    """Stands for an environment that nobody has compiled, on a disk that is full after 4 KiB."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     done = subprocess.run(
         [ZEROTIR, "config", "tiny"],
