@@ -104,8 +104,8 @@ def work(crew: Crew, stage: int, budget: int, folder: Path) -> dict[str, object]
     }
 
 
-def variant(name: str, dtype: str, stage: int) -> RunConfig:
-    return config(stage, 100, STEEP, 2, dtype, kl_coefficient=0.1, **VARIANTS[name])
+def variant(name: str, dtype: str) -> RunConfig:
+    return config(2, 100, STEEP, 2, dtype, kl_coefficient=0.1, **VARIANTS[name])
 
 
 def main() -> None:
@@ -132,7 +132,7 @@ def main() -> None:
         crew.close()
     for name in VARIANTS:
         for dtype in ("float32", "bfloat16") if name in OF_BFLOAT16 else ("float32",):
-            trainer = Trainer(variant(name, dtype, 2), model_folder("random-tiny"))
+            trainer = Trainer(variant(name, dtype), model_folder("random-tiny"))
             if Ranks().rank > 0:
                 follow(trainer)
                 continue

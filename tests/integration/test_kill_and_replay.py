@@ -73,7 +73,7 @@ async def answering(bus: Bus, groups: int, others: asyncio.Event) -> AsyncIterat
 async def test_a_killed_learner_ends_where_a_replay_ends(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    """Also where what it computes in is measured otherwise when it starts again, beside other work for one."""
+    """The second start measures the other type as the faster one, as it may beside other work."""
     folder = tmp_path / "run"
     roles = Roles(folder, *SETTINGS)
     config = load_config("tiny", list(SETTINGS))

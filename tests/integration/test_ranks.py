@@ -96,7 +96,7 @@ def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
     ("name", "dtype"), [*((name, "float32") for name in VARIANTS), *((name, "bfloat16") for name in OF_BFLOAT16)]
 )
 def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, name, dtype):
-    crew = one_rank(variant(name, dtype, 2))
+    crew = one_rank(variant(name, dtype))
     steps = [crew.train(batch(seed), seed + 1) for seed in range(2)]
     for theirs, ours in zip(two_ranks[name, dtype], steps, strict=True):
         # Sums in another order round otherwise, and in the second step passes are of other weights.

@@ -139,9 +139,9 @@ def plain_logprobs(model: torch.nn.Module, item: Trajectory) -> torch.Tensor:
 def plain_gradient(
     folder: Path, groups: list[list[Trajectory]], cap: float, dtype: torch.dtype = torch.float32
 ) -> Weights:
-    """Of the on-policy decoupled loss, a sequence at a time, over the number of all sampled tokens.
+    """Returns the gradient of the on-policy decoupled loss, a sequence at a time, over the number of all sampled tokens.
 
-    In float32, of weights that were rounded to `dtype`.
+    It is computed in float32, of weights that were rounded to `dtype`.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).float()
     everything = [item for group in groups for item in group]
@@ -175,7 +175,7 @@ def test_gradient_is_that_of_plain_transformers(folder, new_trainer, budget):
 
 @pytest.mark.parametrize(("compute", "tolerance"), [("float32", 0.004), ("bfloat16", 0.03)])
 def test_gradient_of_bfloat16_weights_is_that_of_plain_transformers(folder, new_trainer, compute, tolerance):
-    """The tolerance is for the error's norm over the gradient's: the weights that show it are rounded to 1 in 256."""
+    """Bounds the norm of the error over that of the gradient. The weights that show the gradient are rounded to 1 in 256."""
     # So large a step that the weights are next to nothing beside what it adds to them.
     large = OptimizerConfig(lr=1e10, eps=1e4, max_grad_norm=1e9)
     trainer, groups = new_trainer(large, 64, "bfloat16", compute), batch()
@@ -341,7 +341,7 @@ def test_optimizer_states_are_compared_beyond_the_rounding_of_the_weights(new_tr
         each.train(batch(), 1)
     trainer.save(tmp_path)
     assert other.load_and_compare(tmp_path) == dict.fromkeys(PARTS, True)
-    # Another batch, at a rate that moves hardly a bfloat16 weight: moments and master weights tell.
+    # Another batch, at a rate that moves hardly any bfloat16 weight: moments and master weights show the difference.
     other.train(batch(1), 2)
     moved = sum(int((weight != weights(trainer)[name]).sum()) for name, weight in weights(other).items())
     assert moved < trainer.policy.parameters / 1000 or arithmetic["dtype"] == "float32"
