@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test test-all test-slow chaos check setup lock clean
 
 demo: setup
-	@echo "preparing SmolLM2-135M (once)"; .venv/bin/python -m configs.models smollm2-135m >/dev/null
+	@echo "preparing SmolLM2-135M (once)"; .venv/bin/python -m runtime.models smollm2-135m >/dev/null
 	@.venv/bin/zerotir up $(CONFIG) --set learner.steps=$(STEPS)
 
 test: setup check

@@ -18,21 +18,21 @@ import numpy as np
 import structlog
 
 from actors.admission import CacheRoom
-from actors.emulated import AnyEngine, EmulatedEngine
+from actors.emulated_engine import AnyEngine, EmulatedEngine
 from actors.engine import EngineError
+from actors.leases import LeasedTicket, TicketSource
 from actors.outbox import Outbox
 from actors.rollout import DeadlineError, Response, Rollout
-from actors.tickets import LeasedTicket, TicketSource
-from actors.weights import WeightLoader
+from actors.weight_loader import WeightLoader
 from bus.connection import Bus, BusError
 from bus.messages import Failure, FinishReason, Ticket, Trajectory
 from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
+from grading.grader import Grade, Grader, GradingError, UngradableError, void_turns
+from grading.spontaneity import code_unused
 from sandbox.client import SandboxClient, SandboxError
-from tasks.grading import Grade, Grader, GradingError, UngradableError, void_turns
 from tasks.prompts import PromptError, render_prompt
-from tasks.spontaneity import code_unused
 
 log = structlog.get_logger()
 

@@ -17,8 +17,8 @@ import structlog
 
 from actors.rollout import Completion, DeadlineError
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
-from configs.compute import compute_dtype
 from configs.schema import EngineConfig, ModelConfig
+from runtime.compute import compute_dtype
 
 log = structlog.get_logger()
 

@@ -21,7 +21,7 @@ import numpy as np
 from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
-from tasks.blocks import CLOSING_FENCE, OPENING_FENCES, Block, find_blocks
+from grading.blocks import CLOSING_FENCE, OPENING_FENCES, Block, find_blocks
 
 TRUNCATED = "\n[output truncated]"
 

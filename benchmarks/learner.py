@@ -30,13 +30,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
-from configs.compute import compute_dtype
 from configs.loading import load_config
-from configs.models import model_folder
 from configs.schema import RunConfig
-from learner.batches import MicroBatch, micro_batches
-from learner.engine import prepare_to_train
-from learner.policy import TokenLogprobs
+from learner.training.batches import MicroBatch, micro_batches
+from learner.training.deepspeed_engine import prepare_to_train
+from learner.training.policy import TokenLogprobs
+from runtime.compute import compute_dtype
+from runtime.models import model_folder
 
 RESULTS = Path(__file__).parent / "results" / "learner.json"
 MINIBATCHES = 2
@@ -81,7 +81,7 @@ class Ours:
     """The learner's own trainer, with a clock around each of its parts."""
 
     def __init__(self, config: RunConfig) -> None:
-        from learner.trainer import Trainer
+        from learner.training.trainer import Trainer
 
         self._clocks: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
         self._trainer = Trainer(config, model_folder(config.model.path))

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from bus.messages import Trajectory
-from configs.models import model_folder
 from configs.schema import RunConfig
+from runtime.models import model_folder
 
 
 class Trl:

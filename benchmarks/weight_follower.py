@@ -14,8 +14,8 @@ import structlog
 
 from bus.address import BusAddress
 from bus.connection import open_bus
-from bus.weight_follower import WeightFollower
 from configs.bus import BusConfig
+from weights.follower import WeightFollower
 
 
 def peak_mb() -> float:

@@ -21,13 +21,13 @@ from benchmarks.weight_ways import followers
 from bus.address import BusAddress
 from bus.connection import open_bus
 from bus.messages import TensorEntry
-from bus.weight_codec import Layout, WeightState
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig, WeightsConfig
 from configs.loading import load_config
-from configs.models import model_folder
-from learner.batches import MicroBatch
-from learner.policy import Policy
+from learner.training.batches import MicroBatch
+from learner.training.policy import Policy
+from runtime.models import model_folder
+from weights.codec import Layout, WeightState
+from weights.writer import WeightWriter
 
 LOST_PAIRS = 6
 """Steps alone, and as many beside a version's publishing."""
@@ -144,7 +144,7 @@ async def lost(address: Path) -> dict:
 async def pause(address: Path, images: Path) -> dict:
     """How long a running engine stands still for an update, with 32 requests in flight."""
     from actors.engine import Engine
-    from actors.weights import WeightLoader
+    from actors.weight_loader import WeightLoader
 
     layout, paths = recorded(images)
     config = load_config("quickstart")

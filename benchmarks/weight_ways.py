@@ -16,9 +16,9 @@ import numpy as np
 from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.streams import create_streams
-from bus.weight_codec import Layout, WeightState
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig, WeightsConfig
+from weights.codec import Layout, WeightState
+from weights.writer import WeightWriter
 
 
 class SnapshotWriter(WeightWriter):

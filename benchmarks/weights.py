@@ -22,8 +22,8 @@ from benchmarks.weight_phases import recorded
 from benchmarks.weight_ways import SnapshotWriter, fresh_run, over_files, over_the_log
 from bus.address import BusAddress
 from bus.server import embedded_server
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig
+from weights.writer import WeightWriter
 
 CHUNK_SIZES = (64 * 2**10, 256 * 2**10, 2**20, 2 * 2**20, 4 * 2**20)
 """Sizes of a message that are tried, bytes; snapshots travel in segments of a MiB, so smaller ones change nothing there."""

@@ -294,7 +294,7 @@ class Manifest(Message):
     wire_bytes: NonNegativeInt
     """Of what a reader has to fetch."""
     checksum: str
-    """Of the whole state, see `bus.weight_codec`."""
+    """Of the whole state, see `weights.codec`."""
     published_at: float
 
 

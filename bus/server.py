@@ -17,11 +17,11 @@ from typing import Any
 import structlog
 
 from bus.address import MASTER, BusAddress
-from bus.child import TOLD_WHEN_PARENT_DIES
 from bus.permissions import ROLES, account
 from bus.streams import MAX_MESSAGE_BYTES
 from configs.bus import BusConfig
 from configs.errors import UserError
+from runtime.child import TOLD_WHEN_PARENT_DIES
 
 log = structlog.get_logger()
 

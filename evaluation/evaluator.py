@@ -25,8 +25,8 @@ from actors.engine import Engine, EngineError
 from actors.rollout import CodeRunner, DeadlineError, Response, Rollout
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Passage, Sample
+from grading.grader import Grade, Grader, GradingError
 from sandbox.client import SandboxError
-from tasks.grading import Grade, Grader, GradingError
 from tasks.problems import Problem
 from tasks.prompts import render_prompt
 

@@ -15,18 +15,18 @@ from pathlib import Path
 import structlog
 
 from actors.engine import Engine
-from actors.weights import WeightLoader
+from actors.weight_loader import WeightLoader
 from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.messages import Manifest
 from bus.metrics import MetricsWriter
 from bus.presence import Announcer
-from bus.weight_log import newest
 from configs.schema import RunConfig
 from evaluation.plan import Plan
 from evaluation.scoring import Scores, score
+from grading.grader import Grader
 from sandbox.client import SandboxClient
-from tasks.grading import Grader
+from weights.log import newest
 
 log = structlog.get_logger()
 

@@ -44,7 +44,7 @@ class Sample(Message):
     number: NonNegativeInt
     reward: float
     parts: dict[str, float]
-    """Of the reward, see `tasks.grading.Grade`."""
+    """Of the reward, see `grading.grader.Grade`."""
     passages: tuple[Passage, ...]
     tool_calls: tuple[ToolCall, ...]
     refused_calls: NonNegativeInt

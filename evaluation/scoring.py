@@ -11,9 +11,9 @@ from actors.rollout import CodeRunner
 from evaluation.evaluator import Evaluator
 from evaluation.plan import Plan
 from evaluation.records import Journal
-from evaluation.report import write_report
+from evaluation.results import write_report
 from evaluation.summary import Row
-from tasks.grading import Grader
+from grading.grader import Grader
 
 
 @dataclass(frozen=True)

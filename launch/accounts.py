@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from learner.ledger import BalanceError
+from learner.tickets.ledger import BalanceError
 
 BALANCE = ("trained", "filtered", "failed", "open")
 COUNTS = {"trained": "trained_trajectories", "filtered": "filtered", "failed": "failures"}

@@ -10,7 +10,6 @@ import structlog
 from bus import cluster
 from bus.address import BusAddress
 from bus.connection import BusError, open_bus
-from bus.logs import set_up_logs
 from bus.messages import schema
 from bus.presence import Announcer
 from bus.server import embedded_server
@@ -19,6 +18,7 @@ from configs.agreement import FIXED, changes, require_same
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
+from runtime.logs import set_up_logs
 
 log = structlog.get_logger()
 

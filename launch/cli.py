@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from bus.child import isolate_interpreter
+from runtime.child import isolate_interpreter
 
 LATEST = Path("runs/latest/bus.json")
 
@@ -195,13 +195,13 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2
     if arguments.command == "weights":
-        from launch.weights import show_weights
+        from launch.weights_command import show_weights
 
         return show_weights(arguments.run, arguments.export)
     if arguments.command == "replay":
-        from launch import replay
+        from launch import replay_command
 
-        return replay.start(arguments)
+        return replay_command.start(arguments)
     if arguments.command in ("scaling", "matrix"):
         from launch import experiments
 
@@ -214,7 +214,7 @@ def _run(arguments: argparse.Namespace) -> int:
         return show_metrics(arguments.bus, arguments.role, as_json=arguments.json)
     if arguments.command == "config":
         if arguments.check:
-            from launch.plan import show_plan
+            from learner.training.plan import show_plan
 
             return show_plan(config, arguments.ranks, arguments.gpu_memory)
         sys.stdout.write(dump_config(config))

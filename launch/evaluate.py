@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from bus.connection import Bus, open_bus
-from bus.logs import set_up_logs
 from bus.presence import Announcer
 from configs.errors import UserError
-from configs.models import ModelError, model_folder
 from configs.schema import RunConfig
-from launch.plan import require_positions
 from launch.roles import guarded, join, new_id
 from launch.views import say
+from learner.training.plan import require_positions
+from runtime.logs import set_up_logs
+from runtime.models import ModelError, model_folder
 
 if TYPE_CHECKING:
     from evaluation.plan import Plan
@@ -84,10 +84,10 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from evaluation.plan import make_plan
     from evaluation.runner import LocalRunner
     from evaluation.scoring import score
+    from grading.grader import Grader
     from sandbox.check import check
     from sandbox.jail import Jail
     from sandbox.pool import Pool
-    from tasks.grading import Grader
 
     set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     model = await asyncio.to_thread(model_folder, checkpoint)
@@ -127,7 +127,7 @@ async def _evaluate_run(
     from actors.engine import Engine
     from evaluation.following import Following
     from evaluation.plan import make_plan, refuse_known
-    from tasks.grading import Grader
+    from grading.grader import Grader
 
     await announcer.say("loading problems and the engine")
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
@@ -149,7 +149,7 @@ async def _evaluate_run(
 
 def _conclude(scores: "Scores", out: Path, remedy: str) -> None:
     """Says what came of it and ends the process accordingly."""
-    from evaluation.report import table
+    from evaluation.results import table
 
     if scores.rows:
         sys.stdout.write(aligned(table(scores.rows)) + "\n")

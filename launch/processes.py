@@ -14,8 +14,8 @@ from pathlib import Path
 
 import structlog
 
-from bus.child import TOLD_WHEN_PARENT_DIES
 from launch.cores import Share
+from runtime.child import TOLD_WHEN_PARENT_DIES
 
 log = structlog.get_logger()
 

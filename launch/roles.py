@@ -23,7 +23,6 @@ import structlog
 
 from bus.address import BusAddress, run_folder
 from bus.connection import Bus, BusError, open_bus
-from bus.logs import log_emulated, set_up_logs
 from bus.messages import schema
 from bus.presence import Announcer
 from configs.agreement import FIXED, SHARED, require_same
@@ -31,8 +30,9 @@ from configs.errors import UserError
 from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from launch.extras import missing_extra
-from launch.plan import require_memory, require_positions
-from launch.ranks import end_with_launcher, follow_leader, rank, rank_count, start_ranks
+from launch.rank_launcher import end_with_launcher, follow_leader, rank, rank_count, start_ranks
+from learner.training.plan import require_memory, require_positions
+from runtime.logs import log_emulated, set_up_logs
 
 if TYPE_CHECKING:
     from sandbox.service import SandboxService
@@ -203,15 +203,15 @@ async def _serve_sandbox(
 
 
 async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from configs.models import model_folder
+    from runtime.models import model_folder
 
     await announcer.say("loading the engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
     from actors.actor import Actor
-    from actors.emulated import AnyEngine, EmulatedEngine
+    from actors.emulated_engine import AnyEngine, EmulatedEngine
     from actors.engine import Engine
     from actors.outbox import Outbox
-    from tasks.grading import Grader
+    from grading.grader import Grader
 
     seed = secrets.randbits(31)
     engine: AnyEngine
@@ -230,13 +230,13 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
 
 
 async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from configs.models import model_folder
+    from runtime.models import model_folder
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
     from learner.checkpoints import in_checkpoint_dtype
-    from learner.crews import make_crew
     from learner.loop import Learner
+    from learner.training.crews import make_crew
     from tasks.problems import ProblemOrder, load_problems
 
     config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)

@@ -20,18 +20,18 @@ import structlog
 
 from bus.address import CREDENTIALS, BusAddress
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
-from bus.logs import set_up_logs
 from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
 from configs.agreement import FIXED, Change, changes, require_same
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.cores import DevicesError, Share, shares, visible_gpus
-from launch.plots import plot_run
 from launch.processes import RoleProcess
 from launch.roles import new_run_id
+from launch.run_plots import plot_run
 from launch.views import say, step_line, summary
-from learner.ledger import BalanceError
+from learner.tickets.ledger import BalanceError
+from runtime.logs import set_up_logs
 
 log = structlog.get_logger()
 

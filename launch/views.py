@@ -17,7 +17,7 @@ from bus.metrics import follow_metrics, metrics_line, steps_of
 from bus.presence import last_sign, who_is_alive
 from configs.bus import BusConfig
 from launch.accounts import account_lines
-from learner.ledger import BalanceError
+from learner.tickets.ledger import BalanceError
 from sandbox.client import statistics
 
 WATCH_EVERY_S = 2.0

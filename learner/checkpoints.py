@@ -18,7 +18,7 @@ import structlog
 
 from configs.schema import RunConfig
 from configs.training import CheckpointConfig
-from learner.archive import CheckpointError, sync
+from learner.tickets.archive import CheckpointError, sync
 
 log = structlog.get_logger()
 

@@ -30,21 +30,21 @@ from bus.messages import Failure, Trajectory
 from bus.metrics import MetricsWriter, record_metrics, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
-from learner.archive import Archive, last_archived, raw_archive
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.claim import sole_learner
-from learner.dispatcher import Dispatcher
-from learner.filters import is_finite
-from learner.ledger import Batch
-from learner.lost import LostTickets
-from learner.report import batch_metrics
+from learner.step_metrics import batch_metrics
 from learner.steps import Steps
-from learner.usable import require_usable
-from learner.weights import WeightPublisher
+from learner.tickets.archive import Archive, last_archived, raw_archive
+from learner.tickets.dispatcher import Dispatcher
+from learner.tickets.filters import is_finite
+from learner.tickets.ledger import Batch
+from learner.tickets.lost import LostTickets
+from learner.tickets.usable import require_usable
+from learner.weight_publisher import WeightPublisher
 from tasks.problems import ProblemOrder
 
 if TYPE_CHECKING:
-    from learner.crews import AnyCrew
+    from learner.training.crews import AnyCrew
 
 log = structlog.get_logger()
 
@@ -274,7 +274,7 @@ class Learner:
                 have, need = self._ledger.progress()
                 self._announcer.state = f"collecting batch {step + 1}: {have} of {need}"
         batch = self._ledger.take(step)
-        # What `learner.audit` makes of the archive must be the same.
+        # What `learner.tickets.audit` makes of the archive must be the same.
         log.info("batch taken", step=step + 1, position=self._ledger.position, digest=batch.digest)
         return batch
 

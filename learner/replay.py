@@ -14,12 +14,12 @@ import torch
 from bus.messages import Metrics
 from bus.metrics import measured, metrics_line
 from configs.schema import RunConfig
-from learner.archive import read_archive
-from learner.report import batch_metrics
+from learner.step_metrics import batch_metrics
 from learner.steps import Steps
+from learner.tickets.archive import read_archive
 
 if TYPE_CHECKING:
-    from learner.crews import AnyCrew
+    from learner.training.crews import AnyCrew
 
 FIXED = ("batch_groups", "samples_per_problem", "max_staleness", "steps")
 """What decides which results there are, and which batch each is in: replay has those that the run had."""

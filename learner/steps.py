@@ -11,13 +11,13 @@ import torch
 
 from configs.errors import UserError
 from configs.schema import RunConfig
-from learner.archive import Archive
 from learner.checkpoints import CheckpointError
-from learner.filters import Filters
-from learner.ledger import Batch, Ledger
+from learner.tickets.archive import Archive
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
-    from learner.crews import AnyCrew
+    from learner.training.crews import AnyCrew
 
 
 class UnstableError(UserError):
@@ -60,8 +60,8 @@ class Steps:
             archive.sync()
             raise UnstableError(
                 f"{self._skipped} updates up to step {batch.step + 1} were not finite and left out: the weights are those "
-                f"of the last good one, the batch is in {folder} (`learner.archive.read_archive`), and `zerotir replay` "
-                "comes to the same point; try a smaller learner.optimizer.lr"
+                f"of the last good one, the batch is in {folder} (`learner.tickets.archive.read_archive`), and `zerotir "
+                "replay` comes to the same point; try a smaller learner.optimizer.lr"
             )
         return trained
 

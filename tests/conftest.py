@@ -115,7 +115,7 @@ def connection(bus: Bus):
 @pytest.fixture(scope="module")
 def process_group() -> Iterator[None]:
     """One of this process alone, for all training engines of a module."""
-    from learner.ranks import join_process_group, leave_process_group
+    from learner.training.ranks import join_process_group, leave_process_group
 
     assert join_process_group()
     yield

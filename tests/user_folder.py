@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+from runtime.logs import PACKAGES
+
 ZEROTIR = Path(sys.executable).parent / "zerotir"
 """The command as a user starts it: `python -m launch.cli` would look in the working folder first, for whatever we do."""
 
-PACKAGES = ("actors", "bus", "configs", "evaluation", "launch", "learner", "sandbox", "scaling", "tasks")
 OTHERS = ("numpy", "torch", "vllm", "deepspeed", "nats", "random", "signal", "pickle", "tokenize", "runpy")
 
 

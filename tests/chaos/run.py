@@ -16,10 +16,10 @@ from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.log_reader import LogReader
 from configs.loading import dump_config, load_config
-from learner.archive import read_archive
-from learner.audit import batches_of
-from learner.filters import Filters
-from learner.ledger import Ledger
+from learner.tickets.archive import read_archive
+from learner.tickets.audit import batches_of
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Ledger
 from tests.chaos.tap import Tap
 
 WAIT_S = 150.0

@@ -20,7 +20,7 @@ import pytest
 
 from bus.messages import DeadLetter, ToolCall, Trajectory
 from bus.metrics import steps_of
-from learner.archive import read_archive
+from learner.tickets.archive import read_archive
 from tests.bad_results import BAD, unusable
 from tests.integration.intruder import GARBAGE, intrude
 
@@ -249,7 +249,7 @@ def test_the_checkpoint_loads_and_has_learned_weights(run: FinishedRun):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from configs.models import model_folder
+    from runtime.models import model_folder
 
     trained = AutoModelForCausalLM.from_pretrained(run.folder / "model")
     first = AutoModelForCausalLM.from_pretrained(model_folder("random-tiny"))

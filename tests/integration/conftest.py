@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from actors.engine import Engine
-from configs.models import model_folder
 from configs.schema import EngineConfig, ModelConfig
+from runtime.models import model_folder
 
 MAX_LENGTH = 512
 MODEL = ModelConfig(path="random-tiny", dtype="float32")

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from configs.models import model_folder
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
-from learner import crew as orders
-from learner.crew import Crew, follow
-from learner.ranks import Ranks, join_process_group
-from learner.trainer import Trainer
+from learner.training import crew as orders
+from learner.training.crew import Crew, follow
+from learner.training.ranks import Ranks, join_process_group
+from learner.training.trainer import Trainer
+from runtime.models import model_folder
 from tests.integration.test_trainer import GRADIENT, TRAIN, batch
 
 BUDGETS = (1, 100, 4096)

@@ -6,7 +6,7 @@ import numpy as np
 
 from bus.messages import Failure, Trajectory, VersionSpan, WeightVersion
 from configs.loading import dump_config, load_config
-from learner.archive import Archive
+from learner.tickets.archive import Archive
 from tests.integration.test_trainer import trajectory
 
 SETTINGS = (

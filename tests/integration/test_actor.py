@@ -12,20 +12,20 @@ from transformers import AutoTokenizer
 
 from actors.actor import MAX_ENGINE_FAILURES, Actor
 from actors.engine import EngineError
+from actors.leases import TicketSource
 from actors.outbox import Outbox
 from actors.rollout import Completion, DeadlineError
-from actors.tickets import TicketSource
 from bus.codec import decode
 from bus.connection import Bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, TensorEntry, Ticket, Trajectory, VersionSpan, WeightVersion
 from bus.presence import Announcer
-from bus.weight_codec import Layout
-from bus.weight_writer import WeightWriter
 from configs.bus import WeightsConfig
 from configs.loading import load_config
-from configs.models import model_folder
-from tasks.grading import Grader
+from grading.grader import Grader
+from runtime.models import model_folder
+from weights.codec import Layout
+from weights.writer import WeightWriter
 
 CONFIG = load_config(
     "tiny",

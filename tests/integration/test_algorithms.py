@@ -9,12 +9,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bus.messages import Trajectory
-from configs.models import model_folder
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import OptimizerConfig
-from learner.batches import MicroBatch, micro_batches
-from learner.trainer import CRITIC_METRICS, POLICY_METRICS, Trainer
+from learner.training.batches import MicroBatch, micro_batches
+from learner.training.trainer import CRITIC_METRICS, POLICY_METRICS, Trainer
+from runtime.models import model_folder
 from tests.integration.test_trainer import (
     GRADIENT,
     TRAIN,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from actors.tickets import TicketSource
+from actors.leases import TicketSource
 from bus.address import BusAddress
 from bus.cluster import ROUTES_ABOVE, ClusterError, initialise
 from bus.codec import decode
@@ -23,16 +23,16 @@ from bus.messages import Failure
 from bus.presence import Announcer, who_is_alive
 from bus.server import server_binary
 from bus.streams import Names, StreamError, create_streams
-from bus.weight_codec import Layout
-from bus.weight_follower import WeightFollower
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig, TlsConfig, WeightsConfig
 from configs.loading import load_config
 from configs.schema import FiltersConfig
-from learner.dispatcher import Dispatcher
-from learner.filters import Filters
-from learner.ledger import Ledger
+from learner.tickets.dispatcher import Dispatcher
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Ledger
 from tasks.problems import ProblemOrder, load_problems
+from weights.codec import Layout
+from weights.follower import WeightFollower
+from weights.writer import WeightWriter
 
 LAYOUT = Layout.of([("w", "float32", (1024,), 4096)])
 

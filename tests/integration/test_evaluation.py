@@ -21,11 +21,11 @@ from evaluation.plan import Plan, choose, make_plan
 from evaluation.records import Sample
 from evaluation.runner import LocalRunner
 from evaluation.scoring import Scores, score
+from grading.grader import Grader
 from sandbox.client import SandboxError
 from sandbox.jail import Jail
 from sandbox.pool import Pool
 from sandbox.service import SandboxService
-from tasks.grading import Grader
 from tests.integration.test_weight_updates import Source
 
 CONFIG = load_config("tiny", ["evaluation.samples=2", "evaluation.every=2"])

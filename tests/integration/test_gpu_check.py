@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.models import model_folder
+from runtime.models import model_folder
 
 ROOT = Path(__file__).parents[2]
 

@@ -40,7 +40,7 @@ def test_a_run_in_a_folder_with_modules_of_our_names_uses_none_of_them(tmp_path:
     [folder] = (home / "runs").glob("emulated-*")
     assert len(steps_of(folder)) >= 2
     # Those that roles start as well: graders, for one.
-    assert any("grading_worker" in line for line in kept)
+    assert any("grading.worker" in line for line in kept)
     for line, variables in kept.items():
         # The command that was started by hand has them from its own first line on; what ends just now has none.
         if int(line.split()[0]) != up.pid and variables:

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from actors.tickets import TicketSource
+from actors.leases import TicketSource
 from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.messages import Ticket, Trajectory, VersionSpan, WeightVersion
 from bus.metrics import steps_of
-from configs.compute import SWITCH
 from configs.loading import load_config
-from launch.replay import start
+from launch.replay_command import start
+from runtime.compute import SWITCH
 from tests.end_to_end.test_end_to_end import processes_of
 from tests.integration.test_resume import Roles
 from tests.integration.test_trainer import trajectory

@@ -7,24 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from actors.tickets import TicketSource
+from actors.leases import TicketSource
 from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.messages import Trajectory
 from bus.presence import Announcer
 from bus.streams import create_streams
-from bus.weight_writer import DeposedError, WeightWriter
 from configs.bus import BusConfig
 from configs.loading import load_config
 from configs.schema import RunConfig
 from learner import loop
-from learner.archive import Archive, CheckpointError
 from learner.checkpoints import Checkpoints
-from learner.emulated import EmulatedCrew
-from learner.ledger import Ledger
 from learner.loop import Learner
+from learner.tickets.archive import Archive, CheckpointError
+from learner.tickets.ledger import Ledger
+from learner.training.emulated_crew import EmulatedCrew
 from tasks.problems import ProblemOrder, load_problems
 from tests.unit.test_ledger import trajectory
+from weights.writer import DeposedError, WeightWriter
 
 STEPS = 12
 CONFIG = load_config(

@@ -9,7 +9,7 @@ import nats
 import nats.errors
 import pytest
 
-from actors.tickets import TicketSource
+from actors.leases import TicketSource
 from bus.address import AddressError, BusAddress, run_folder
 from bus.connection import AccessDeniedError, open_bus
 from bus.log_reader import LogReader
@@ -19,20 +19,20 @@ from bus.permissions import ROLES
 from bus.presence import Announcer, who_is_alive
 from bus.server import embedded_server
 from bus.streams import Names, create_streams
-from bus.weight_codec import Layout
-from bus.weight_follower import WeightFollower
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig, WeightsConfig
 from configs.loading import load_config
 from configs.schema import FiltersConfig, SandboxConfig
-from learner.dispatcher import Dispatcher
-from learner.filters import Filters
-from learner.ledger import Ledger
+from learner.tickets.dispatcher import Dispatcher
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Ledger
 from sandbox.client import SandboxClient, statistics
 from sandbox.jail import Jail
 from sandbox.pool import Pool
 from sandbox.service import SandboxService
 from tasks.problems import ProblemOrder, load_problems
+from weights.codec import Layout
+from weights.follower import WeightFollower
+from weights.writer import WeightWriter
 
 CONFIG = BusConfig(timeout_s=30, max_results_bytes=64 * 1024**2)
 NAMES = Names("guarded")

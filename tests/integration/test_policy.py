@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import ModelConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
-from learner.policy import Policy
+from learner.training.policy import Policy
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

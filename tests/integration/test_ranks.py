@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from bus.metrics import steps_of
-from configs.models import model_folder
 from configs.schema import RunConfig
-from learner.crew import Crew
 from learner.replay import difference
-from learner.trainer import Trainer
+from learner.training.crew import Crew
+from learner.training.trainer import Trainer
+from runtime.models import model_folder
 from tests.end_to_end.test_end_to_end import processes_of
 from tests.integration.ranks_program import BUDGETS, CRITICS, OF_BFLOAT16, STAGES, STEEP, VARIANTS, config, variant
 from tests.integration.test_resume import Roles

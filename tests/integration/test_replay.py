@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM
 from bus.messages import Trajectory
 from bus.metrics import steps_of
 from configs.loading import load_config
-from configs.models import model_folder
 from configs.schema import RunConfig
-from launch.replay import start
-from learner.archive import read_archive
-from learner.trainer import Trainer
+from launch.replay_command import start
+from learner.tickets.archive import read_archive
+from learner.training.trainer import Trainer
+from runtime.models import model_folder
 from tests.integration.recorded import BATCHES, ORDER, write_run
 
 

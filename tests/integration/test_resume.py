@@ -15,8 +15,8 @@ import pytest
 
 from bus.messages import Trajectory
 from bus.metrics import steps_of
-from learner.archive import read_archive
 from learner.replay import difference
+from learner.tickets.archive import read_archive
 from tests.end_to_end.test_end_to_end import processes_of
 
 STEPS = 10

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from actors.tickets import LeasedTicket, TicketSource
+from actors.leases import LeasedTicket, TicketSource
 from bus.codec import decode
 from bus.connection import Bus
 from bus.log_reader import LogReader
@@ -14,10 +14,10 @@ from bus.streams import create_streams
 from configs.loading import load_config
 from configs.schema import FiltersConfig, RolloutConfig
 from configs.tasks import GradingConfig, PromptConfig
-from learner.dispatcher import Dispatcher
-from learner.filters import Filters
-from learner.ledger import Ledger
-from learner.lost import MAX_ISSUES, LostTickets
+from learner.tickets.dispatcher import Dispatcher
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Ledger
+from learner.tickets.lost import MAX_ISSUES, LostTickets
 from tasks.problems import ProblemOrder, load_problems
 
 CONFIG = load_config("tiny", ["learner.batch_groups=2", "learner.samples_per_problem=2", "learner.steps=1"])

@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
-from configs.models import model_folder
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
-from learner.batches import micro_batches
-from learner.policy import Policy, TokenLogprobs
-from learner.trainer import Trainer
+from learner.training.batches import micro_batches
+from learner.training.policy import Policy, TokenLogprobs
+from learner.training.trainer import Trainer
+from runtime.models import model_folder
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

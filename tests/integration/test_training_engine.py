@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.training import DeepSpeedConfig, OptimizerConfig
-from learner.engine import TrainingEngine
+from learner.training.deepspeed_engine import TrainingEngine
 
 pytestmark = pytest.mark.usefixtures("process_group")
 

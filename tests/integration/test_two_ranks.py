@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bus.metrics import steps_of
-from configs.models import model_folder
 from learner.replay import difference
+from runtime.models import model_folder
 from tests.integration.recorded import write_run
 from tests.integration.test_replay import replay
 from tests.user_folder import ZEROTIR, write_user_folder

@@ -11,12 +11,12 @@ from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.messages import WeightVersion
 from bus.presence import Announcer
-from bus.weight_codec import Layout, WeightsError
-from bus.weight_writer import WeightWriter
 from configs.bus import BusConfig, WeightsConfig
 from configs.loading import dump_config, load_config
-from configs.models import model_folder
-from launch.weights import _show, show_weights
+from launch.weights_command import _show, show_weights
+from runtime.models import model_folder
+from weights.codec import Layout, WeightsError
+from weights.writer import WeightWriter
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.engine import Completion, Engine
-from actors.weights import WeightLoader
+from actors.weight_loader import WeightLoader
 from bus.connection import Bus
 from bus.messages import VersionSpan, WeightVersion
-from bus.weight_codec import Layout
-from bus.weight_follower import WeightFollower
-from bus.weight_writer import WeightWriter
 from configs.bus import WeightsConfig
-from launch.weights import _write_checkpoint
+from launch.weights_command import _write_checkpoint
+from weights.codec import Layout
+from weights.follower import WeightFollower
+from weights.writer import WeightWriter
 
 pytestmark = pytest.mark.slow
 

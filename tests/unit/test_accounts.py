@@ -6,9 +6,9 @@ import pytest
 from bus.messages import Failure, FinishReason, Trajectory, VersionSpan, WeightVersion
 from configs.schema import FiltersConfig
 from launch.accounts import account_lines
-from learner.filters import Filters
-from learner.ledger import BalanceError, Ledger
-from learner.report import batch_metrics
+from learner.step_metrics import batch_metrics
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import BalanceError, Ledger
 
 
 def trajectory(ticket: int, reward: float, length: int) -> Trajectory:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.advantages import gae, group_baseline, grpo, grpo_length_scale, vtrace, whiten
+from learner.algorithm.advantages import gae, group_baseline, grpo, grpo_length_scale, vtrace, whiten
 
 
 def test_group_baseline_takes_each_groups_own_mean_in_any_order():

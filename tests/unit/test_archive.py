@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bus.messages import Failure
-from learner.archive import Archive, raw_archive, read_archive
+from learner.tickets.archive import Archive, raw_archive, read_archive
 
 
 def failure(ticket: int) -> Failure:

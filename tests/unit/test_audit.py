@@ -9,11 +9,11 @@ import pytest
 from bus.connection import BusError
 from bus.messages import Failure
 from configs.schema import FiltersConfig
-from learner.archive import Archive, read_archive
-from learner.audit import batches_of
 from learner.claim import sole_learner
-from learner.filters import Filters
-from learner.ledger import Ledger
+from learner.tickets.archive import Archive, read_archive
+from learner.tickets.audit import batches_of
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import Ledger
 
 
 def failure(ticket: int) -> Failure:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
-from learner.batches import micro_batches, sampled_tokens
+from learner.training.batches import micro_batches, sampled_tokens
 
 
 def trajectory(prompt: list[int], response: list[int], mask: list[int], temperature: float = 1.0) -> Trajectory:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tasks.blocks import find_blocks
+from grading.blocks import find_blocks
 
 INERT = [
     's = "```"',

@@ -6,14 +6,14 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from configs import compute
-from configs.compute import MARGIN, SWITCH, compute_dtype
 from configs.errors import UserError
 from configs.loading import load_config
 from configs.schema import ModelConfig
 from configs.training import CheckpointConfig
-from launch.replay import as_it_computed
+from launch.replay_command import as_it_computed
 from learner.checkpoints import Checkpoints
+from runtime import compute
+from runtime.compute import MARGIN, SWITCH, compute_dtype
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.correction import MAX_LOG_RATIO, importance_weights, in_band, sequence_ratios
+from learner.algorithm.correction import MAX_LOG_RATIO, importance_weights, in_band, sequence_ratios
 
 
 def test_weights_by_hand():

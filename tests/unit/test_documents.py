@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from configs.field_reference import configuration_reference
 from configs.loading import shipped_names
-from configs.reference import configuration_reference
 from configs.schema import AlgorithmConfig, FiltersConfig
 from configs.training import CriticConfig
 
@@ -21,13 +21,13 @@ def test_the_configuration_reference_is_current():
 def test_every_metric_is_documented():
     documented = set(re.findall(r"`([a-z0-9_]+)`", (ROOT / "docs" / "metrics.md").read_text()))
     # Names are literal keys in the places that write metrics; the balance and the reward's parts get a prefix.
-    for source in ("learner/report.py", "actors/actor.py"):
+    for source in ("learner/step_metrics.py", "actors/actor.py"):
         text = (ROOT / source).read_text()
         names = set(re.findall(r'^\s+"([a-z_]+)":', text, re.MULTILINE))
         names |= set(re.findall(r'values\["([a-z_]+)"\]', text))
         assert names <= documented, f"{source}: {sorted(names - documented)}"
-    from learner.filters import REASONS
-    from learner.trainer import CRITIC_METRICS, POLICY_METRICS
+    from learner.tickets.filters import REASONS
+    from learner.training.trainer import CRITIC_METRICS, POLICY_METRICS
 
     assert set(POLICY_METRICS) | set(CRITIC_METRICS) <= documented
     assert {f"filtered_by_{reason.replace(' ', '_')}" for reason in REASONS} <= documented
@@ -39,7 +39,7 @@ def test_every_algorithm_field_and_filter_reason_is_explained():
     fields = {name for section in sections for name in section.model_fields}
     # Optimiser settings and numbers of minibatches are explained where they are listed.
     assert {name for name in fields if f"`{name}" not in text} <= {"optimizer"}
-    from learner.filters import REASONS
+    from learner.tickets.filters import REASONS
 
     assert all(f"`{reason}`" in text for reason in REASONS)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from actors.emulated import EmulatedEngine, PlainTokenizer
+from actors.emulated_engine import EmulatedEngine, PlainTokenizer
 from actors.engine import EngineError
 from actors.rollout import DeadlineError
 from bus.messages import WeightVersion
-from configs.models import model_folder
 from configs.schema import EngineConfig
+from runtime.models import model_folder
 
 ROLLOUT: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": None, "deadline_s": 600.0}
 
@@ -78,8 +78,8 @@ async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(
     engine = await ready(tokenizer, tokens_per_s=50, median_tokens=100, spread=0)
     # A clock of the test's own: half a second passes before the load, the rest after it.
     now, due = time.monotonic(), asyncio.Event()
-    monkeypatch.setattr("actors.emulated.time", SimpleNamespace(monotonic=lambda: now, time=time.time))
-    monkeypatch.setattr("actors.emulated.asyncio", SimpleNamespace(sleep=lambda _: due.wait()))
+    monkeypatch.setattr("actors.emulated_engine.time", SimpleNamespace(monotonic=lambda: now, time=time.time))
+    monkeypatch.setattr("actors.emulated_engine.asyncio", SimpleNamespace(sleep=lambda _: due.wait()))
     running = asyncio.create_task(ask(engine, ()))
     await asyncio.sleep(0)
     now += 0.5

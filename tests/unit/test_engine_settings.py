@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from configs.training import OptimizerConfig
-from learner.batches import MicroBatch
-from learner.engine import learning_rate_factor
-from learner.ranks import share
+from learner.training.batches import MicroBatch
+from learner.training.deepspeed_engine import learning_rate_factor
+from learner.training.ranks import share
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from configs.tasks import GradingConfig, PromptConfig
 from evaluation.evaluator import LeftOut
 from evaluation.plan import DataSet, Plan
 from evaluation.records import Sample
-from evaluation.report import write_report
+from evaluation.results import write_report
 from evaluation.summary import Row, summarise
 from tasks.problems import Problem
 from tests.unit.test_evaluation_page import sample

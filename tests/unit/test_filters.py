@@ -8,9 +8,9 @@ import pytest
 from bus.codec import decode, encode
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
 from configs.schema import FiltersConfig
-from learner.filters import REASONS, Filters
-from learner.ledger import Ledger
-from learner.report import batch_metrics
+from learner.step_metrics import batch_metrics
+from learner.tickets.filters import REASONS, Filters
+from learner.tickets.ledger import Ledger
 
 NONE = FiltersConfig(no_signal=False)
 

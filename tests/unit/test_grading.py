@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from configs.tasks import GradingConfig
-from tasks.grading import Grader, GradingError, UngradableError, void_turns
-from tasks.verifier import NoVerdict, Verifier
+from grading.grader import Grader, GradingError, UngradableError, void_turns
+from grading.verifier import NoVerdict, Verifier
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOXED = GradingConfig(timeout_s=20.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from configs.tasks import GradingConfig
-from tasks.answers import equal_at_sight, plain
-from tasks.grading import Grader
+from grading.answers import equal_at_sight, plain
+from grading.grader import Grader
 from tests.unit.answers import near_misses, variants
 
 PARTS = 9

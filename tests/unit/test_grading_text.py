@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from tasks.text import BREAK, as_number, last_boxed, last_number, last_tagged, own_text, strip_code
+from grading.text import BREAK, as_number, last_boxed, last_number, last_tagged, own_text, strip_code
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 
 from bus.messages import Failure, FinishReason, Trajectory, VersionSpan, WeightVersion
 from configs.schema import FiltersConfig
-from learner.filters import Filters
-from learner.ledger import BalanceError, Ledger
+from learner.tickets.filters import Filters
+from learner.tickets.ledger import BalanceError, Ledger
 
 
 def trajectory(ledger: Ledger, ticket: int, reward: float = 0.0, version: int | None = None) -> Trajectory:

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from bus.messages import Trajectory
-from learner.ledger import Ledger
+from learner.tickets.ledger import Ledger
 from tests.unit.test_ledger import failure, make, trajectory
 
 STEPS = 6
@@ -100,7 +100,7 @@ class World:
         self._issue()
 
     def look(self) -> None:
-        """What `learner.lost` does."""
+        """What `learner.tickets.lost` does."""
         if self.ledger.position == len(self.log):
             self.queue |= {ticket for ticket in self.ledger.unanswered() if ticket <= self.issued}
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from learner.correction import MAX_LOG_RATIO
-from learner.losses import decoupled_ppo_loss, ppo_loss, reference_kl, value_loss
+from learner.algorithm.correction import MAX_LOG_RATIO
+from learner.algorithm.losses import decoupled_ppo_loss, ppo_loss, reference_kl, value_loss
 
 LOW, HIGH = 0.2, 0.28
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from configs.models import ModelError, model_folder
+from runtime.models import ModelError, model_folder
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_tiny_weights_are_the_same_every_time(cache: Path, monkeypatch: pytest.M
 async def test_two_processes_prepare_at_once(cache: Path):
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "configs.models", "random-tiny", stdout=asyncio.subprocess.PIPE
+            sys.executable, "-m", "runtime.models", "random-tiny", stdout=asyncio.subprocess.PIPE
         )
         for _ in range(2)
     ]

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
-from learner.batches import MicroBatch
-from learner.minibatches import split
-from learner.passes import Passes
-from learner.ranks import Ranks, share
+from learner.training.batches import MicroBatch
+from learner.training.minibatches import split
+from learner.training.passes import Passes
+from learner.training.ranks import Ranks, share
 
 LENGTHS = (3, 9, 5)
 

@@ -9,11 +9,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from configs.loading import load_config
-from configs.models import model_folder
 from configs.schema import RunConfig
-from launch import plan
 from launch.cores import DevicesError, shares
-from launch.plan import (
+from learner.training import plan
+from learner.training.plan import (
     GIB,
     Machine,
     PlanError,
@@ -25,6 +24,7 @@ from launch.plan import (
     read_shape,
     show_plan,
 )
+from runtime.models import model_folder
 
 QWEN_7B = {
     "model_type": "qwen2",

@@ -5,6 +5,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires, version
 from pathlib import Path
@@ -12,29 +13,67 @@ from pathlib import Path
 import pytest
 
 from launch.extras import EXTRAS
+from runtime.logs import PACKAGES
 
 ROOT = Path(__file__).parents[2]
+EVERY_ROLE = {"bus", "configs", "runtime"}
 MAY_IMPORT = {
     "configs": set(),
-    "bus": {"configs"},
+    "runtime": {"configs"},
     "tasks": {"configs"},
-    "sandbox": {"bus", "configs"},
-    "actors": {"bus", "configs", "sandbox", "tasks"},
-    "evaluation": {"actors", "bus", "configs", "sandbox", "tasks"},
-    "learner": {"bus", "configs", "tasks"},
-    "scaling": {"bus", "configs"},
-    "launch": {"actors", "bus", "configs", "evaluation", "learner", "sandbox", "scaling", "tasks"},
+    "grading": {"configs", "runtime"},
+    "bus": {"configs", "runtime"},
+    "weights": EVERY_ROLE,
+    "scaling": EVERY_ROLE,
+    "sandbox": EVERY_ROLE,
+    "learner.algorithm": {"configs"},
+    "learner.tickets": EVERY_ROLE | {"tasks"},
+    "learner.training": EVERY_ROLE | {"learner.algorithm", "weights"},
+    "learner": EVERY_ROLE | {"learner.algorithm", "learner.tickets", "learner.training", "tasks", "weights"},
+    "actors": EVERY_ROLE | {"grading", "sandbox", "tasks", "weights"},
+    "evaluation": EVERY_ROLE | {"actors", "grading", "sandbox", "tasks", "weights"},
 }
+MAY_IMPORT["launch"] = set(MAY_IMPORT)
+"""What each folder may import, beside itself; the folders are in the order of their floors."""
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_imports_point_one_way_and_resolve_inside_the_project(package: str):
-    assert Path(importlib.import_module(package).__file__ or "").is_relative_to(ROOT)
-    allowed = MAY_IMPORT[package] | {package}
-    for path in (ROOT / package).rglob("*.py"):
+def test_every_folder_has_a_floor_and_imports_from_those_below():
+    below = set[str]()
+    for folder, allowed in MAY_IMPORT.items():
+        assert allowed <= below, f"{folder} is below what it imports"
+        below.add(folder)
+    assert {path.parent for path in modules()} == {ROOT / folder.replace(".", "/") for folder in MAY_IMPORT}
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_point_one_way_and_resolve_inside_the_project(folder: str):
+    assert Path(importlib.import_module(folder).__file__ or "").is_relative_to(ROOT)
+    for path in (ROOT / folder.replace(".", "/")).glob("*.py"):
         for name in imported(path):
-            top = name.partition(".")[0]
-            assert top not in MAY_IMPORT or top in allowed, f"{path.relative_to(ROOT)} imports {name}"
+            assert folder_of(name) in MAY_IMPORT[folder] | {folder, None}, f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_lists_of_our_packages_are_whole():
+    """They stand in files that cannot look at the folders."""
+    packages = {folder for folder in MAY_IMPORT if "." not in folder}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert set(PACKAGES) == packages
+    assert set(project["setuptools"]["packages"]["find"]["include"]) == {f"{package}*" for package in packages}
+    assert set(project["mypy"]["files"]) == packages | {"benchmarks", "tests"}
+    compiled = re.findall(r"compileall -q ([a-z ]+)$", (ROOT / "scripts" / "setup").read_text(), re.MULTILINE)
+    assert [set(names.split()) for names in compiled] == [packages]
+
+
+def folder_of(name: str) -> str | None:
+    """Returns the innermost of our folders that holds the module `name`; None for a module of somebody else."""
+    parts = name.split(".")
+    prefixes = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((prefix for prefix in prefixes if prefix in MAY_IMPORT), None)
+
+
+def modules() -> list[Path]:
+    """Returns the paths of all our modules."""
+    return [path for folder in MAY_IMPORT if "." not in folder for path in (ROOT / folder).rglob("*.py")]
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -53,12 +92,11 @@ def test_the_extra_of_every_package_beyond_the_base_is_known():
         module for module, owners in packages_distributions().items() if distributions & {o.lower() for o in owners}
     }
     of_extras = {module for modules in EXTRAS.values() for module in modules}
-    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
-    modules = {name.partition(".")[0] for path in files for name in imported(path)}
+    needed = {name.partition(".")[0] for path in modules() for name in imported(path)}
     # Packages that those of the base are made of.
     base |= {"nkeys", "pydantic_core"}
-    assert modules - set(MAY_IMPORT) - set(sys.stdlib_module_names) - base - of_extras == set()
-    assert of_extras <= modules | {"sympy", "accelerate"}
+    assert needed - set(MAY_IMPORT) - set(sys.stdlib_module_names) - base - of_extras == set()
+    assert of_extras <= needed | {"sympy", "accelerate"}
 
 
 def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -8,9 +8,9 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from configs.tasks import PromptConfig
-from tasks.blocks import find_blocks
+from grading.blocks import find_blocks
+from grading.text import last_boxed
 from tasks.prompts import TEMPLATES, PromptError, load_template, render_prompt
-from tasks.text import last_boxed
 
 PROBLEM = "Solve {x} for \\frac{a}{b}: {problem}?"
 CHAT = (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from actors.rollout import TRUNCATED, Rollout
 from bus.messages import FinishReason, Trajectory
 from configs.schema import RolloutConfig
-from tasks.blocks import find_blocks
+from grading.blocks import find_blocks
 from tests.unit.scripted import END, Pieces, Sampled, ScriptedEngine, ScriptedRunner, result
 
 # Whole and broken fences, fences with more in the token, quotes and comments that hide fences, stops and answers.

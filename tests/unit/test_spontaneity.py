@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from bus.messages import Failure, FinishReason, Outcome, ToolCall, Trajectory, VersionSpan, WeightVersion
-from learner.ledger import Batch
-from learner.report import batch_metrics
-from learner.spontaneity import spontaneity_metrics
-from tasks.spontaneity import code_unused
+from grading.spontaneity import code_unused
+from learner.code_metrics import spontaneity_metrics
+from learner.step_metrics import batch_metrics
+from learner.tickets.ledger import Batch
 
 CODE = "```python\nprint(6*7)\n```"
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from learner.policy import TokenLogprobs
+from learner.training.policy import TokenLogprobs
 
 VOCABULARY = 5000
 ROWS = 16

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bus.codec import MessageError, decode, encode
 from bus.messages import Encoding, Segment, TensorEntry, WeightChunk
-from bus.weight_codec import ALIGNMENT, SEGMENT_BYTES, Layout, WeightsError, WeightState
+from weights.codec import ALIGNMENT, SEGMENT_BYTES, Layout, WeightsError, WeightState
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "uint8": 1}
 NAN, NEGATIVE_NAN, NEGATIVE_ZERO, ZERO = b"\x00\x00\xc0\x7f", b"\x01\x00\xc0\xff", b"\x00\x00\x00\x80", b"\x00" * 4

@@ -8,10 +8,10 @@ from nats.js.api import RawStreamMsg
 
 from bus.connection import Bus
 from bus.messages import Manifest
-from bus.weight_codec import Layout, WeightState
-from bus.weight_follower import WeightFollower
-from bus.weight_writer import WeightWriter
 from configs.bus import WeightsConfig
+from weights.codec import Layout, WeightState
+from weights.follower import WeightFollower
+from weights.writer import WeightWriter
 
 CONFIG = WeightsConfig(snapshot_every=4, chunk_bytes=64 * 1024)
 

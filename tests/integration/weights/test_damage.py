@@ -9,9 +9,9 @@ from bus.codec import decode, encode
 from bus.connection import Bus
 from bus.messages import Manifest, WeightChunk
 from bus.streams import create_streams
-from bus.weight_follower import WeightFollower
-from bus.weight_log import newest, read_manifests
 from tests.integration.weights.log import Learner, advanced, image_of, stored, until
+from weights.follower import WeightFollower
+from weights.log import newest, read_manifests
 
 
 def flipped(data: bytes, place: int) -> bytes:

@@ -10,9 +10,9 @@ import pytest
 
 from bus.connection import Bus
 from bus.messages import WeightVersion
-from bus.weight_codec import WeightsError
-from bus.weight_follower import WeightFollower
 from tests.integration.weights.log import CONFIG, LAYOUT, Learner, advanced, image_of
+from weights.codec import WeightsError
+from weights.follower import WeightFollower
 
 
 async def test_a_follower_takes_every_version_as_it_comes(bus: Bus, learner: Learner):

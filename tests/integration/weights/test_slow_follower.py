@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bus import weight_follower, weight_writer
+import weights.follower
+import weights.writer
 from bus.connection import Bus
-from bus.weight_codec import WeightState
-from bus.weight_follower import WeightFollower
 from tests.integration.weights.log import CONFIG, LAYOUT, Learner, image_of, until
+from weights.codec import WeightState
+from weights.follower import WeightFollower
 
 
 class Gate:
@@ -21,7 +22,7 @@ class Gate:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._permits = threading.Semaphore(0)
         self.applied = 0
-        apply = weight_follower._apply
+        apply = weights.follower._apply
 
         def gated(messages: Sequence[bytes], taken: int, state: WeightState) -> int:
             assert self._permits.acquire(timeout=60)
@@ -29,9 +30,9 @@ class Gate:
             self.applied += 1
             return taken
 
-        monkeypatch.setattr(weight_follower, "_apply", gated)
+        monkeypatch.setattr(weights.follower, "_apply", gated)
         # A chunk at a time.
-        monkeypatch.setattr(weight_follower, "BYTES_AT_ONCE", 1)
+        monkeypatch.setattr(weights.follower, "BYTES_AT_ONCE", 1)
 
     async def let(self, chunks: int) -> None:
         """Returns once as many more are applied."""
@@ -102,7 +103,7 @@ async def test_a_follower_four_times_slower_than_the_learner_moves_on_and_skips_
 async def test_what_is_read_for_longer_than_the_bound_is_purged_and_missed_at_once(
     bus: Bus, learner: Learner, gate: Gate, monkeypatch
 ):
-    monkeypatch.setattr(weight_writer, "HOLD_S", 0.0)
+    monkeypatch.setattr(weights.writer, "HOLD_S", 0.0)
     # Were it found by waiting, the test would not end.
     monkeypatch.setattr(bus, "config", bus.config.model_copy(update={"reconnect_s": 10_000.0}))
     follower, seen = WeightFollower(bus), list[int]()
@@ -133,7 +134,7 @@ async def test_a_fetch_goes_on_where_it_was_after_an_outage(bus: Bus, learner: L
 
 
 async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Path, monkeypatch):
-    read, go_on = weight_follower._read_file, threading.Event()
+    read, go_on = weights.follower._read_file, threading.Event()
     begun: list[str] = []
 
     def held_up(location: str, state: WeightState) -> None:
@@ -141,7 +142,7 @@ async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Pa
         assert go_on.wait(60)
         read(location, state)
 
-    monkeypatch.setattr(weight_follower, "_read_file", held_up)
+    monkeypatch.setattr(weights.follower, "_read_file", held_up)
     learner = Learner(bus, CONFIG.model_copy(update={"snapshot_location": str(tmp_path)}))
     await learner.writer.open()
     follower, seen = WeightFollower(bus), list[int]()

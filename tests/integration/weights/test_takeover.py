@@ -6,10 +6,10 @@ import pytest
 
 from bus.connection import Bus
 from bus.messages import ManifestKind, WeightVersion
-from bus.weight_follower import WeightFollower
-from bus.weight_log import newest
-from bus.weight_writer import DeposedError
 from tests.integration.weights.log import LAYOUT, Learner, advanced, stored
+from weights.follower import WeightFollower
+from weights.log import newest
+from weights.writer import DeposedError
 
 
 async def test_a_second_learner_deposes_the_first(bus: Bus, learner: Learner):

@@ -1,0 +1,173 @@
+"""An engine without a model: paced, made-up tokens for load tests, fault tests and capacity planning.
+
+It stands where vLLM's does; tickets, sandbox, grading, weights and results are the real ones. What request n writes follows
+from the seed, n and its own tokens. A turn is filler of log-normal length, then a program that the sandbox runs or an answer
+that is rarely right. Log-probabilities are those of a uniform distribution over the vocabulary, whatever the weights are, so
+nothing is to be learned from its trajectories; they carry the versions that were loaded when their tokens were due.
+"""
+
+import asyncio
+import itertools
+import json
+import math
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, Self
+
+import structlog
+
+from actors.engine import Engine, EngineError
+from actors.rollout import Completion, DeadlineError
+from bus.messages import TensorEntry, VersionSpan, WeightVersion
+from configs.schema import EngineConfig
+from grading.blocks import CLOSING_FENCE, OPENING_FENCES
+
+log = structlog.get_logger()
+
+WORDS = ("so", "then", "we", "add", "the", "digits", "and", "look", "again", "at", "what", "is", "left")
+
+
+class PlainTokenizer:
+    """A model's tokenizer by the library `tokenizers` alone: transformers takes seconds of CPU to import.
+
+    It has what prompts and rollouts ask of a Hugging Face tokenizer. Chat templates are not filled in: a chat prompt is the
+    text of its turns.
+    """
+
+    chat_template = ""
+
+    def __init__(self, folder: Path) -> None:
+        from tokenizers import Tokenizer
+
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        end = json.loads((folder / "config.json").read_text())["eos_token_id"]
+        self.eos_token_id: int = end[0] if isinstance(end, list) else end
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        return {"input_ids": self._tokenizer.encode(text).ids}
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: bool) -> list[int]:
+        return self("".join(turn["content"] for turn in turns))["input_ids"]
+
+    def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool = False) -> list[int]:
+        self._tokenizer.encode_special_tokens = split_special_tokens
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, token_ids: list[int], **_: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+class EmulatedEngine:
+    """Has the methods and attributes of `Engine`."""
+
+    def __init__(self, tokenizer: PlainTokenizer, config: EngineConfig, seed: int) -> None:
+        self._config = config.emulation
+        self._places = asyncio.Semaphore(config.max_running)
+        self._seed = seed
+        self._requests = itertools.count()
+        self._words = [self._encode(f"{word} ", tokenizer) for word in WORDS]
+        self._logprob = -math.log(len(tokenizer))
+        self._loaded: list[tuple[float, WeightVersion]] = []
+        """Every version with the time of its load."""
+        self.tokenizer: Any = tokenizer
+        self.cache_tokens = sys.maxsize
+        self.failed = False
+        self.generated_tokens = 0
+
+    @classmethod
+    async def start(cls, folder: Path, config: EngineConfig, seed: int) -> Self:
+        """Loads the tokenizer alone."""
+        log.warning("this engine is emulated: its tokens are made up", **config.emulation.model_dump())
+        return cls(PlainTokenizer(folder), config, seed)
+
+    @property
+    def version(self) -> WeightVersion | None:
+        """Newest version that was loaded."""
+        return self._loaded[-1][1] if self._loaded else None
+
+    async def generate(
+        self,
+        tokens: list[int],
+        *,
+        max_tokens: int,
+        stop: Sequence[str],
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        seed: int | None,
+        deadline_s: float,
+    ) -> Completion:
+        """Continues `tokens` at the configured pace. Raises EngineError before the first weights, else as `Engine`."""
+        if self.version is None:
+            raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
+        random = Random(f"{self._seed} {next(self._requests)} {tokens}")
+        written, stopped_by = self._turn(random, stop)
+        cut = len(written) > max_tokens
+        written = written[:max_tokens]
+        async with self._places:
+            asked_at, started = time.time(), time.monotonic()
+            seconds = len(written) / self._config.tokens_per_s
+            await asyncio.sleep(min(seconds, deadline_s))
+            if seconds > deadline_s:
+                raise DeadlineError(int(deadline_s * self._config.tokens_per_s))
+        self.generated_tokens += len(written)
+        return Completion(
+            tokens=written,
+            logprobs=[self._logprob] * len(written),
+            versions=self._spans(started, len(written)),
+            finish_reason="length" if cut else "stop",
+            stop=None if cut else stopped_by,
+            first_token_at=asked_at + 1 / self._config.tokens_per_s,
+            seconds=seconds,
+        )
+
+    async def load(
+        self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
+    ) -> float:
+        """Notes the version; the host copy at `path` stays unread and nothing pauses."""
+        self._loaded.append((time.monotonic(), version))
+        return 0.0
+
+    async def stop(self) -> None:
+        """Nothing is held."""
+
+    def _turn(self, random: Random, stop: Sequence[str]) -> tuple[list[int], str | None]:
+        """What the model would write up to the end or a stop string, and that string."""
+        if tuple(stop) == (CLOSING_FENCE,):
+            a, b = random.randrange(100), random.randrange(100)
+            code = f"\nimport time\ntime.sleep({self._config.call_s:g})\nprint({a} * {b})\n{CLOSING_FENCE}"
+            return self._encode(code, self.tokenizer), CLOSING_FENCE
+        length = max(1, round(random.lognormvariate(math.log(self._config.median_tokens), self._config.spread)))
+        written: list[int] = []
+        while len(written) < length:
+            written += random.choice(self._words)
+        if OPENING_FENCES[0] in stop and random.random() < self._config.call_ratio:
+            return written + self._encode(f"\n{OPENING_FENCES[0]}", self.tokenizer), OPENING_FENCES[0]
+        answer = self._encode(f"\nThe answer is \\boxed{{{random.randrange(10)}}}", self.tokenizer)
+        return [*written, *answer, self.tokenizer.eos_token_id], None
+
+    def _spans(self, started: float, length: int) -> list[VersionSpan]:
+        """Each token's version is the newest that was loaded when the token was due."""
+        first = max(0, bisect_right(self._loaded, started, key=lambda load: load[0]) - 1)
+        spans: list[VersionSpan] = []
+        ends = [loaded_at for loaded_at, _ in self._loaded[first + 1 :]]
+        for (_, version), end_time in zip(self._loaded[first:], [*ends, math.inf], strict=True):
+            start = spans[-1].end if spans else 0
+            end = int(min(length, (end_time - started) * self._config.tokens_per_s))
+            if end > start:
+                spans.append(VersionSpan(version=version, start=start, end=end))
+        return spans
+
+    @staticmethod
+    def _encode(text: str, tokenizer: PlainTokenizer) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+
+AnyEngine = Engine | EmulatedEngine

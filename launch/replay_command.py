@@ -1,0 +1,125 @@
+"""`zerotir replay RUN`: trains again from the archive of a run, with its own configuration or with another algorithm."""
+
+import argparse
+import asyncio
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bus.messages import Metrics
+from configs.errors import UserError
+from configs.loading import ConfigError, dump_config, load_config
+from configs.schema import RunConfig
+from launch.rank_launcher import end_with_launcher, follow_leader, rank, start_ranks
+from launch.views import say
+from runtime.logs import set_up_logs
+
+if TYPE_CHECKING:
+    from learner.training.crews import AnyCrew
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status, 2 for what the user has to mend."""
+    run: Path = arguments.run.resolve()
+    try:
+        recorded = load_config(str(run / "config.yaml"))
+        config = load_config(str(run / "config.yaml"), arguments.set)
+        from learner.replay import FIXED
+
+        changed = [name for name in FIXED if getattr(config.learner, name) != getattr(recorded.learner, name)]
+        if changed:
+            raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
+    except ConfigError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 2
+    if arguments.ranks:
+        return start_ranks(arguments.ranks)
+    end_with_launcher()
+    from learner.steps import UnstableError
+
+    try:
+        same, config = config == recorded, as_it_computed(config, run)
+        if rank() > 0:
+            asyncio.run(follow_leader(config, asyncio.Event()))
+            return 0
+        out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        return _replay(config, run, out.resolve(), same=same)
+    except UserError as error:
+        sys.stderr.write(f"zerotir: {error}\n")
+        return 1 if isinstance(error, UnstableError) else 2
+
+
+def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
+    from learner.replay import difference, replay
+    from learner.steps import UnstableError
+    from learner.training.crews import make_crew
+    from runtime.models import model_folder
+
+    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=False)
+    say(f"replay of {run.name}: metrics and model in {out}")
+
+    def report(metrics: Metrics) -> None:
+        value = metrics.values.get
+        say(
+            f"step {metrics.step:>3}/{config.learner.steps}  accuracy {value('accuracy', 0):4.0%}  "
+            f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
+        )
+
+    crew = make_crew(config, model_folder(config.model.path))
+    try:
+        steps = replay(config, crew, run, out, report)
+    except UnstableError:
+        # The other ranks wait for an order.
+        crew.close()
+        raise
+    (out / "config.yaml").write_text(dump_config(config))
+    if steps < config.learner.steps:
+        say(f"the archive ends after step {steps}: the run had not collected more")
+    elif not (run / "model").is_dir():
+        say("the run has exported no model: nothing to compare the weights with")
+    else:
+        found = difference(run / "model", out / "model")
+        if found.different == 0:
+            say(f"weights: the same {found.weights} as the run's, bit for bit")
+        else:
+            why = "" if same else " (the configuration differs)"
+            say(f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}")
+    if same:
+        say(f"optimiser state: {_compare_state(crew, config, run, steps)}")
+    crew.close()
+    return 0
+
+
+def _compare_state(crew: "AnyCrew", config: RunConfig, run: Path, steps: int) -> str:
+    """Loads the run's newest checkpoint into `crew`, which has done `steps` steps; returns what that changed, in words.
+
+    Published weights are rounded: two bfloat16 models may be equal while what training goes on from is not.
+    """
+    from learner.checkpoints import Checkpoints
+
+    newest = Checkpoints(run / "checkpoints", config.learner.checkpoint).newest_state()
+    if newest is None or newest[1]["step"] != steps:
+        return f"not compared, the run has no checkpoint of step {steps}"
+    folder, state = newest
+    if state["ranks"] != crew.ranks:
+        return f"not compared, the run had {state['ranks']} ranks and this replay {crew.ranks}"
+    same = crew.load_and_compare(folder)
+    if not same:
+        return "not compared, no optimiser step was taken"
+    if differing := [name for name, equal in same.items() if not equal]:
+        return f"other than in {folder.name}; differing: {', '.join(differing)}"
+    return f"the same as in {folder.name}, bit for bit ({', '.join(same)})"
+
+
+def as_it_computed(config: RunConfig, run: Path) -> RunConfig:
+    """Takes the threads and the type that the run's learner computed with: sums depend on both. An explicit type stays."""
+    import torch
+
+    from learner.checkpoints import Checkpoints, in_checkpoint_dtype
+
+    newest = Checkpoints(run / "checkpoints", config.learner.checkpoint).newest_state()
+    if newest is not None:
+        torch.set_num_threads(newest[1]["threads"])
+    return in_checkpoint_dtype(config, run)

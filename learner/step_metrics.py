@@ -1,0 +1,86 @@
+"""What one training step reports of its batch: the curves that the paper plots, from trajectories alone."""
+
+import re
+from collections import Counter
+from statistics import fmean
+
+from bus.messages import Failure, FinishReason, Trajectory
+from learner.code_metrics import spontaneity_metrics
+from learner.tickets.ledger import Batch
+
+
+def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
+    """Metrics over every trajectory that the step took, filtered ones included; failures are counted apart.
+
+    Means over no trajectory are left out. Staleness is counted in versions, lengths in tokens, ages in seconds at `taken_at`
+    (a time as of `time.time`), when the batch was complete; None, in a replay, leaves ages out.
+    """
+    trajectories = [result for group in batch.taken for result in group if isinstance(result, Trajectory)]
+    failures = [result for group in batch.taken for result in group if isinstance(result, Failure)]
+    late = [failure.response_length for failure in failures if failure.response_length]
+    values: dict[str, float] = {
+        "trajectories": len(trajectories),
+        "failures": len(failures),
+        "filtered": sum(len(members) for members in batch.filtered.values()),
+        "trained_trajectories": sum(len(group) for group in batch.trained),
+        "incomplete_groups": sum(len(group) < len(batch.taken[0]) for group in batch.trained),
+    }
+    if late:
+        values["late_length"] = fmean(late)
+    values |= _ends(batch, taken_at)
+    if not trajectories:
+        return values
+    calls = [call for trajectory in trajectories for call in trajectory.tool_calls]
+    staleness = [max(0, batch.step - trajectory.lowest_version) for trajectory in trajectories]
+    values |= {
+        "reward": fmean(trajectory.reward for trajectory in trajectories),
+        "accuracy": fmean(trajectory.reward_parts.get("correct", 0.0) for trajectory in trajectories),
+        "code_ratio": fmean(bool(trajectory.tool_calls) for trajectory in trajectories),
+        "calls_per_response": len(calls) / len(trajectories),
+        "prompt_length": fmean(trajectory.prompt_length for trajectory in trajectories),
+        "response_length": fmean(trajectory.response_length for trajectory in trajectories),
+        "sampled_length": fmean(int(trajectory.loss_mask.sum()) for trajectory in trajectories),
+        "truncated_ratio": fmean(trajectory.finish_reason is FinishReason.LENGTH for trajectory in trajectories),
+        "staleness_mean": fmean(staleness),
+        "staleness_max": max(staleness),
+        "rollout_seconds": fmean(trajectory.published_at - trajectory.started_at for trajectory in trajectories),
+        "versions_per_response": fmean(
+            len({span.version for span in trajectory.versions}) for trajectory in trajectories
+        ),
+        "actors": len({trajectory.actor for trajectory in trajectories}),
+    }
+    values |= spontaneity_metrics(trajectories)
+    if taken_at is not None:
+        values["age_seconds"] = fmean(taken_at - trajectory.published_at for trajectory in trajectories)
+    for part in sorted({part for trajectory in trajectories for part in trajectory.reward_parts} - {"correct"}):
+        values[f"reward_{part}"] = fmean(trajectory.reward_parts.get(part, 0.0) for trajectory in trajectories)
+    if calls:
+        values["successful_call_ratio"] = fmean(call.success for call in calls)
+        values["call_seconds"] = fmean(call.seconds for call in calls)
+    return values
+
+
+def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
+    """How the step's tickets ended and why, and what tells those that were left out from those that were trained on."""
+    failed = [result for group in batch.taken for result in group if isinstance(result, Failure)]
+    values: dict[str, float] = {}
+    for end, parts in (("trained", batch.trained), ("filtered", tuple(batch.filtered.values()))):
+        members = [member for part in parts for member in part]
+        if members:
+            values[f"{end}_length"] = fmean(member.response_length for member in members)
+            values[f"{end}_reward"] = fmean(member.reward for member in members)
+            if taken_at is not None:
+                values[f"{end}_age_seconds"] = fmean(taken_at - member.published_at for member in members)
+    if failed:
+        values["failed_attempts"] = fmean(failure.attempts for failure in failed)
+        if taken_at is not None:
+            values["failed_age_seconds"] = fmean(taken_at - failure.published_at for failure in failed)
+    for reason, left_out in batch.filtered.items():
+        values[f"filtered_by_{_slug(reason)}"] = len(left_out)
+    for reason, count in Counter(failure.reason for failure in failed).items():
+        values[f"failed_by_{_slug(reason)}"] = count
+    return values
+
+
+def _slug(reason: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", reason.lower())[:40].strip("_")

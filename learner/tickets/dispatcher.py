@@ -1,0 +1,98 @@
+"""The dispatcher: turns admitted groups into tickets on the stream, each exactly once.
+
+Ticket k is message k of its stream, published under the condition that k - 1 messages came before it. A dispatcher that
+starts again therefore cannot issue a ticket twice: the stream refuses, and what it has already is skipped.
+"""
+
+import asyncio
+import time
+
+import nats.js.errors
+import structlog
+
+from bus.connection import TRANSIENT_ERRORS, WRONG_LAST_SEQUENCE, Bus, BusError
+from bus.messages import Ticket
+from configs.schema import RunConfig
+from learner.tickets.ledger import Ledger
+from tasks.problems import ProblemOrder
+
+log = structlog.get_logger()
+
+
+class Dispatcher:
+    """Issues the tickets of groups in order of their numbers."""
+
+    def __init__(self, bus: Bus, config: RunConfig, problems: ProblemOrder, ledger: Ledger) -> None:
+        self._bus = bus
+        self._config = config
+        self._problems = problems
+        self._ledger = ledger
+        self._last = -1
+
+    async def issue(self) -> None:
+        """Publishes the tickets of all admitted groups that the stream does not hold yet. Raises BusError when it cannot.
+
+        After a restart these may be tickets that a checkpoint counts as issued.
+        """
+        if self._last < 0:
+            self._last = await self._last_sequence()
+        for group in range(self._last // self._config.learner.samples_per_problem, self._ledger.issued_groups):
+            for ticket in self.tickets(group):
+                if ticket.number > self._last:
+                    await self._publish(ticket)
+
+    def tickets(self, group: int) -> list[Ticket]:
+        """The tickets of a group; a function of its number, but for the time of issue."""
+        problem = self._problems[group]
+        config = self._config
+        return [
+            Ticket(
+                number=number,
+                group=group,
+                sample=sample,
+                problem_id=problem.id,
+                problem=problem.text,
+                answer=problem.answer,
+                prompt=config.tasks.prompt,
+                grading=config.tasks.grading,
+                rollout=config.rollout,
+                min_version=self._ledger.issued_under(group),
+                issued_at=time.time(),
+            )
+            for sample, number in enumerate(self._ledger.tickets(group))
+        ]
+
+    async def _publish(self, ticket: Ticket) -> None:
+        headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
+        deadline = time.monotonic() + self._bus.config.reconnect_s
+        refused: Exception
+        while True:
+            try:
+                self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers)
+                return
+            except nats.js.errors.APIError as error:
+                if error.err_code not in WRONG_LAST_SEQUENCE and not isinstance(error, TRANSIENT_ERRORS):
+                    raise
+                refused = error
+            except TRANSIENT_ERRORS as error:
+                refused = error
+            # The acknowledgement may have been lost, or another dispatcher was first: tickets are a function of their
+            # number, so what the stream holds under this number is this ticket.
+            self._last = await self._last_sequence()
+            if self._last >= ticket.number:
+                return
+            if time.monotonic() > deadline:
+                raise BusError(
+                    f"ticket {ticket.number} could not be issued on {self._bus.names.tickets} at {self._bus.address.url} in "
+                    f"{self._bus.config.reconnect_s:.0f} s; the stream's last answer: {refused}"
+                )
+            log.warning("ticket refused, will try again", ticket=ticket.number, error=str(refused))
+            await asyncio.sleep(0.5)
+
+    async def _last_sequence(self) -> int:
+        try:
+            info = await self._bus.js.stream_info(self._bus.names.stream("TICKETS"))
+        except TRANSIENT_ERRORS as error:
+            log.warning("ticket stream out of reach", error=str(error))
+            return max(self._last, 0)
+        return info.state.last_seq

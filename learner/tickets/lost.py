@@ -1,0 +1,104 @@
+"""Tickets that are gone and have no result: found, issued again, and in the end answered.
+
+An actor acknowledges a ticket once its result is stored. Where the learner cannot use that result (it does not decode, or
+breaks what its ticket asks for), or the ticket itself was damaged, nobody would work on it again: the run would never end.
+So a learner that waits looks, every `LOOK_EVERY_S` seconds, for open tickets without a result that neither stream of tickets
+holds any more. What the result stream held at that moment must have been read before such a ticket counts as lost: it may
+be answered there. A lost ticket goes to the retries; one that is lost `MAX_ISSUES` times more is answered, in the result
+log like every other, by a failure.
+
+Costs one or two requests a look; the answer names the gaps in the ticket stream, of which there are at most as many as
+admission allows tickets.
+"""
+
+import json
+import time
+from collections import Counter
+
+import nats.errors
+import structlog
+
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError
+from bus.messages import Failure
+from learner.tickets.dispatcher import Dispatcher
+from learner.tickets.ledger import Ledger
+
+log = structlog.get_logger()
+
+LOOK_EVERY_S = 10.0
+MAX_ISSUES = 3
+
+
+class LostTickets:
+    """Looks for them; one learner's."""
+
+    def __init__(self, bus: Bus, ledger: Ledger, dispatcher: Dispatcher, id: str) -> None:
+        """`id` is that of the learner."""
+        self._bus = bus
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+        self._id = id
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+        self._suspects: dict[int, int] = {}
+        """Tickets that were gone at the last look, and up to where the result log may answer them."""
+        self._issued: Counter[int] = Counter()
+
+    async def look(self) -> None:
+        """Looks if it is time to; what the bus does not answer now is asked again at the next time."""
+        if time.monotonic() < self._look_at:
+            return
+        try:
+            await self.look_now()
+        except (*TRANSIENT_ERRORS, nats.errors.Error, BusError) as error:
+            log.warning("cannot look for lost tickets, will try again", error=str(error))
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+
+    async def look_now(self) -> None:
+        """Issues again what was gone at the look before already, and notes what is now. Raises what nats-py raises."""
+        gone = await self._gone()
+        for ticket in sorted(gone):
+            if ticket in self._suspects and self._ledger.position >= self._suspects[ticket]:
+                await self._issue(ticket)
+                gone.discard(ticket)
+        # Asked for after the tickets: a result is stored before its ticket leaves.
+        state = (await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))).state
+        self._suspects = {ticket: self._suspects.get(ticket, state.last_seq) for ticket in gone}
+
+    async def _gone(self) -> set[int]:
+        unanswered = self._ledger.unanswered()
+        state = await self._state("TICKETS", {"deleted_details": True})
+        deleted = set(state.get("deleted") or ())
+        gone = {n for n in unanswered if n < state["first_seq"] or n in deleted}
+        if gone:
+            offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
+            gone -= {int(subject.rpartition(".")[2]) for subject in offered.get("subjects") or ()}
+        return gone
+
+    async def _state(self, kind: str, details: dict[str, object]) -> dict:
+        where = f"$JS.API.STREAM.INFO.{self._bus.names.stream(kind)}"
+        answer = await self._bus.client.request(where, json.dumps(details).encode(), timeout=self._bus.config.timeout_s)
+        answered = json.loads(answer.data)
+        if "error" in answered:
+            raise BusError(f"{where}: {answered['error']}")
+        return answered["state"]
+
+    async def _issue(self, number: int) -> None:
+        group = self._ledger.group_of(number)
+        self._issued[number] += 1
+        if self._issued[number] > MAX_ISSUES:
+            log.error("a ticket gets no usable result: it ends as a failure", ticket=number, issued=MAX_ISSUES + 1)
+            failure = Failure(
+                ticket=number,
+                group=group,
+                reason="no usable result",
+                detail=f"issued {MAX_ISSUES + 1} times; the dead letters hold what came of it",
+                attempts=MAX_ISSUES + 1,
+                actor=self._id,
+                published_at=time.time(),
+                run=self._bus.address.run,
+            )
+            await self._bus.publish(self._bus.names.results, failure)
+            return
+        log.warning("a ticket is gone without a usable result: it is issued again", ticket=number)
+        [ticket] = [ticket for ticket in self._dispatcher.tickets(group) if ticket.number == number]
+        await self._bus.publish(self._bus.names.retry(number), ticket)

@@ -1,0 +1,88 @@
+"""Passes of a batch through a model on all ranks.
+
+Every rank holds the whole batch and passes its share of the micro-batches; what came of a trajectory's tokens is then known
+on every rank, and sums are over all of them. So the number of ranks changes neither what a step computes nor, beyond
+rounding, its result. Every rank makes the same calls in the same order.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bus.messages import Trajectory
+from learner.training.batches import MicroBatch, micro_batches
+from learner.training.minibatches import Minibatch
+from learner.training.ranks import Ranks
+
+Forward = Callable[[MicroBatch], torch.Tensor]
+"""What a model makes of each sampled token, [N] float32, with gradient where gradients are recorded."""
+Objective = Callable[[MicroBatch, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
+"""Of a micro-batch and what the model made of it: the loss, summed over its N > 0 sampled tokens, and other such sums."""
+
+
+class Passes:
+    """The ranks' passes, with micro-batches of at most `budget` tokens, on `device`."""
+
+    def __init__(self, ranks: Ranks, budget: int, device: torch.device) -> None:
+        self._ranks = ranks
+        self._budget = budget
+        self._device = device
+
+    def minibatch(
+        self, trajectories: Sequence[Trajectory], members: Sequence[int], advantages: Sequence[torch.Tensor]
+    ) -> Minibatch:
+        """Packs the trajectories of the batch whose places are `members`; `advantages` has the whole batch's."""
+        micros = micro_batches(
+            [trajectories[member] for member in members], [advantages[member] for member in members], self._budget
+        )
+        return Minibatch(tuple(members), tuple(micros), tuple(self._ranks.share(micros)))
+
+    def evaluate(self, forward: Forward, trajectories: Sequence[Trajectory]) -> list[torch.Tensor]:
+        """What `forward` makes, without gradient, of each trajectory's n_i sampled tokens: [n_i], float32, on the CPU."""
+        everything = self.minibatch(trajectories, range(len(trajectories)), torch.zeros(len(trajectories)).unbind())
+        result: list[torch.Tensor] = [torch.empty(0)] * len(trajectories)
+        self.fill(forward, everything, result)
+        return result
+
+    def fill(self, forward: Forward, minibatch: Minibatch, of_batch: list[torch.Tensor]) -> None:
+        """The same of a minibatch's trajectories, put at their places in `of_batch`."""
+        with torch.no_grad():
+            outputs = [forward(micro) for micro in minibatch.mine]
+        self.collect(outputs, minibatch, of_batch)
+
+    def collect(self, outputs: Sequence[torch.Tensor], minibatch: Minibatch, of_batch: list[torch.Tensor]) -> None:
+        """Puts what each rank has of its micro-batches' sampled tokens, [N] each, where `Minibatch.gather` finds it."""
+        minibatch.scatter(self._ranks.collect(outputs), of_batch)
+
+    def accumulate(
+        self,
+        forward: Forward,
+        backward: Callable[[torch.Tensor], None],
+        minibatch: Minibatch,
+        objective: Objective,
+        names: Sequence[str],
+    ) -> tuple[list[torch.Tensor], dict[str, float]]:
+        """Adds the gradient of the mean of `objective` over a minibatch's sampled tokens to what the next step applies.
+
+        Args:
+            names: of the sums that `objective` gives beside the loss.
+
+        Returns:
+            What the model made of each of this rank's micro-batches, detached; and the sums over the whole minibatch's
+            tokens, `loss` included.
+        """
+        sums = dict.fromkeys(("loss", *names), 0.0)
+        outputs: list[torch.Tensor] = []
+        for on_host in minibatch.mine:
+            micro = on_host.to(self._device)
+            output = forward(micro)
+            outputs.append(output.detach())
+            if not len(output):
+                # It only fills this rank's share up: nothing to learn from, but the other ranks' passes wait for this one's.
+                backward(output.sum())
+                continue
+            loss, others = objective(micro, output)
+            backward(loss / minibatch.tokens)
+            for name, value in (others | {"loss": loss.item()}).items():
+                sums[name] += value
+        return outputs, self._ranks.total(sums)

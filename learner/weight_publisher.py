@@ -1,0 +1,103 @@
+"""Publishing the policy's weights while the learner goes on training.
+
+    learner:     ... train step n │ copy │ train step n + 1 ...          │ copy │
+    this task:                           └─ compare, compress, publish ─┘
+
+The copy to host memory is the only time that a step loses, unless the version before is still being written when the next
+one is due. Two images of the weights are held on the host. The bus connection is its own: chunks never stand before
+anybody's heartbeats.
+"""
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import structlog
+import torch
+
+from bus.connection import Bus
+from configs.bus import WeightsConfig
+from runtime.logs import log_version
+from weights.codec import WeightState
+from weights.writer import WeightWriter
+
+if TYPE_CHECKING:
+    from learner.training.crews import AnyCrew
+
+log = structlog.get_logger()
+
+
+class WeightPublisher:
+    """Stages and publishes one version after another; answers followers that need a snapshot."""
+
+    def __init__(self, bus: Bus, config: WeightsConfig, crew: "AnyCrew") -> None:
+        self._bus = bus
+        self._crew = crew
+        self._writer = WeightWriter(bus, config)
+        self._writing = asyncio.Lock()
+        self._staged: WeightState | None = None
+        self._metrics: dict[str, float] = {}
+        self._snapshot_wanted = asyncio.Event()
+        self.version = ""
+        """The newest version on the log."""
+
+    async def open(self) -> None:
+        """Takes over the log; see `WeightWriter.open`."""
+        await self._writer.open()
+
+        async def want(_: object) -> None:
+            self._snapshot_wanted.set()
+
+        await self._bus.client.subscribe(self._bus.names.snapshot_requests, cb=want)
+
+    async def stage(self) -> None:
+        """Copies the policy's weights to the host; `publish` must have returned for those before."""
+        started = time.monotonic()
+        async with self._writing:
+            self._staged = await asyncio.to_thread(self._copy)
+        self._metrics["weight_copy_seconds"] = time.monotonic() - started
+
+    async def publish(self, n: int) -> None:
+        """Makes the staged weights version `n`. Raises what `WeightWriter.publish` does."""
+        assert self._staged is not None
+        async with self._writing:
+            published = await self._writer.publish(n, self._staged)
+        self.version = str(published.version)
+        log_version(self.version)
+        log.info(
+            "weights published",
+            n=n,
+            seconds=round(published.seconds, 2),
+            bytes=published.wire_bytes,
+            ratio=round(self._staged.layout.nbytes / max(published.wire_bytes, 1), 1),
+            snapshot_bytes=published.snapshot_bytes,
+        )
+        self._metrics |= {
+            "weight_sync_seconds": published.seconds,
+            "weight_bytes": published.wire_bytes,
+            "weight_snapshot_bytes": published.snapshot_bytes,
+        }
+
+    async def require_head(self) -> None:
+        """Raises DeposedError where another learner has taken over."""
+        async with self._writing:
+            await self._writer.require_head()
+
+    async def answer_requests(self) -> None:
+        """Writes a snapshot whenever a follower asks for one, until cancelled."""
+        while True:
+            await self._snapshot_wanted.wait()
+            async with self._writing:
+                log.warning("a follower asked for a snapshot", version=self.version)
+                await self._writer.snapshot()
+                # Those who asked meanwhile have it now.
+                self._snapshot_wanted.clear()
+
+    def metrics(self) -> dict[str, float]:
+        """Of the newest copy and of the newest version that was published."""
+        return dict(self._metrics)
+
+    def _copy(self) -> WeightState:
+        state = self._writer.room(self._crew.weight_layout())
+        self._crew.copy_weights(torch.from_numpy(state.image))
+        return state

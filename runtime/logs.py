@@ -1,0 +1,91 @@
+"""Structured logs of every role: JSON lines to a file, readable lines to a terminal.
+
+Each line carries role, id, run and, where the process holds weights, the version. Libraries that use `logging` go the
+same way, from warnings on.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import structlog
+
+PACKAGES = (
+    *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "runtime"),
+    *("sandbox", "scaling", "tasks", "weights"),
+)
+"""Ours, which log from `INFO` on; a library does from `WARNING` on."""
+
+_context: dict[str, str] = {}
+"""Of the process, not of a task: a context variable would not reach tasks that run already."""
+
+
+def _add_context(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    return {**_context, **event}
+
+
+_SHARED: list[structlog.typing.Processor] = [
+    _add_context,
+    structlog.processors.add_log_level,
+    structlog.stdlib.add_logger_name,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, terminal: bool = True) -> None:
+    """Sends all logs of this process to `file` (appended) and, if asked, to the terminal's stderr."""
+    handlers: list[logging.Handler] = []
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        to_file = logging.FileHandler(file)
+        to_file.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                processors=[
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    structlog.processors.format_exc_info,
+                    structlog.processors.JSONRenderer(),
+                ],
+                foreign_pre_chain=_SHARED,
+            )
+        )
+        handlers.append(to_file)
+    if terminal:
+        to_terminal = logging.StreamHandler(sys.stderr)
+        to_terminal.setFormatter(
+            structlog.stdlib.ProcessorFormatter(
+                processors=[
+                    structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=40),
+                ],
+                foreign_pre_chain=_SHARED,
+            )
+        )
+        handlers.append(to_terminal)
+    root = logging.getLogger()
+    root.handlers = handlers
+    root.setLevel(logging.WARNING)
+    for name in PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_SHARED,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    _context.clear()
+    _context.update(role=role, id=id, run=run)
+
+
+def log_emulated() -> None:
+    """Says on every later line of this process that its run's tokens are made up."""
+    _context["engine"] = "emulated"
+
+
+def log_version(version: str) -> None:
+    """Puts the weight version on every later line of this process."""
+    _context["version"] = version

@@ -1,0 +1,295 @@
+"""Following the weight log: from whatever a reader holds to the newest version, bit for bit.
+
+    newest manifest ──▶ plan: deltas from what is held, or a snapshot and the deltas after it, whichever is shorter
+                    ──▶ fetch and apply, each segment checked against its digest, each version against its checksum
+                    ──▶ damaged or gone: plan again without it; no way at all: ask the learner for a snapshot, and wait
+
+A delta that has no content (a learner took over) or a snapshot of the version that is held moves the reader along without
+a byte. What the reader held before is lost only to something newer or to damage, and never given out half changed: `held`
+names a version only while every bit of the state is that version's.
+
+A reader may be as slow as it likes. While it reads it has a consumer on the stream, which the writer sees: from where that
+began nothing is purged (`weights.writer`), so what is on its way to the reader stays until it is there, and what came
+meanwhile is taken in one go. A fetch has no time-out but that of silence, `bus.reconnect_s`, and goes on where it was after
+an outage; a chunk that is gone nevertheless is missed as soon as the server has no more to send.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+import fsspec
+import structlog
+from nats.aio.msg import Msg
+
+from bus.codec import MessageError, decode
+from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.log_reader import LogReader
+from bus.messages import Manifest, ManifestKind, WeightChunk, WeightVersion
+from weights.codec import Layout, WeightsError, WeightState
+from weights.log import newest, read_manifests
+
+log = structlog.get_logger()
+
+POLL_S = 5.0
+"""A manifest wakes its followers; behind a mirror that does not, and then this is how long one goes unseen."""
+BYTES_AT_ONCE = 8 * 2**20
+"""Of chunks that are asked for together: a server cuts the connection of a reader for which it must keep much."""
+FILE_BLOCK_BYTES = 64 * 2**20
+WAKE_S = 0.05
+"""A manifest may wake its followers before the stream has stored it: they look again after this long, and twice as long."""
+
+NOTHING = (-1, -1)
+"""Before every version."""
+
+Logged = tuple[int, Manifest]
+"""A manifest and its stream sequence."""
+
+
+class WeightFollower:
+    """Holds one state of the weights and brings it forward."""
+
+    def __init__(self, bus: Bus, allocate: Callable[[int], memoryview] = lambda n: memoryview(bytearray(n))) -> None:
+        """`allocate` makes the memory, of so many bytes, in which the state lies."""
+        self._bus = bus
+        self._allocate = allocate
+        self._sequence = 0
+        """Up to which manifest the log was followed."""
+        self._given = NOTHING
+        self._damaged: set[int] = set()
+        self._woken: asyncio.Event | None = None
+        self._last_request = 0.0
+        self.state: WeightState | None = None
+        self.held: Manifest | None = None
+        """What `state` is; None before the first version and while it is being changed."""
+        self.fallbacks = 0
+        """Manifests that could not be followed: damaged, incomplete or purged meanwhile."""
+        self.bytes_received = 0
+
+    async def advance(self, timeout_s: float) -> Manifest | None:
+        """Waits for a version newer than the last one given out, and takes the newest; None if none came in `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        woken = await self._listen()
+        pause = WAKE_S
+        while True:
+            if woken.is_set():
+                woken.clear()
+                pause = WAKE_S
+            try:
+                head, _ = await newest(self._bus)
+                if head != self._sequence:
+                    await self._catch_up(head)
+            except TRANSIENT_ERRORS as error:
+                log.warning("weight log out of reach", error=str(error))
+            if self.held is not None and _order(self.held) > self._given:
+                self._given = _order(self.held)
+                return self.held
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(woken.wait(), min(left, pause))
+            pause = min(2 * pause, POLL_S)
+
+    async def reach(self, version: WeightVersion) -> None:
+        """Takes `version`, whatever comes after it. Raises WeightsError where the log does not lead there."""
+        head, _ = await newest(self._bus)
+        logged = await read_manifests(self._bus, 1, head)
+        ends = [place for place, (_, manifest) in enumerate(logged) if manifest.version == version]
+        plan = self._plan(logged[: ends[0] + 1]) if ends else None
+        path = plan[1] if plan else []
+        if not path or path[-1][1].version != version:
+            there = ", ".join(sorted({str(manifest.version) for _, manifest in logged})) or "none"
+            raise WeightsError(f"the weight log does not lead to version {version}; it holds {there}")
+        if (failed := await self._follow(path)) is not None:
+            raise failed[1]
+
+    async def _listen(self) -> asyncio.Event:
+        """Set whenever a manifest is written."""
+        if self._woken is None:
+            event = self._woken = asyncio.Event()
+
+            async def wake(_: Msg) -> None:
+                event.set()
+
+            await self._bus.client.subscribe(self._bus.names.manifests, cb=wake)
+        return self._woken
+
+    async def _catch_up(self, head: int) -> None:
+        """Goes as far towards `head` as the log leads; where that is not all the way, asks for a snapshot."""
+        if head < self._sequence:
+            log.warning("the weight log began anew", head=head, held=str(self.held and self.held.version))
+            self._sequence, self._given, self.held = 0, NOTHING, None
+            self._damaged.clear()
+        logged = await read_manifests(self._bus, self._sequence + 1 if self.held else 1, head)
+        while True:
+            plan = self._plan(logged)
+            if plan is None and self.held is not None:
+                # What is held leads nowhere: perhaps a snapshot does that was passed over.
+                logged = await read_manifests(self._bus, 1, head)
+                plan = self._plan(logged)
+            if plan is None:
+                break
+            reached, path = plan
+            failed = await self._follow(path)
+            if failed is None:
+                self._sequence = reached
+                break
+            self._sequence = 0
+            self._damaged.add(failed[0])
+            logged = await read_manifests(self._bus, 1, head)
+        if self._sequence < head:
+            await self._ask_for_snapshot(head)
+
+    async def _follow(self, path: Sequence[Logged]) -> tuple[int, WeightsError] | None:
+        """Takes one manifest after another; returns the sequence of the one that could not be taken, if any, and why."""
+        readers: deque[LogReader] = deque()
+        try:
+            for sequence, manifest in path:
+                if manifest.chunks or manifest.location is not None:
+                    readers.append(self._reader(sequence, manifest))
+                try:
+                    await self._take(manifest, readers)
+                except WeightsError as error:
+                    self.fallbacks += 1
+                    log.warning(
+                        "weights not usable", version=str(manifest.version), kind=manifest.kind, error=str(error)
+                    )
+                    return sequence, error
+                self._sequence = sequence
+                # The last one stays: where it began, the stream holds still until the next one is there.
+                while len(readers) > 1:
+                    await readers.popleft().close()
+            return None
+        finally:
+            for reader in readers:
+                await reader.close()
+
+    def _reader(self, sequence: int, manifest: Manifest) -> LogReader:
+        """Of its chunks; of a snapshot that lies elsewhere there are none, and it only holds the stream."""
+        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
+        return LogReader(self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or sequence)
+
+    def _plan(self, logged: Sequence[Logged]) -> tuple[int, list[Logged]] | None:
+        """The shortest way to the newest version that can be reached, as (sequence that it leads to, manifests to take).
+
+        None where nothing newer than what is held can be.
+        """
+        ways: list[tuple[int, int, list[Logged]]] = []
+        if self.held is not None:
+            ways.append(self._way(self.held, [], logged))
+        for place, (sequence, manifest) in enumerate(logged):
+            if manifest.kind is ManifestKind.SNAPSHOT and sequence not in self._damaged:
+                ways.append(self._way(manifest, [(sequence, manifest)], logged[place + 1 :]))
+        reached, _, path = max(ways, key=lambda way: way[:2], default=(0, 0, []))
+        return (reached, path) if reached > self._sequence else None
+
+    def _way(self, at: Manifest, path: list[Logged], logged: Sequence[Logged]) -> tuple[int, int, list[Logged]]:
+        """Follows the chain from `at`: the last sequence that it leads to, minus the bytes that it costs, and the chain."""
+        reached = path[-1][0] if path else 0
+        for sequence, manifest in logged:
+            continues = (
+                manifest.kind is ManifestKind.DELTA
+                and manifest.parent == at.version
+                and manifest.parent_checksum == at.checksum
+                and sequence not in self._damaged
+            )
+            if continues:
+                path.append((sequence, manifest))
+            if continues or (manifest.version == at.version and manifest.checksum == at.checksum):
+                at, reached = manifest, sequence
+        return reached, -sum(manifest.wire_bytes for _, manifest in path), path
+
+    async def _take(self, manifest: Manifest, readers: Sequence[LogReader]) -> None:
+        """Changes the state into `manifest`'s, by the last of `readers`. Raises WeightsError, and then nothing is held."""
+        state = self.state
+        self.held = None
+        if manifest.kind is ManifestKind.SNAPSHOT:
+            layout = Layout(manifest.tensors)
+            if layout.digest != manifest.layout or layout.nbytes != manifest.nbytes:
+                raise WeightsError("the snapshot's layout is not the one that its manifest names")
+            if state is None or state.layout.digest != layout.digest:
+                state = self.state = WeightState(layout, self._allocate(layout.nbytes))
+        if state is None or state.layout.digest != manifest.layout:
+            raise WeightsError("a delta for tensors of another layout")
+        if manifest.location is not None:
+            await self._read(manifest.location, state, readers[-1])
+            self.bytes_received += manifest.wire_bytes
+        elif manifest.chunks:
+            await self._fetch(manifest, state, readers[-1])
+        if state.checksum != manifest.checksum:
+            raise WeightsError(f"checksum {state.checksum} where the manifest says {manifest.checksum}")
+        self.held = manifest
+
+    async def _fetch(self, manifest: Manifest, state: WeightState, reader: LogReader) -> None:
+        """Applies the chunks as they come, in a thread: the caller's loop goes on meanwhile."""
+        taken = 0
+        heard = time.monotonic()
+        at_once = max(1, BYTES_AT_ONCE * manifest.chunks // manifest.wire_bytes)
+        while taken < manifest.chunks:
+            messages = await reader.read(min(at_once, manifest.chunks - taken), timeout_s=0.25)
+            if messages:
+                self.bytes_received += sum(len(data) for _, data in messages)
+                taken = await asyncio.to_thread(_apply, [data for _, data in messages], taken, state)
+                heard = time.monotonic()
+            elif await reader.exhausted():
+                # They were all there before their manifest was.
+                raise WeightsError(f"only {taken} of {manifest.chunks} chunks of {manifest.version} are there still")
+            elif (silence := time.monotonic() - heard) > self._bus.config.reconnect_s:
+                raise WeightsError(f"after {taken} of {manifest.chunks} chunks nothing came for {silence:.0f} s")
+
+    async def _read(self, location: str, state: WeightState, reader: LogReader) -> None:
+        """Reads a snapshot's file while `reader`, which has nothing to read, keeps its place on the stream."""
+        reading = asyncio.create_task(asyncio.to_thread(_read_file, location, state))
+        while not reading.done():
+            await reader.read(1, timeout_s=0.1)
+        await reading
+
+    async def _ask_for_snapshot(self, head: int) -> None:
+        if self.held is None:
+            # Nothing to lose by trying everything again later: a bus that was away looks like damage.
+            self._damaged.clear()
+        if time.monotonic() - self._last_request < POLL_S:
+            return
+        self._last_request = time.monotonic()
+        log.warning("the weight log does not lead on from what is held: asking for a snapshot", head=head)
+        await self._bus.client.publish(self._bus.names.snapshot_requests, b"")
+
+
+def _order(manifest: Manifest) -> tuple[int, int]:
+    return manifest.version.epoch, manifest.version.n
+
+
+def _apply(messages: Sequence[bytes], taken: int, state: WeightState) -> int:
+    """Applies chunks, the first of which should be number `taken`; returns the number of chunks applied so far."""
+    for data in messages:
+        try:
+            chunk = decode(data, WeightChunk)
+        except MessageError as error:
+            raise WeightsError(f"a chunk is unreadable: {error}") from error
+        if chunk.index > taken:
+            raise WeightsError(f"chunk {chunk.index} came where {taken} should be")
+        # One that was stored twice is applied once.
+        if chunk.index == taken:
+            for segment in chunk.segments:
+                state.apply(segment)
+            taken += 1
+    return taken
+
+
+def _read_file(location: str, state: WeightState) -> None:
+    position = 0
+    try:
+        with fsspec.open(location, "rb") as file:
+            while block := file.read(FILE_BLOCK_BYTES):
+                if position + len(block) > state.layout.nbytes:
+                    raise WeightsError(f"{location} is longer than its manifest says")
+                state.write(position, block)
+                position += len(block)
+    except (OSError, ValueError, ImportError) as error:
+        raise WeightsError(f"snapshot {location} cannot be read here: {error}") from error
+    if position != state.layout.nbytes:
+        raise WeightsError(f"{location} has {position} bytes instead of {state.layout.nbytes}")
+    state.digest_all()

@@ -1,0 +1,385 @@
+"""The weight log's writer: versions as deltas, a snapshot now and then, each closed by a conditional manifest.
+
+    chunk chunk ... manifest (delta n)   chunk ... manifest (delta n+1)   [chunk ... manifest (snapshot n+1)]   ...
+
+A manifest goes in only if the newest one is still the one that this writer knew. Refused, the writer reads the head: its own
+manifest is success (the acknowledgement was lost), another's means that it was deposed. A writer that opens a log claims the
+next epoch at once, by a delta without content, so that an earlier writer which still lives can write no more. What it then
+publishes under numbers that the log holds already is compared with the log's checksums: while they agree (a resumed
+learner that trains again what it had trained) nothing is written, at the first difference a snapshot is.
+
+A snapshot follows a delta of the same version, so followers that are up to date never read one. The two newest snapshots and
+what follows the older of them stay on the stream: at most four times the weights, since a snapshot is due once the deltas
+since the last outweigh it. So does whatever a follower is reading, and what came after it, until it is read or `HOLD_S` have
+passed: a follower that needs as long for one version as the learner for k keeps k more on the stream, and loses none.
+
+Cost of a version: two images of the weights in host memory, one pass over both (`weights.codec`), and a delta on the
+wire, however many followers there are.
+"""
+
+import asyncio
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+
+import fsspec
+import nats.js.errors
+import structlog
+from nats.js.api import PubAck
+
+from bus.codec import encode
+from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.messages import Manifest, ManifestKind, Segment, WeightChunk, WeightVersion
+from configs.bus import WeightsConfig
+from configs.errors import UserError
+from weights.codec import Layout, WeightsError, WeightState
+from weights.log import newest, read_manifests
+
+log = structlog.get_logger()
+
+BYTES_IN_FLIGHT = 16 * 2**20
+"""Of chunks that are sent and not yet stored: a stream that is given more than it can write drops messages."""
+LONGEST_PAUSE_S = 5.0
+"""Between two tries; they go on for `bus.reconnect_s` seconds."""
+SNAPSHOTS_KEPT = 2
+HOLD_S = 3600.0
+"""How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
+FILE_BLOCK_BYTES = 64 * 2**20
+
+
+class DeposedError(UserError):
+    """Another learner has written a manifest since: this one must stop."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of one version."""
+
+    version: WeightVersion
+    wire_bytes: int
+    """Of its delta, or of its snapshot where it has no delta; 0 where the log held it already."""
+    snapshot_bytes: int
+    """Of the snapshot that followed it, 0 if none did."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A snapshot in the log: where it begins, and its file if it lies outside the bus."""
+
+    position: int
+    location: str | None
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What a manifest says of its chunks."""
+
+    writing: str = ""
+    first: int = 0
+    count: int = 0
+    nbytes: int = 0
+
+
+class WeightWriter:
+    """Writes the versions of one epoch. `open` comes first; `publish` and `snapshot` may not overlap."""
+
+    def __init__(self, bus: Bus, config: WeightsConfig) -> None:
+        self._bus = bus
+        self._config = config
+        self._head: Manifest | None = None
+        self._head_sequence = 0
+        self._logged: dict[int, str] = {}
+        """Checksums of the head's version and of those that led to it, as far back as the log goes."""
+        self._snapshots: deque[_Snapshot] = deque()
+        self._since_snapshot = self._delta_bytes = 0
+        self._base: WeightState | None = None
+        """The state of the newest version that was published or found in the log."""
+        self._spare: WeightState | None = None
+        self.epoch = 0
+
+    async def open(self) -> None:
+        """Reads the log and claims the epoch after its head's. Raises DeposedError, WeightsError, what nats-py raises."""
+        self._head_sequence, _ = await newest(self._bus)
+        for sequence, manifest in await read_manifests(self._bus, 1, self._head_sequence):
+            self._note(sequence, manifest)
+        if self._head is not None:
+            self.epoch = self._head.version.epoch + 1
+            await self._write_manifest(self._claim(self._head))
+            log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
+
+    def room(self, layout: Layout) -> WeightState:
+        """A state to be filled with the next version; valid until it is published."""
+        if self._spare is None or self._spare.layout.digest != layout.digest:
+            self._spare = WeightState(layout)
+        return self._spare
+
+    async def publish(self, n: int, state: WeightState) -> Published:
+        """Makes `state`, which came from `room`, version `n`; it belongs to the writer from then on.
+
+        Raises DeposedError if another writer has taken over, WeightsError if the bus did not take it.
+        """
+        started = time.monotonic()
+        before = self._head
+        wire_bytes = snapshot_bytes = 0
+        if before is not None and n <= before.version.n and await self._reproduces(n, state):
+            # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
+            await self.require_head()
+            log.info("weights reproduce what the log holds", n=n)
+        elif self._continues(n, state):
+            wire_bytes = await self._write_delta(n, state)
+            if self._since_snapshot >= self._config.snapshot_every or self._delta_bytes >= state.layout.nbytes:
+                snapshot_bytes = await self._write_snapshot(n, state)
+        else:
+            if before is not None:
+                log.warning("weights do not continue the log: a snapshot begins anew", n=n, head=str(before.version))
+            wire_bytes = await self._write_snapshot(n, state)
+        self._base, self._spare = state, self._base
+        assert self._head is not None
+        return Published(self._head.version, wire_bytes, snapshot_bytes, time.monotonic() - started)
+
+    async def snapshot(self) -> None:
+        """Writes a snapshot of the newest version, for a follower that cannot go on without one."""
+        if self._head is not None and self._base is not None and self._base.checksum == self._head.checksum:
+            await self._write_snapshot(self._head.version.n, self._base)
+
+    async def require_head(self) -> None:
+        """Raises DeposedError where another writer has taken over, WeightsError where the bus does not say."""
+        sequence, _ = await self._until_done(lambda: newest(self._bus), "read the head of the weight log")
+        self._require_head(sequence)
+
+    async def _reproduces(self, n: int, state: WeightState) -> bool:
+        await asyncio.to_thread(state.digest_all)
+        # What was purged since cannot be compared; a difference shows at the first version that can.
+        return self._logged.get(n, state.checksum) == state.checksum
+
+    def _continues(self, n: int, state: WeightState) -> bool:
+        """The head is version n - 1 and this writer holds its state."""
+        return (
+            self._head is not None
+            and self._base is not None
+            and self._head.version.n == n - 1
+            and self._base.checksum == self._head.checksum
+            and self._base.layout.digest == state.layout.digest
+        )
+
+    async def _write_delta(self, n: int, state: WeightState) -> int:
+        head, base = self._head, self._base
+        assert head is not None
+        assert base is not None
+        version = WeightVersion(epoch=self.epoch, n=n)
+        written = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
+        manifest = Manifest(
+            version=version,
+            kind=ManifestKind.DELTA,
+            parent=head.version,
+            parent_checksum=head.checksum,
+            layout=state.layout.digest,
+            tensors=(),
+            writing=written.writing,
+            first_chunk=written.first,
+            chunks=written.count,
+            location=None,
+            nbytes=state.layout.nbytes,
+            wire_bytes=written.nbytes,
+            checksum=state.checksum,
+            published_at=time.time(),
+        )
+        await self._write_manifest(manifest)
+        return written.nbytes
+
+    async def _write_snapshot(self, n: int, state: WeightState) -> int:
+        version = WeightVersion(epoch=self.epoch, n=n)
+        await asyncio.to_thread(state.digest_all)
+        location = None
+        written = _Chunks(nbytes=state.layout.nbytes)
+        if self._config.snapshot_location is None:
+            written = await self._write_chunks(version, ManifestKind.SNAPSHOT, state.full)
+        else:
+            name = f"{self._bus.names.root}-{version}-{secrets.token_hex(4)}.weights"
+            location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
+            await asyncio.to_thread(_write_file, location, state)
+        manifest = Manifest(
+            version=version,
+            kind=ManifestKind.SNAPSHOT,
+            parent=None,
+            parent_checksum="",
+            layout=state.layout.digest,
+            tensors=state.layout.tensors,
+            writing=written.writing,
+            first_chunk=written.first,
+            chunks=written.count,
+            location=location,
+            nbytes=state.layout.nbytes,
+            wire_bytes=written.nbytes,
+            checksum=state.checksum,
+            published_at=time.time(),
+        )
+        await self._write_manifest(manifest)
+        await self._purge()
+        return written.nbytes
+
+    def _claim(self, head: Manifest) -> Manifest:
+        """The head again, under this writer's epoch."""
+        changes = {
+            "version": WeightVersion(epoch=self.epoch, n=head.version.n),
+            "kind": ManifestKind.DELTA,
+            "parent": head.version,
+            "parent_checksum": head.checksum,
+            "tensors": (),
+            "writing": "",
+            "first_chunk": 0,
+            "chunks": 0,
+            "location": None,
+            "wire_bytes": 0,
+            "published_at": time.time(),
+        }
+        return head.model_copy(update=changes)
+
+    async def _purge(self) -> None:
+        """Takes away what lies before the oldest snapshot that is kept and before all that is being read.
+
+        Only after a manifest of ours was taken.
+        """
+        stream = self._bus.names.stream("WEIGHTS")
+        oldest = self._snapshots[max(0, len(self._snapshots) - SNAPSHOTS_KEPT)].position
+        try:
+            first = min([oldest, *await self._read_from(stream)])
+            await self._bus.js.purge_stream(stream, seq=first)
+        except TRANSIENT_ERRORS as error:
+            log.warning("old weights were not purged, the next snapshot does it", error=str(error))
+            return
+        while self._snapshots[0].position < first:
+            old = self._snapshots.popleft()
+            if old.location is not None:
+                await asyncio.to_thread(_remove_file, old.location)
+
+    async def _read_from(self, stream: str) -> list[int]:
+        """Where each follower that reads a version began. One that has gone counts until the server forgets its consumer."""
+        places: list[int] = []
+        offset = 0
+        while page := await self._bus.js.consumers_info(stream, offset):
+            offset += len(page)
+            for reader in page:
+                age = time.time() - reader.created.timestamp()
+                if reader.config.filter_subject != self._bus.names.manifests and age < HOLD_S:
+                    places.append(reader.config.opt_start_seq or 0)
+        return places
+
+    async def _write_chunks(
+        self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]
+    ) -> _Chunks:
+        """Raises WeightsError where the stream does not take them in `bus.reconnect_s` seconds."""
+
+        async def write() -> _Chunks:
+            writing = secrets.token_hex(4)
+            subject = self._bus.names.chunks(str(version), kind, writing)
+            chunks = _chunks(segments(), self._config.chunk_bytes)
+            first = count = size = 0
+            flight: deque[tuple[asyncio.Future[PubAck], int]] = deque()
+            acknowledged = 0
+            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+                flight.append((await self._bus.js.publish_async(subject, chunk), len(chunk)))
+                count, size = count + 1, size + len(chunk)
+                while size - acknowledged > BYTES_IN_FLIGHT:
+                    oldest, length = flight.popleft()
+                    sequence = await self._stored(oldest)
+                    first, acknowledged = first or sequence, acknowledged + length
+            for future, _ in flight:
+                sequence = await self._stored(future)
+                first = first or sequence
+            return _Chunks(writing, first, count, size)
+
+        return await self._until_done(write, f"store the {kind} of {version}")
+
+    async def _until_done[T](self, work: Callable[[], Awaitable[T]], what: str) -> T:
+        """Tries again and again while the bus is away, slow or full. Raises WeightsError after `bus.reconnect_s` seconds."""
+        deadline = time.monotonic() + self._bus.config.reconnect_s
+        pause = 0.5
+        while True:
+            try:
+                return await work()
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
+                if time.monotonic() > deadline or self._bus.lost.is_set():
+                    raise WeightsError(
+                        f"could not {what} at {self._bus.address.url} in {self._bus.config.reconnect_s:.0f} s "
+                        f"({type(error).__name__}: {error}): is the server up, and has its disk room?"
+                    ) from error
+                log.warning("the weight log is away, will try again", what=what, error=str(error), wait_s=pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_S)
+
+    async def _stored(self, acknowledgement: asyncio.Future[PubAck]) -> int:
+        return (await asyncio.wait_for(acknowledgement, self._bus.config.timeout_s)).seq
+
+    async def _write_manifest(self, manifest: Manifest) -> None:
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(self._head_sequence)}
+
+        async def write() -> int:
+            try:
+                return await self._bus.publish(self._bus.names.manifests, manifest, headers)
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError):
+                # Refused, or only its acknowledgement was lost: the head tells.
+                sequence, data = await newest(self._bus)
+                if data == encode(manifest):
+                    return sequence
+                self._require_head(sequence)
+                raise
+
+        self._head_sequence = await self._until_done(write, f"store the manifest of {manifest.version}")
+        self._note(self._head_sequence, manifest)
+
+    def _require_head(self, sequence: int) -> None:
+        if sequence != self._head_sequence:
+            raise DeposedError(
+                f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
+                f"{self.epoch}) was deposed and stops"
+            )
+
+    def _note(self, sequence: int, manifest: Manifest) -> None:
+        """Takes a manifest of the log, read or just written, into account."""
+        self._head = manifest
+        if manifest.kind is ManifestKind.SNAPSHOT:
+            self._snapshots.append(_Snapshot(manifest.first_chunk or sequence, manifest.location))
+            self._since_snapshot = self._delta_bytes = 0
+        elif manifest.chunks:
+            self._since_snapshot += 1
+            self._delta_bytes += manifest.wire_bytes
+        # Where an earlier learner had gone further on another way, that counts no longer.
+        n = manifest.version.n
+        self._logged = {known: checksum for known, checksum in self._logged.items() if known < n} | {
+            n: manifest.checksum
+        }
+
+
+def _chunks(segments: Iterator[Segment], size: int) -> Iterator[bytes]:
+    """Packs segments into messages of about `size` bytes."""
+    index = filled = 0
+    members: list[Segment] = []
+    for segment in segments:
+        members.append(segment)
+        filled += len(segment.data)
+        if filled >= size:
+            yield encode(WeightChunk(index=index, segments=tuple(members)))
+            index, filled, members = index + 1, 0, []
+    if members:
+        yield encode(WeightChunk(index=index, segments=tuple(members)))
+
+
+def _write_file(location: str, state: WeightState) -> None:
+    try:
+        with fsspec.open(location, "wb", auto_mkdir=True) as file:
+            for start in range(0, state.layout.nbytes, FILE_BLOCK_BYTES):
+                file.write(state.image[start : start + FILE_BLOCK_BYTES].data)
+    except (OSError, ValueError, ImportError) as error:
+        raise WeightsError(f"weights.snapshot_location: cannot write {location}: {error}") from error
+
+
+def _remove_file(location: str) -> None:
+    filesystem, path = fsspec.core.url_to_fs(location)
+    try:
+        filesystem.rm_file(path)
+    except OSError as error:
+        log.warning("an old snapshot could not be removed", location=location, error=str(error))
