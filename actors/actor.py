@@ -31,6 +31,7 @@ from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
 from grading.grader import Grade, Grader, GradingError, UngradableError, void_turns
 from grading.spontaneity import code_unused
+from runtime.waiting import done_or_stopped
 from sandbox.client import SandboxClient, SandboxError
 from tasks.prompts import PromptError, render_prompt
 
@@ -133,15 +134,11 @@ class Actor:
 
     async def _pull(self, room: int, stop: asyncio.Event) -> list[LeasedTicket]:
         pulling = asyncio.create_task(self._tickets.pull(room, timeout_s=0.5))
-        stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait((pulling, stopping), return_when=asyncio.FIRST_COMPLETED)
             # It is over in a moment, unless the bus is away.
-            await asyncio.wait((pulling,), timeout=HAND_BACK_S)
-            return pulling.result() if pulling.done() else []
+            return pulling.result() if await done_or_stopped(pulling, stop, HAND_BACK_S) else []
         finally:
-            for task in (pulling, stopping):
-                task.cancel()
+            pulling.cancel()
 
     def _start(self, leased: LeasedTicket) -> None:
         task = asyncio.create_task(self._serve(leased), name=f"ticket-{leased.ticket.number}")
@@ -306,7 +303,7 @@ class Actor:
             if self._engine.failed:
                 raise EngineError("the engine died; this actor hands its tickets back and ends")
             await asyncio.sleep(0.5)
-        raise BusError(f"the bus at {self._bus.address.url} did not come back in {self._bus.config.reconnect_s:.0f} s")
+        self._bus.require_connection()
 
     def _measure(self) -> dict[str, float]:
         now, tokens = time.monotonic(), self._engine.generated_tokens

@@ -10,7 +10,6 @@ by purging, or the bus, by coming back. A result may be stored twice; the learne
 """
 
 import asyncio
-import fcntl
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,6 +24,7 @@ from bus.codec import MessageError, decode, encode
 from bus.connection import Bus
 from bus.messages import Failure, Trajectory
 from bus.streams import MAX_MESSAGE_BYTES
+from runtime.files import try_lock
 
 log = structlog.get_logger()
 
@@ -92,7 +92,7 @@ class Outbox:
                 file = path.open("rb")
             except FileNotFoundError:
                 continue  # Another actor that starts was faster, and is done.
-            if not _locked(file):
+            if not try_lock(file):
                 file.close()
                 continue
             self._adopted.append(file)
@@ -114,7 +114,7 @@ class Outbox:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = self._path.open("wb")
-                _locked(self._file)
+                try_lock(self._file)
             for parcel in parcels:
                 self._file.write(msgpack.packb(encode(parcel.result)))
             self._file.flush()
@@ -128,14 +128,6 @@ class Outbox:
             Path(file.name).unlink(missing_ok=True)
             file.close()
         self._adopted, self._file = [], None
-
-
-def _locked(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _read(file: BinaryIO) -> Iterator[Result]:

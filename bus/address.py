@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bus.permissions import ROLES
 from configs.bus import TlsConfig
 from configs.errors import UserError
+from runtime.files import write_whole
 
 MASTER = "bus"
 """The role that makes the streams and may do everything within its run."""
@@ -73,11 +74,7 @@ class BusAddress(BaseModel):
 
     def write(self, path: Path) -> None:
         """Writes the file with mode 0600, whole or not at all."""
-        draft = path.with_suffix(".draft")
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
-        draft.replace(path)
+        write_whole(path, self.model_dump_json(indent=2) + "\n", mode=0o600)
 
     def write_all(self, folder: Path) -> None:
         """Writes every role's file and, last, bus.json."""

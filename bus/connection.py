@@ -24,6 +24,7 @@ from bus.store import Store
 from bus.streams import Names
 from configs.bus import BusConfig
 from configs.errors import UserError
+from runtime.retry import Backoff
 
 log = structlog.get_logger()
 
@@ -78,8 +79,7 @@ class Bus:
         lost for good. The message may be stored twice; readers take the first.
         """
         data = encode(message)
-        delay = 0.2
-        deadline = asyncio.get_running_loop().time() + patience_s
+        backoff = Backoff(patience_s, 0.2, 5.0)
         while True:
             try:
                 if not self.client.is_connected:
@@ -88,20 +88,24 @@ class Bus:
                 return await self._store.put(subject, data)
             except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
                 on_refusal()
-                if asyncio.get_running_loop().time() > deadline or self.lost.is_set():
+                if backoff.over or self.lost.is_set():
                     raise BusError(
                         f"could not store a message on {subject} at {self.address.url} in {patience_s:.0f} s "
                         f"({type(error).__name__}: {error}): is the server up, and a learner that makes room?"
                     ) from error
-                log.warning("publish refused, will try again", subject=subject, error=str(error), wait_s=delay)
-                await asyncio.sleep(delay)
-                delay = min(delay * 2, 5.0)
+                log.warning("publish refused, will try again", subject=subject, error=str(error))
+                await backoff.pause()
 
     async def bury(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
         letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[: 1024**2])
         await self.client.publish(self.names.dead_letters, encode(letter))
+
+    def require_connection(self) -> None:
+        """Raises BusError once the bus is lost: the client has given up after `bus.reconnect_s` seconds."""
+        if self.lost.is_set():
+            raise BusError(f"the bus at {self.address.url} did not come back in {self.config.reconnect_s:.0f} s")
 
     async def require_streams(self) -> None:
         """Raises BusError unless the run's streams are there."""

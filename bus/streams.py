@@ -3,8 +3,6 @@
 Everything is named per run, so that two runs share a server and nothing else.
 """
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +22,7 @@ from nats.js.errors import APIError, ServerError
 
 from configs.bus import BusConfig
 from configs.errors import UserError
+from runtime.retry import Backoff
 
 ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""
@@ -173,10 +172,10 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             max_msgs=MAX_DEAD_LETTERS,
         ),
     ]
-    deadline = time.monotonic() + READY_S
+    backoff = Backoff(READY_S)
     for settings in streams:
         try:
-            await _once_ready(partial(_make_stream, js, settings), config, deadline)
+            await _once_ready(partial(_make_stream, js, settings), config, backoff)
         except ServerError as error:
             if error.err_code != NO_ROOM:
                 raise
@@ -189,7 +188,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
         KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),
     ]
     for bucket in buckets:
-        await _once_ready(partial(js.create_key_value, config=bucket), config, deadline)
+        await _once_ready(partial(js.create_key_value, config=bucket), config, backoff)
     for kind, subject in (("TICKETS", names.tickets), ("RETRIES", names.retries)):
         consumer = ConsumerConfig(
             durable_name=ACTOR_CONSUMER,
@@ -199,7 +198,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             max_deliver=-1,
             max_ack_pending=MAX_ACK_PENDING,
         )
-        await _once_ready(partial(js.add_consumer, names.stream(kind), config=consumer), config, deadline)
+        await _once_ready(partial(js.add_consumer, names.stream(kind), config=consumer), config, backoff)
 
 
 async def _make_stream(js: JetStreamContext, settings: StreamConfig) -> None:
@@ -211,8 +210,9 @@ async def _make_stream(js: JetStreamContext, settings: StreamConfig) -> None:
         await js.update_stream(config=settings)
 
 
-async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, deadline: float) -> None:
+async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, backoff: Backoff) -> None:
     """Tries until the cluster has a leader and as many servers as there are to be copies."""
+    hopeless = False
     while True:
         try:
             await make()
@@ -221,13 +221,12 @@ async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, 
             if error.err_code not in NOT_READY:
                 raise
             reason = str(error)
-            if error.err_code == NO_CLUSTER:
-                deadline = 0.0
+            hopeless = error.err_code == NO_CLUSTER
         except (TimeoutError, NoRespondersError) as error:
             reason = f"{type(error).__name__}: {error}"
-        if time.monotonic() > deadline:
+        if backoff.over or hopeless:
             raise StreamError(
                 f"the servers of bus.url did not become ready in {READY_S:.0f} s ({reason}): bus.replicas is "
                 f"{config.replicas}, are so many of them up, in one cluster?"
             )
-        await asyncio.sleep(0.5)
+        await backoff.pause()

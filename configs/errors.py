@@ -1,5 +1,19 @@
 """What the user has to mend."""
 
+import difflib
+from collections.abc import Iterable
+
+LISTED = 20
+"""Most names that a hint lists."""
+
 
 class UserError(Exception):
     """Trying again does not help: a process that ends with it exits with status 2. The text says what to do."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns the end of an error message about an unknown name: the valid one that was meant, or all of a few."""
+    names = list(valid)
+    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
+        return f": did you mean {close[0]}?"
+    return f": valid are {', '.join(names)}" if 0 < len(names) <= LISTED else ""

@@ -4,14 +4,13 @@ Whatever is wrong (no file, no YAML, an unknown field, a bad value) gives one `C
 where there is one, the nearest valid name.
 """
 
-import difflib
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from configs.errors import UserError
+from configs.errors import UserError, nearest
 from configs.schema import RunConfig
 
 SHIPPED = Path(__file__).parent
@@ -56,7 +55,7 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
     if not path.suffix:
         path = folder / f"{name}.yaml"
         if not path.exists():
-            raise ConfigError(f"no configuration named {name!r}{_nearest(name, shipped_names(folder))}")
+            raise ConfigError(f"no configuration named {name!r}{nearest(name, shipped_names(folder))}")
     try:
         values = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -100,7 +99,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         *parents, last = first["loc"]
-        text = f"unknown field {field}{_nearest(str(last), _fields_at(root, tuple(parents)))}"
+        text = f"unknown field {field}{nearest(str(last), _fields_at(root, tuple(parents)))}"
     else:
         text = f"{field}: {first['msg']}" if field else first["msg"]
         if first["type"] not in ("missing", "value_error"):
@@ -126,10 +125,3 @@ def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
 
 def _is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    if close:
-        return f": did you mean {close[0]}?"
-    return f": valid are {', '.join(valid)}" if valid else ""

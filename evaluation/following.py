@@ -25,6 +25,7 @@ from configs.schema import RunConfig
 from evaluation.plan import Plan
 from evaluation.scoring import Scores, score
 from grading.grader import Grader
+from runtime.waiting import any_set
 from sandbox.client import SandboxClient
 from weights.log import newest
 
@@ -89,8 +90,7 @@ class Following:
                 if once:
                     break
                 await self._announcer.say(f"waiting for version {due}")
-            if self._bus.lost.is_set():
-                raise BusError(f"the bus at {self._bus.address.url} did not come back")
+            self._bus.require_connection()
             return scores
         finally:
             watching.cancel()
@@ -136,10 +136,5 @@ class Following:
         return scores
 
     async def _watch(self, stop: asyncio.Event, ending: asyncio.Event) -> None:
-        waits = [asyncio.create_task(event.wait()) for event in (stop, self._bus.lost)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            ending.set()
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await any_set(stop, self._bus.lost)
+        ending.set()

@@ -4,7 +4,6 @@ A second start reads them and goes on. A last line that a killed process left ha
 does not read is an error, never skipped: a number computed without it would be of something else.
 """
 
-import fcntl
 import json
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from bus.codec import Message
 from bus.messages import FinishReason, ToolCall
+from runtime.files import try_lock, write_whole
 
 Key = tuple[str, str, int, int]
 """Data set, problem, tool budget, number of the sample: what identifies a sample."""
@@ -80,11 +80,9 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "samples.jsonl"
         self._file = self._path.open("ab+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(self._file):
             self._file.close()
-            raise JournalError(f"another evaluation is at work in {folder}") from None
+            raise JournalError(f"another evaluation is at work in {folder}")
         try:
             self._agree(settings)
             self._read()
@@ -118,9 +116,7 @@ class Journal:
                     "folder of its own with --out, or remove that one"
                 )
             settings = _merged(begun, settings)
-        aside = path.with_suffix(".new")
-        aside.write_text(json.dumps(settings, indent=1) + "\n")
-        aside.replace(path)
+        write_whole(path, json.dumps(settings, indent=1) + "\n")
 
     def _read(self) -> None:
         self._file.seek(0)

@@ -15,6 +15,7 @@ from evaluation.plan import Plan
 from evaluation.records import Key, Sample
 from evaluation.statistics import LEVEL, Estimate
 from evaluation.summary import Row, summarise
+from runtime.files import write_whole
 
 FORMAT = 1
 
@@ -42,9 +43,9 @@ def write_report(
         "left_out": [asdict(each) for each in left_out],
         "rows": [asdict(row) for row in rows],
     }
-    _write(folder / "results.json", json.dumps(results, indent=1) + "\n")
-    _write(folder / "results.md", markdown(title, rows, remarks))
-    _write(folder / "index.html", page(title, plan, table(rows), remarks, samples))
+    write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")
+    write_whole(folder / "results.md", markdown(title, rows, remarks))
+    write_whole(folder / "index.html", page(title, plan, table(rows), remarks, samples))
     return rows
 
 
@@ -102,10 +103,3 @@ def notes(plan: Plan, rows: Sequence[Row], left_out: Sequence[LeftOut], missing:
 def _percent(estimate: Estimate, sign: str = "") -> str:
     value, low, high = (f"{100 * number:{sign}.1f}" for number in (estimate.value, estimate.low, estimate.high))
     return f"{value} % [{low}, {high}]"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: somebody may be reading the last one."""
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

@@ -18,7 +18,9 @@ from configs.agreement import FIXED, changes, require_same
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
+from runtime.files import write_whole
 from runtime.logs import set_up_logs
+from runtime.waiting import done_or_stopped
 
 log = structlog.get_logger()
 
@@ -61,9 +63,7 @@ def _record(config: RunConfig, path: Path) -> None:
             log.warning(
                 "the run goes on with another setting", field=change.field, before=change.before, now=change.now
             )
-    draft = path.with_suffix(".draft")
-    draft.write_text(dump_config(config))
-    draft.replace(path)
+    write_whole(path, dump_config(config))
 
 
 async def _serve_once(
@@ -93,7 +93,6 @@ async def _serve_once(
         announcer = Announcer(bus, "bus", "bus")
         announcing = asyncio.create_task(announcer.run())
         await announcer.say(state)
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((stopping, died), return_when=asyncio.FIRST_COMPLETED)
+        await done_or_stopped(died, stop)
         announcing.cancel()
         return died.result() if died.done() and not stop.is_set() else None

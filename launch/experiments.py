@@ -7,7 +7,6 @@ with what did not from its checkpoint, and reports all as one at the end.
 
 import argparse
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -23,6 +22,7 @@ from bus.metrics import steps_of
 from configs.loading import ConfigError, dump_config
 from configs.matrix import PlannedRun, load_matrix
 from launch.views import say
+from runtime.files import try_lock, write_whole
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -161,10 +161,8 @@ def _stop_signals() -> Iterator[_Stop]:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[int]:
     with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"another `zerotir matrix`, or a run of it, is at work in {folder}") from None
+        if not try_lock(file):
+            raise ConfigError(f"another `zerotir matrix`, or a run of it, is at work in {folder}")
         yield file.fileno()
 
 
@@ -174,9 +172,7 @@ def _read_attempts(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _write_attempts(folder: Path, attempts: dict[str, list[dict[str, Any]]]) -> None:
-    aside = folder / "matrix.json.new"
-    aside.write_text(json.dumps(attempts, indent=1) + "\n")
-    aside.replace(folder / "matrix.json")
+    write_whole(folder / "matrix.json", json.dumps(attempts, indent=1) + "\n")
 
 
 def _finished(attempts: list[dict[str, Any]]) -> bool:

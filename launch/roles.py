@@ -22,7 +22,7 @@ import nats.js.errors
 import structlog
 
 from bus.address import BusAddress, run_folder
-from bus.connection import Bus, BusError, open_bus
+from bus.connection import Bus, open_bus
 from bus.messages import schema
 from bus.presence import Announcer
 from configs.agreement import FIXED, SHARED, require_same
@@ -33,6 +33,7 @@ from launch.extras import missing_extra
 from launch.rank_launcher import end_with_launcher, follow_leader, rank, rank_count, start_ranks
 from learner.training.plan import require_memory, require_positions
 from runtime.logs import log_emulated, set_up_logs
+from runtime.waiting import any_set
 
 if TYPE_CHECKING:
     from sandbox.service import SandboxService
@@ -275,9 +276,6 @@ def _weights_bus(bus: Bus, announcer: Announcer) -> contextlib.AbstractAsyncCont
 
 async def _until(stop: asyncio.Event, bus: Bus) -> None:
     """Waits for the stop; raises BusError when the bus is lost for good."""
-    waits = [asyncio.create_task(stop.wait()), asyncio.create_task(bus.lost.wait())]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    if bus.lost.is_set() and not stop.is_set():
-        raise BusError(f"the bus at {bus.address.url} did not come back in {bus.config.reconnect_s:.0f} s")
+    await any_set(stop, bus.lost)
+    if not stop.is_set():
+        bus.require_connection()

@@ -207,8 +207,7 @@ class _Supervisor:
             except TRANSIENT_ERRORS as error:
                 log.warning("presence not readable", error=str(error))
                 alive = []
-            if bus.lost.is_set():
-                raise RunFailedError(f"the bus at {bus.address.url} did not come back")
+            bus.require_connection()
             for presence in alive:
                 # Counts change all the time: they are told only when it was quiet for long.
                 headline = presence.state.partition(":")[0]

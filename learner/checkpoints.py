@@ -18,7 +18,8 @@ import structlog
 
 from configs.schema import RunConfig
 from configs.training import CheckpointConfig
-from learner.tickets.archive import CheckpointError, sync
+from learner.tickets.archive import CheckpointError
+from runtime.files import sync
 
 log = structlog.get_logger()
 

@@ -5,17 +5,16 @@ next manifest is refused, which ends it. What lies in the folder (checkpoints, a
 reads none of it before the earlier one is gone.
 """
 
-import asyncio
 import contextlib
-import fcntl
 import os
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
 
 from bus.connection import BusError
+from runtime.files import try_lock
+from runtime.retry import Backoff
 
 log = structlog.get_logger()
 
@@ -27,23 +26,19 @@ async def sole_learner(folder: Path, patience_s: float) -> AsyncIterator[None]:
     Raises BusError if another learner on this folder does not end within `patience_s` seconds.
     """
     with (folder / "learner.lock").open("a+") as file:
-        deadline = time.monotonic() + patience_s
+        backoff = Backoff(patience_s, 0.2, 0.2)
         told = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                holder = (folder / "learner.lock").read_text().strip()
-                if time.monotonic() > deadline:
-                    raise BusError(
-                        f"another learner still works on {folder} after {patience_s:.0f} s ({holder}): it was deposed and "
-                        "ends with its next step; end it by hand if it hangs"
-                    ) from None
-                if not told:
-                    log.warning("waiting for an earlier learner to end", holder=holder, folder=str(folder))
-                    told = True
-                await asyncio.sleep(0.2)
+        while not try_lock(file):
+            holder = (folder / "learner.lock").read_text().strip()
+            if backoff.over:
+                raise BusError(
+                    f"another learner still works on {folder} after {patience_s:.0f} s ({holder}): it was deposed and "
+                    "ends with its next step; end it by hand if it hangs"
+                )
+            if not told:
+                log.warning("waiting for an earlier learner to end", holder=holder, folder=str(folder))
+                told = True
+            await backoff.pause()
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
         file.flush()

@@ -41,6 +41,7 @@ from learner.tickets.ledger import Batch
 from learner.tickets.lost import LostTickets
 from learner.tickets.usable import require_usable
 from learner.weight_publisher import WeightPublisher
+from runtime.waiting import done_or_stopped
 from tasks.problems import ProblemOrder
 
 if TYPE_CHECKING:
@@ -108,18 +109,13 @@ class Learner:
     async def _train_until(self, stop: asyncio.Event) -> bool:
         """`_train`, but for no longer than `STOP_S` after `stop`: what it is in then ends with the process, as by a kill."""
         training = asyncio.create_task(self._train(stop))
-        stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait((training, stopping), return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait((training,), timeout=STOP_S)
+            if await done_or_stopped(training, stop, STOP_S):
+                return training.result()
         except asyncio.CancelledError:
             training.cancel()
             await asyncio.gather(training, return_exceptions=True)
             raise
-        finally:
-            stopping.cancel()
-        if training.done():
-            return training.result()
         log.warning("told to stop, and left in the middle", state=self._announcer.state)
         return False
 
@@ -249,10 +245,7 @@ class Learner:
                 return None
             if release.done():
                 release.result()
-            if self._bus.lost.is_set():
-                raise BusError(
-                    f"the bus at {self._bus.address.url} did not come back in {self._bus.config.reconnect_s:.0f} s"
-                )
+            self._bus.require_connection()
             if not self._unread:
                 self._unread.extend(await reader.read(READ_AHEAD, timeout_s=0.5))
             await self._lost.look()
@@ -334,7 +327,4 @@ class Learner:
     async def _unless_stopped[T](self, work: Callable[[], T], stop: asyncio.Event) -> T | None:
         """Runs `work` in the training thread; None as soon as `stop` is set, although it goes on until the process ends."""
         working = asyncio.get_running_loop().run_in_executor(self._thread, work)
-        stopping = asyncio.create_task(stop.wait())
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        return working.result() if working.done() else None
+        return working.result() if await done_or_stopped(working, stop) else None

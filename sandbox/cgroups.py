@@ -14,7 +14,6 @@ A service holds a lock on each of its folders while it lives, so the next one ca
 import asyncio
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
 import re
@@ -27,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.schema import SandboxConfig
+from runtime.files import try_lock
 from sandbox.program import STOP_S
 
 NEEDED = ("memory", "pids", "cpu")
@@ -313,7 +313,7 @@ def _make_service_group(owner: object, bases: Mapping[str, Path]) -> dict[str, P
             folder = base / token
             folder.mkdir()
             locks[folder] = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try_lock(locks[folder])
     weakref.finalize(owner, _sweep_own, locks)
     return {name: base / token for name, base in bases.items()}
 
@@ -331,14 +331,13 @@ def _sweep(group: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not try_lock(lock):
+            return
         deadline = time.monotonic() + STOP_S
         while not remove([*group.glob("[0-9]*"), group]):
             if time.monotonic() > deadline:
                 raise RuntimeError(_STUCK.format(group))
             time.sleep(0.005)
-    except BlockingIOError:
-        return
     finally:
         os.close(lock)
 
@@ -349,14 +348,10 @@ def _locked(folder: Path) -> Iterator[None]:
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     deadline = time.monotonic() + LOCK_S
     try:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.02)
+        while not try_lock(lock):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"another sandbox service on this host has held {folder} for {LOCK_S:.0f} s")
+            time.sleep(0.02)
         yield
     finally:
         os.close(lock)

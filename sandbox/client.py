@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import random
 import secrets
 from typing import Any
 
@@ -14,6 +13,7 @@ from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
 from bus.codec import MessageError, decode, encode
 from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
 from configs.schema import SandboxConfig
+from runtime.retry import Backoff
 from sandbox.program import PLACE_S, SERVICE_NAME, START_S, STOP_S, cancel_subject, refusal
 
 log = structlog.get_logger()
@@ -47,17 +47,16 @@ class SandboxClient:
         refused = refusal(code, self._config)
         if refused is not None:
             return refused
-        reason, delay = "no answer", FIRST_DELAY_S
+        reason = "no answer"
+        backoff = Backoff(self._config.request_timeout_s, FIRST_DELAY_S, LONGEST_DELAY_S)
         try:
-            async with asyncio.timeout(self._config.request_timeout_s):
+            async with asyncio.timeout(backoff.patience_s):
                 while True:
                     answer = await self._ask(code, timeout_s)
                     if isinstance(answer, ExecutionResult):
                         return answer
                     reason = answer
-                    # Jitter: many rollouts that were refused together do not come back together.
-                    await asyncio.sleep(random.uniform(delay / 2, delay))
-                    delay = min(delay * 2, LONGEST_DELAY_S)
+                    await backoff.pause()
         except TimeoutError:
             raise SandboxError(
                 f"no sandbox on {self._subject} ran a program within {self._config.request_timeout_s:g} s "

@@ -5,14 +5,14 @@ set, or a weighted mix of these. The same configuration and seed give the same p
 problem, in any process at any time.
 """
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, overload
 
+from configs.errors import nearest
 from configs.tasks import MixedSource, ProblemsConfig
 
 
@@ -125,7 +125,7 @@ def _recipe(name: str, options: dict[str, Any], size: int, seed: int) -> Any:
     from tasks.recipes import DATASETS, create_dataset
 
     if name not in DATASETS:
-        raise ProblemError(f"no recipe {name!r}{_nearest(name, DATASETS)}")
+        raise ProblemError(f"no recipe {name!r}{nearest(name, DATASETS)}")
     if reserved := {"seed", "size"} & options.keys():
         raise ProblemError(f"{reserved.pop()} is no option of a recipe: it follows from seed and tasks.problems.size")
     # Recipes seed problem i with seed + i: seeds 1 and 2 would share all problems but one unless they are spread.
@@ -176,8 +176,7 @@ def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) 
         raise ProblemError(f"{source} has no rows")
     for field in (config.problem_field, config.answer_field):
         if field not in rows.column_names:
-            nearest = _nearest(field, rows.column_names)
-            raise ProblemError(f"{source} has no field {field!r}{nearest}; it has {', '.join(rows.column_names)}")
+            raise ProblemError(f"{source} has no field {field!r}{nearest(field, rows.column_names)}")
     problems = []
     for number, row in enumerate(rows):
         text, answer = (
@@ -191,8 +190,3 @@ def _text(value: object, field: str, source: str, number: int) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ProblemError(f"{source}, row {number}: field {field!r} is {value!r}, not a text or a number")
     return str(value)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {near[0]!r}?" if near else ""

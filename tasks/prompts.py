@@ -6,11 +6,11 @@ not part of them. The shipped ones lie in `tasks/templates/`: `zerotir` is the p
 models, `tiny` is the problem alone. Those named `-text` do not mention code.
 """
 
-import difflib
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from configs.errors import nearest
 from configs.tasks import PromptConfig
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def load_template(name: str) -> str:
     try:
         text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
-        near = difflib.get_close_matches(name, shipped, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"shipped are {', '.join(sorted(shipped))}"
-        raise PromptError(f"no prompt template {name!r}, nor a readable text file of that path: {hint}") from error
+        hint = nearest(name, sorted(shipped))
+        raise PromptError(f"no prompt template {name!r}, nor a readable text file of that path{hint}") from error
     if text.count(PLACEHOLDER) != 1:
         raise PromptError(f"template {name!r} contains {PLACEHOLDER} {text.count(PLACEHOLDER)} times, not once")
     return text

@@ -34,6 +34,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.messages import Manifest, ManifestKind, Segment, WeightChunk, WeightVersion
 from configs.bus import WeightsConfig
 from configs.errors import UserError
+from runtime.retry import Backoff
 from weights.codec import Layout, WeightsError, WeightState
 from weights.log import newest, read_manifests
 
@@ -296,20 +297,18 @@ class WeightWriter:
 
     async def _until_done[T](self, work: Callable[[], Awaitable[T]], what: str) -> T:
         """Tries again and again while the bus is away, slow or full. Raises WeightsError after `bus.reconnect_s` seconds."""
-        deadline = time.monotonic() + self._bus.config.reconnect_s
-        pause = 0.5
+        backoff = Backoff(self._bus.config.reconnect_s, longest_s=LONGEST_PAUSE_S)
         while True:
             try:
                 return await work()
             except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
-                if time.monotonic() > deadline or self._bus.lost.is_set():
+                if backoff.over or self._bus.lost.is_set():
                     raise WeightsError(
                         f"could not {what} at {self._bus.address.url} in {self._bus.config.reconnect_s:.0f} s "
                         f"({type(error).__name__}: {error}): is the server up, and has its disk room?"
                     ) from error
-                log.warning("the weight log is away, will try again", what=what, error=str(error), wait_s=pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_S)
+                log.warning("the weight log is away, will try again", what=what, error=str(error))
+            await backoff.pause()
 
     async def _stored(self, acknowledgement: asyncio.Future[PubAck]) -> int:
         return (await asyncio.wait_for(acknowledgement, self._bus.config.timeout_s)).seq

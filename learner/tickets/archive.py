@@ -13,6 +13,7 @@ from typing import NamedTuple
 from bus.codec import decode, encode
 from bus.messages import Failure, Trajectory
 from configs.errors import UserError
+from runtime.files import sync
 
 _HEADER = struct.Struct("<QI")
 
@@ -114,15 +115,6 @@ def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
     """All results as (sequence, result), in order. Raises MessageError where one is damaged."""
     for sequence, data in raw_archive(folder):
         yield sequence, decode(data, Trajectory, Failure)
-
-
-def sync(path: Path) -> None:
-    """Forces a file's content, or a folder's list of names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _entries(path: Path, last: int) -> Iterator[_Entry]:

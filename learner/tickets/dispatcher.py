@@ -4,7 +4,6 @@ Ticket k is message k of its stream, published under the condition that k - 1 me
 starts again therefore cannot issue a ticket twice: the stream refuses, and what it has already is skipped.
 """
 
-import asyncio
 import time
 
 import nats.js.errors
@@ -14,6 +13,7 @@ from bus.connection import TRANSIENT_ERRORS, WRONG_LAST_SEQUENCE, Bus, BusError
 from bus.messages import Ticket
 from configs.schema import RunConfig
 from learner.tickets.ledger import Ledger
+from runtime.retry import Backoff
 from tasks.problems import ProblemOrder
 
 log = structlog.get_logger()
@@ -64,7 +64,7 @@ class Dispatcher:
 
     async def _publish(self, ticket: Ticket) -> None:
         headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
-        deadline = time.monotonic() + self._bus.config.reconnect_s
+        backoff = Backoff(self._bus.config.reconnect_s)
         refused: Exception
         while True:
             try:
@@ -81,13 +81,13 @@ class Dispatcher:
             self._last = await self._last_sequence()
             if self._last >= ticket.number:
                 return
-            if time.monotonic() > deadline:
+            if backoff.over:
                 raise BusError(
                     f"ticket {ticket.number} could not be issued on {self._bus.names.tickets} at {self._bus.address.url} in "
                     f"{self._bus.config.reconnect_s:.0f} s; the stream's last answer: {refused}"
                 )
             log.warning("ticket refused, will try again", ticket=ticket.number, error=str(refused))
-            await asyncio.sleep(0.5)
+            await backoff.pause()
 
     async def _last_sequence(self) -> int:
         try:

@@ -83,7 +83,7 @@ class TestRecipes:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (ProblemsConfig(recipe="two_digit_product"), "did you mean 'two_digit_products'"),
+            (ProblemsConfig(recipe="two_digit_product"), r"did you mean two_digit_products\?"),
             (ProblemsConfig(recipe="products", options={"max_digit": 2}), "max_digit"),
             (ProblemsConfig(recipe="products", options={"min_digits": 0}), "min_digits must be positive"),
             (ProblemsConfig(recipe="products", options={"size": 3}), "tasks.problems.size"),
@@ -158,7 +158,7 @@ class TestMixes:
         ("mix", "message"),
         [
             ({"mine": {"file": "absent.jsonl"}}, "no file absent.jsonl"),
-            ({"gdc": {}}, "no recipe 'gdc': did you mean 'gcd'"),
+            ({"gdc": {}}, r"no recipe 'gdc': did you mean gcd\?"),
             ({"gcd": {}, "lcm": {"options": {"maximum": 3}}}, "recipe 'lcm' refuses its options: .*maximum"),
             ({"gcd": {}, "rubiks_cube": {}}, "recipe 'rubiks_cube' has no gold answers"),
         ],
@@ -218,8 +218,8 @@ class TestFilesAndDataSets:
         [
             ("", "is empty"),
             ('{"problem": "a", "answer": "1"}\n{"problem": ', "can't be read"),
-            ('{"problem": "a", "answers": "1"}\n', "no field 'answer': did you mean 'answers'"),
-            ('{"question": "a", "answer": "1"}\n', "no field 'problem'.*it has question, answer"),
+            ('{"problem": "a", "answers": "1"}\n', r"no field 'answer': did you mean answers\?"),
+            ('{"question": "a", "answer": "1"}\n', "no field 'problem'.*valid are question, answer"),
             ('{"problem": "a", "answer": "1"}\n{"problem": "b", "answer": null}\n', "row 1: field 'answer' is None"),
             ('{"problem": "a", "answer": "1"}\n{"problem": " ", "answer": "1"}\n', "row 1: field 'problem'"),
             ('{"problem": "a", "answer": ["1"]}\n', "field 'answer'"),

@@ -103,7 +103,7 @@ def test_the_place_of_the_problem_must_be_there_once(tokenizer, tmp_path, conten
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("zerotirr", "did you mean 'zerotir'"), ("qqq", "shipped are few-shot, plain, "), (".", "no prompt temp")],
+    [("zerotirr", r"did you mean zerotir\?"), ("qqq", "valid are few-shot, plain, "), (".", "no prompt temp")],
 )
 def test_an_unknown_template(tokenizer, name, message):
     with pytest.raises(PromptError, match=message):
