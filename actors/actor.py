@@ -18,11 +18,10 @@ import numpy as np
 import structlog
 
 from actors.admission import CacheRoom
-from actors.emulated_engine import AnyEngine, EmulatedEngine
-from actors.engine import EngineError
+from actors.engine import DeadlineError, Engine, EngineError
 from actors.leases import LeasedTicket, TicketSource
 from actors.outbox import Outbox
-from actors.rollout import DeadlineError, Response, Rollout
+from actors.rollout import Response, Rollout
 from actors.weight_loader import WeightLoader
 from bus.connection import Bus, BusError
 from bus.messages import Failure, FinishReason, Ticket, Trajectory
@@ -54,7 +53,7 @@ class Actor:
         config: RunConfig,
         bus: Bus,
         weights_bus: Bus,
-        engine: AnyEngine,
+        engine: Engine,
         grader: Grader,
         outbox: Outbox,
         announcer: Announcer,
@@ -70,7 +69,7 @@ class Actor:
         self._sandbox = SandboxClient(bus.client, bus.names.execution, config.sandbox)
         self._tickets = TicketSource(bus)
         self._weights = WeightLoader(weights_bus, engine, recompute=config.actor.on_update == "recompute")
-        emulated = isinstance(engine, EmulatedEngine)
+        emulated = config.actor.engine.kind == "emulated"
         self._metrics = MetricsWriter(bus, "actor", announcer.id, emulated=emulated)
         self._rollouts: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None

@@ -1,7 +1,7 @@
 """Prefix caching by weight version, also for requests that wait while weights are loaded.
 
-A request's cache salt is the version under which it was asked for (`actors.engine`), so vLLM looks its prefix up among the
-blocks of that version alone. One that still waits when the next version is loaded, or is preempted after it, would find
+A request's cache salt is the version under which it was asked for (`actors.vllm_engine`), so vLLM looks its prefix up among
+the blocks of that version alone. One that still waits when the next version is loaded, or is preempted after it, would find
 the keys and values of the old weights again, and its tokens would be called the new version's. vLLM has no way to change
 the salt of a request, so this plugin, which vLLM loads in every process of an engine, does it: when the version is set, for
 all requests that wait, and later for each that is preempted. Requests that run keep what they have.

@@ -20,8 +20,7 @@ from typing import Any, Self
 
 import structlog
 
-from actors.engine import Engine, EngineError
-from actors.rollout import Completion, DeadlineError
+from actors.engine import Completion, DeadlineError, EngineError, Sampling
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
 from configs.schema import EngineConfig
 from grading.blocks import CLOSING_FENCE, OPENING_FENCES
@@ -65,11 +64,11 @@ class PlainTokenizer:
 
 
 class EmulatedEngine:
-    """Has the methods and attributes of `Engine`."""
+    """Makes its tokens up, as an `Engine`."""
 
     def __init__(self, tokenizer: PlainTokenizer, config: EngineConfig, seed: int) -> None:
         self._config = config.emulation
-        self._places = asyncio.Semaphore(config.max_running)
+        self._slots = asyncio.Semaphore(config.max_running)
         self._seed = seed
         self._requests = itertools.count()
         self._words = [self._encode(f"{word} ", tokenizer) for word in WORDS]
@@ -92,31 +91,20 @@ class EmulatedEngine:
         """Newest version that was loaded."""
         return self._loaded[-1][1] if self._loaded else None
 
-    async def generate(
-        self,
-        tokens: list[int],
-        *,
-        max_tokens: int,
-        stop: Sequence[str],
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        seed: int | None,
-        deadline_s: float,
-    ) -> Completion:
-        """Continues `tokens` at the configured pace. Raises EngineError before the first weights, else as `Engine`."""
+    async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
+        """Continues `tokens` at the configured pace, see `Engine.generate`."""
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
         random = Random(f"{self._seed} {next(self._requests)} {tokens}")
-        written, stopped_by = self._turn(random, stop)
-        cut = len(written) > max_tokens
-        written = written[:max_tokens]
-        async with self._places:
+        written, stopped_by = self._turn(random, sampling.stop)
+        cut = len(written) > sampling.max_tokens
+        written = written[: sampling.max_tokens]
+        async with self._slots:
             asked_at, started = time.time(), time.monotonic()
             seconds = len(written) / self._config.tokens_per_s
-            await asyncio.sleep(min(seconds, deadline_s))
-            if seconds > deadline_s:
-                raise DeadlineError(int(deadline_s * self._config.tokens_per_s))
+            await asyncio.sleep(min(seconds, sampling.deadline_s))
+            if seconds > sampling.deadline_s:
+                raise DeadlineError(int(sampling.deadline_s * self._config.tokens_per_s))
         self.generated_tokens += len(written)
         return Completion(
             tokens=written,
@@ -168,6 +156,3 @@ class EmulatedEngine:
     @staticmethod
     def _encode(text: str, tokenizer: PlainTokenizer) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
-
-
-AnyEngine = Engine | EmulatedEngine

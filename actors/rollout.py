@@ -18,62 +18,13 @@ from typing import Protocol
 
 import numpy as np
 
+from actors.engine import Completion, DeadlineError, Engine, Sampling
 from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
 from grading.blocks import CLOSING_FENCE, OPENING_FENCES, Block, find_blocks
 
 TRUNCATED = "\n[output truncated]"
-
-
-class DeadlineError(TimeoutError):
-    """The rollout was not done by its deadline: the engine was slower than the slowest allowed rate."""
-
-    def __init__(self, length: int) -> None:
-        super().__init__(f"a response of {length} tokens was not done")
-        self.length = length
-        """Response tokens that were there."""
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What an engine sampled for one request of n tokens."""
-
-    tokens: list[int]
-    logprobs: list[float]
-    """[n] under the sampling distribution (temperature and truncation applied)."""
-    versions: list[VersionSpan]
-    """Cover [0, n) in order."""
-    finish_reason: str
-    """`stop` or `length`."""
-    stop: str | None
-    """The stop string that ended it; None for the end of the sequence or of the budget."""
-    first_token_at: float
-    seconds: float
-    """In which it was sampled, see `TokenEngine.generate`."""
-
-
-class TokenEngine(Protocol):
-    """Continues a token sequence; implemented by the vLLM engine and by a scripted one in tests."""
-
-    async def generate(
-        self,
-        tokens: list[int],
-        *,
-        max_tokens: int,
-        stop: Sequence[str],
-        temperature: float,
-        top_p: float,
-        top_k: int,
-        seed: int | None,
-        deadline_s: float,
-    ) -> Completion:
-        """At least one token. The last may reach past the stop string that it completes.
-
-        Raises DeadlineError once it has been sampled from for `deadline_s` seconds. Those in which it waited do not count:
-        in a queue, or for a load of weights.
-        """
-        ...
 
 
 class Tokenizer(Protocol):
@@ -148,7 +99,7 @@ class Response:
 class Rollout:
     """One ticket's way through the state machine."""
 
-    def __init__(self, engine: TokenEngine, runner: CodeRunner, tokenizer: Tokenizer, config: RolloutConfig) -> None:
+    def __init__(self, engine: Engine, runner: CodeRunner, tokenizer: Tokenizer, config: RolloutConfig) -> None:
         self._engine = engine
         self._runner = runner
         self._tokenizer = tokenizer
@@ -199,17 +150,16 @@ class Rollout:
         if self._room <= 0:
             self.response.finish_reason = FinishReason.LENGTH
             return None
+        sampling = Sampling(
+            max_tokens=self._room,
+            stop=stop,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            top_k=self._config.top_k,
+            deadline_s=self._config.deadline_s - self._seconds,
+        )
         try:
-            completion = await self._engine.generate(
-                prompt + self.response.tokens,
-                max_tokens=self._room,
-                stop=stop,
-                temperature=self._config.temperature,
-                top_p=self._config.top_p,
-                top_k=self._config.top_k,
-                seed=None,
-                deadline_s=self._config.deadline_s - self._seconds,
-            )
+            completion = await self._engine.generate(prompt + self.response.tokens, sampling)
         except DeadlineError as error:
             raise DeadlineError(len(self.response.tokens) + error.length) from error
         self._seconds += completion.seconds

@@ -13,7 +13,7 @@ import time
 
 import structlog
 
-from actors.emulated_engine import AnyEngine
+from actors.engine import Engine
 from bus.connection import Bus
 from bus.messages import Manifest
 from runtime.logs import log_version
@@ -25,7 +25,7 @@ log = structlog.get_logger()
 class WeightLoader:
     """Keeps an engine at the newest version and says when a version is reached."""
 
-    def __init__(self, bus: Bus, engine: AnyEngine, *, recompute: bool) -> None:
+    def __init__(self, bus: Bus, engine: Engine, *, recompute: bool) -> None:
         """`recompute`: running requests compute their keys and values anew after a load."""
         self._engine = engine
         self._recompute = recompute

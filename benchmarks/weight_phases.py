@@ -143,12 +143,13 @@ async def lost(address: Path) -> dict:
 
 async def pause(address: Path, images: Path) -> dict:
     """How long a running engine stands still for an update, with 32 requests in flight."""
-    from actors.engine import Engine
+    from actors.engine import Sampling
+    from actors.vllm_engine import VllmEngine
     from actors.weight_loader import WeightLoader
 
     layout, paths = recorded(images)
     config = load_config("quickstart")
-    engine = await Engine.start(model_folder(config.model.path), config.model, config.actor.engine, 1024, 1)
+    engine = await VllmEngine.start(model_folder(config.model.path), config.model, config.actor.engine, 1024, 1)
     async with open_bus(BusAddress.read(address), BusConfig(timeout_s=60), "writer") as bus:
         writer = WeightWriter(bus, CONFIG)
         await writer.open()
@@ -168,13 +169,7 @@ async def pause(address: Path, images: Path) -> dict:
                     asyncio.create_task(
                         engine.generate(
                             prompt,
-                            max_tokens=900,
-                            stop=(),
-                            temperature=1.0,
-                            top_p=1.0,
-                            top_k=0,
-                            seed=None,
-                            deadline_s=600.0,
+                            Sampling(max_tokens=900, stop=(), temperature=1.0, top_p=1.0, top_k=0, deadline_s=600.0),
                         )
                     )
                     for _ in range(32)

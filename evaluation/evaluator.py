@@ -21,8 +21,8 @@ from typing import Any
 
 import structlog
 
-from actors.engine import Engine, EngineError
-from actors.rollout import CodeRunner, DeadlineError, Response, Rollout
+from actors.engine import DeadlineError, Engine, EngineError
+from actors.rollout import CodeRunner, Response, Rollout
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Passage, Sample
 from grading.grader import Grade, Grader, GradingError

@@ -78,7 +78,7 @@ async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
 
 
 async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event) -> None:
-    from actors.engine import Engine
+    from actors.vllm_engine import VllmEngine
     from bus.messages import WeightVersion
     from evaluation.checkpoint import CheckpointImage
     from evaluation.plan import make_plan
@@ -101,7 +101,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     # Nothing else needs them, unlike in a run.
     os.environ.setdefault("ZEROTIR_ENGINE_CORES", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
     with await asyncio.to_thread(CheckpointImage.read, model) as image:
-        engine = await Engine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
+        engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
         try:
             await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
             async with Pool(jail) as pool, Grader() as grader:
@@ -124,7 +124,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 async def _evaluate_run(
     config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, *, once: bool
 ) -> None:
-    from actors.engine import Engine
+    from actors.vllm_engine import VllmEngine
     from evaluation.following import Following
     from evaluation.plan import make_plan, refuse_known
     from grading.grader import Grader
@@ -134,7 +134,7 @@ async def _evaluate_run(
     await asyncio.to_thread(refuse_known, config, plan)
     model = await asyncio.to_thread(model_folder, config.model.path)
     await asyncio.to_thread(require_positions, config, model)
-    engine = await Engine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
+    engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
     try:
         async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus, Grader() as grader:
             following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)

@@ -209,19 +209,20 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
     await announcer.say("loading the engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
     from actors.actor import Actor
-    from actors.emulated_engine import AnyEngine, EmulatedEngine
+    from actors.emulated_engine import EmulatedEngine
     from actors.engine import Engine
     from actors.outbox import Outbox
+    from actors.vllm_engine import VllmEngine
     from grading.grader import Grader
 
     seed = secrets.randbits(31)
-    engine: AnyEngine
+    engine: Engine
     if config.actor.engine.kind == "emulated":
         engine = await EmulatedEngine.start(model, config.actor.engine, seed)
     else:
         await asyncio.to_thread(require_positions, config, model)
         length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-        engine = await Engine.start(model, config.model, config.actor.engine, length, seed)
+        engine = await VllmEngine.start(model, config.model, config.actor.engine, length, seed)
     outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
     try:
         async with _weights_bus(bus, announcer) as weights_bus, Grader() as grader:

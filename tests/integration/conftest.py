@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.engine import Engine
+from actors.vllm_engine import VllmEngine
 from configs.schema import EngineConfig, ModelConfig
 from runtime.models import model_folder
 
@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-async def tiny_engine(folder: Path) -> AsyncIterator[Engine]:
+async def tiny_engine(folder: Path) -> AsyncIterator[VllmEngine]:
     """It starts without weights; each test loads those that it needs."""
-    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=1)
+    engine = await VllmEngine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=1)
     yield engine
     await engine.stop()

@@ -11,10 +11,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from actors.actor import MAX_ENGINE_FAILURES, Actor
-from actors.engine import EngineError
+from actors.engine import Completion, DeadlineError, EngineError, Sampling
 from actors.leases import TicketSource
 from actors.outbox import Outbox
-from actors.rollout import Completion, DeadlineError
 from bus.codec import decode
 from bus.connection import Bus
 from bus.log_reader import LogReader
@@ -64,12 +63,12 @@ class PlayedEngine:
         self.version = version
         return 0.0
 
-    async def generate(self, tokens: list[int], *, max_tokens: int, **settings: Any) -> Completion:
+    async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
         assert self.version is not None
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
-            return await self._answer(self.tokenizer.decode(tokens), max_tokens)
+            return await self._answer(self.tokenizer.decode(tokens), sampling.max_tokens)
         finally:
             self.at_once -= 1
 

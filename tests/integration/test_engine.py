@@ -9,14 +9,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 import torch
 
-from actors.engine import Completion, Engine, EngineError
-from actors.rollout import DeadlineError, Response, Rollout
+from actors.engine import Completion, DeadlineError, Engine, EngineError, Sampling
+from actors.rollout import Response, Rollout
+from actors.vllm_engine import VllmEngine
 from bus.messages import ExecutionResult, WeightVersion
 from configs.schema import RolloutConfig
 from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
@@ -32,20 +33,20 @@ def shared_reference(folder: Path) -> Iterator[Reference]:
 
 
 @pytest.fixture
-async def reference(tiny_engine: Engine, shared_reference: Reference) -> Reference:
+async def reference(tiny_engine: VllmEngine, shared_reference: Reference) -> Reference:
     """The reference, with its first weights in it and in the engine."""
     shared_reference.restore()
     await tiny_engine.load(*shared_reference.publish())
     return shared_reference
 
 
-async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
+async def sample(engine: VllmEngine, prompt: list[int], **changes: Any) -> Completion:
     arguments: dict[str, Any] = {"max_tokens": 40, "stop": (), "temperature": 1.0, "top_p": 1.0, "top_k": 0}
     arguments |= {"seed": 7, "deadline_s": 600.0}
-    return await engine.generate(prompt, **(arguments | changes))
+    return await engine.generate(prompt, Sampling(**(arguments | changes)))
 
 
-async def sampling(engine: Engine) -> None:
+async def sampling(engine: VllmEngine) -> None:
     """Waits until a request has sampled its first token."""
     async with asyncio.timeout(60):
         while not any(
@@ -54,7 +55,7 @@ async def sampling(engine: Engine) -> None:
             await asyncio.sleep(0.01)
 
 
-async def until_asked(engine: Engine, count: int) -> None:
+async def until_asked(engine: VllmEngine, count: int) -> None:
     """Waits until the engine has so many requests, and has nothing left to be told of them."""
     async with asyncio.timeout(60):
         while len(engine._llm.output_processor.request_states) < count:
@@ -96,13 +97,13 @@ def assert_agree(completion: Completion, reference: Reference, prompt: list[int]
     torch.testing.assert_close(torch.tensor(completion.logprobs), expected, atol=1e-4, rtol=0)
 
 
-async def test_nothing_is_generated_before_weights_are_known(tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch):
+async def test_nothing_is_generated_before_weights_are_known(tiny_engine: VllmEngine, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(tiny_engine, "version", None)
     with pytest.raises(EngineError, match="no weights"):
         await sample(tiny_engine, [5, 6, 7])
 
 
-async def test_greedy_tokens_are_those_of_transformers(tiny_engine: Engine, reference: Reference):
+async def test_greedy_tokens_are_those_of_transformers(tiny_engine: VllmEngine, reference: Reference):
     completion = await sample(tiny_engine, reference.prompt, temperature=0.0)
     assert completion.tokens == reference.greedy(reference.prompt, 40)
     assert completion.finish_reason == "length"
@@ -110,7 +111,9 @@ async def test_greedy_tokens_are_those_of_transformers(tiny_engine: Engine, refe
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-async def test_logprobs_are_of_the_sampling_distribution(tiny_engine: Engine, reference: Reference, temperature: float):
+async def test_logprobs_are_of_the_sampling_distribution(
+    tiny_engine: VllmEngine, reference: Reference, temperature: float
+):
     completions = await asyncio.gather(
         *(sample(tiny_engine, reference.prompt, temperature=temperature, seed=seed) for seed in range(6))
     )
@@ -119,7 +122,7 @@ async def test_logprobs_are_of_the_sampling_distribution(tiny_engine: Engine, re
         assert_agree(c, reference, reference.prompt, temperature)
 
 
-async def test_loaded_weights_are_generated_with(tiny_engine: Engine, reference: Reference):
+async def test_loaded_weights_are_generated_with(tiny_engine: VllmEngine, reference: Reference):
     before = await sample(tiny_engine, reference.prompt, temperature=0.0)
     reference.perturb(seed=3)
     version, tensors, memory = reference.publish()
@@ -134,9 +137,9 @@ async def test_loaded_weights_are_generated_with(tiny_engine: Engine, reference:
 
 
 async def test_a_request_past_its_deadline_tells_how_much_it_sampled(
-    tiny_engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: VllmEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("actors.engine.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("actors.vllm_engine.LOOK_EVERY_S", 0.01)
     with pytest.raises(DeadlineError) as caught:
         await sample(tiny_engine, reference.prompt, max_tokens=400, temperature=0.0, deadline_s=0.0)
     assert 0 < caught.value.length < 400
@@ -146,9 +149,9 @@ async def test_a_request_past_its_deadline_tells_how_much_it_sampled(
 
 
 async def test_a_pause_is_no_generation_and_an_engine_that_hangs_is_an_error(
-    tiny_engine: Engine, reference: Reference, monkeypatch: pytest.MonkeyPatch
+    tiny_engine: VllmEngine, reference: Reference, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("actors.engine.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("actors.vllm_engine.LOOK_EVERY_S", 0.01)
     started = time.monotonic()
     running = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=400, temperature=0.0))
     await sampling(tiny_engine)
@@ -158,7 +161,7 @@ async def test_a_pause_is_no_generation_and_an_engine_that_hangs_is_an_error(
     completion = await running
     assert 0 < completion.seconds < time.monotonic() - started - 1
     await tiny_engine._llm.pause_generation(mode="keep", clear_cache=False)
-    monkeypatch.setattr("actors.engine.STALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("actors.vllm_engine.STALL_TIMEOUT_S", 0.5)
     with pytest.raises(EngineError, match="hangs"):
         await sample(tiny_engine, reference.prompt)
     assert tiny_engine.failed
@@ -167,7 +170,9 @@ async def test_a_pause_is_no_generation_and_an_engine_that_hangs_is_an_error(
     assert len((await sample(tiny_engine, reference.prompt, temperature=0.0)).tokens) == 40
 
 
-async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_engine: Engine, reference: Reference):
+async def test_a_long_prompt_is_not_continued_from_another_versions_cache(
+    tiny_engine: VllmEngine, reference: Reference
+):
     prompt = reference.prompt * 20  # several blocks of the prefix cache
     await sample(tiny_engine, prompt, temperature=0.0)
     reference.perturb(seed=4)
@@ -176,7 +181,7 @@ async def test_a_long_prompt_is_not_continued_from_another_versions_cache(tiny_e
 
 
 async def test_what_waits_while_weights_are_loaded_takes_nothing_from_the_old_ones_cache(
-    tiny_engine: Engine, reference: Reference
+    tiny_engine: VllmEngine, reference: Reference
 ):
     prompt = reference.prompt * 20  # several blocks of the prefix cache
     await sample(tiny_engine, prompt, temperature=0.0)
@@ -191,7 +196,7 @@ async def test_what_waits_while_weights_are_loaded_takes_nothing_from_the_old_on
         assert_agree(completion, reference, prompt)
 
 
-async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, reference: Reference):
+async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: VllmEngine, reference: Reference):
     old = tiny_engine.version
     reference.bias({reference.end: -20.0})  # so that they run long enough
     await tiny_engine.load(*reference.publish())
@@ -225,14 +230,14 @@ async def test_requests_in_flight_go_on_with_new_weights(tiny_engine: Engine, re
 class Recorder:
     """Keeps what each request of a rollout was and became."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: VllmEngine) -> None:
         self._engine = engine
         self.requests: list[tuple[WeightVersion | None, list[int], Completion]] = []
         """The version at which each was asked for, its prompt and what came of it."""
 
-    async def generate(self, tokens: list[int], **settings: Any) -> Completion:
+    async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
         version = self._engine.version
-        self.requests.append((version, tokens, completion := await self._engine.generate(tokens, **settings)))
+        self.requests.append((version, tokens, completion := await self._engine.generate(tokens, sampling)))
         return completion
 
 
@@ -254,7 +259,7 @@ class Printing:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("keep", [True, False], ids=["keep", "recompute"])
 async def test_logprobs_of_rollouts_across_calls_and_an_update(
-    tiny_engine: Engine, reference: Reference, keep: bool, temperature: float
+    tiny_engine: VllmEngine, reference: Reference, keep: bool, temperature: float
 ):
     """What runs in the moment in which the weights come, and what after it, is a matter of luck: so there are some tries."""
     for _ in range(8):
@@ -263,7 +268,9 @@ async def test_logprobs_of_rollouts_across_calls_and_an_update(
     pytest.fail("too few requests before, across and after the weights' coming: the test shows nothing")
 
 
-async def requests_across_an_update(tiny_engine: Engine, reference: Reference, keep: bool, temperature: float) -> bool:
+async def requests_across_an_update(
+    tiny_engine: VllmEngine, reference: Reference, keep: bool, temperature: float
+) -> bool:
     """Checks all log-probabilities of rollouts during which weights are loaded; whether there were enough of each kind."""
     reference.restore()
     bias = {reference.end: -20.0} | {
@@ -282,7 +289,7 @@ async def requests_across_an_update(tiny_engine: Engine, reference: Reference, k
     )
     runner = Printing(signal=10)
     recorders = [Recorder(tiny_engine) for _ in range(8)]
-    rollouts = [Rollout(recorder, runner, reference.tokenizer, config) for recorder in recorders]
+    rollouts = [Rollout(cast(Engine, recorder), runner, reference.tokenizer, config) for recorder in recorders]
     running = [asyncio.create_task(rollout.run(reference.prompt)) for rollout in rollouts]
     async with asyncio.timeout(120):
         everything = asyncio.gather(*running)
@@ -318,7 +325,7 @@ async def requests_across_an_update(tiny_engine: Engine, reference: Reference, k
     return True
 
 
-async def test_a_cancelled_request_is_aborted(tiny_engine: Engine, reference: Reference):
+async def test_a_cancelled_request_is_aborted(tiny_engine: VllmEngine, reference: Reference):
     reference.bias({reference.end: -20.0})
     await tiny_engine.load(*reference.publish())
     task = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450))
@@ -329,12 +336,12 @@ async def test_a_cancelled_request_is_aborted(tiny_engine: Engine, reference: Re
     assert not tiny_engine._llm.output_processor.request_states
 
 
-async def test_the_size_of_the_cache_is_known(tiny_engine: Engine):
+async def test_the_size_of_the_cache_is_known(tiny_engine: VllmEngine):
     # Keys and values, two layers, two heads of 64 numbers of four bytes: 2,048 bytes a token.
     assert tiny_engine.cache_tokens == pytest.approx(CONFIG.kv_cache_gb * 2**30 / 2048, rel=0.01)
 
 
-async def test_a_stop_string_is_included_and_reported(tiny_engine: Engine, reference: Reference):
+async def test_a_stop_string_is_included_and_reported(tiny_engine: VllmEngine, reference: Reference):
     word = "```python"
     (token,) = reference.tokenizer.encode(word, add_special_tokens=False)
     reference.bias({token: 2.5, reference.end: -20.0})
@@ -351,7 +358,7 @@ async def test_a_stop_string_is_included_and_reported(tiny_engine: Engine, refer
     assert max(len(completion.tokens) for completion in completions) > 1
 
 
-async def test_a_stop_string_of_several_tokens_is_kept_whole(tiny_engine: Engine, reference: Reference):
+async def test_a_stop_string_of_several_tokens_is_kept_whole(tiny_engine: VllmEngine, reference: Reference):
     letters = [reference.tokenizer.convert_tokens_to_ids(letter) for letter in "ab"]
     reference.bias({letters[0]: 4.0, letters[1]: 4.0, reference.end: -20.0})
     await tiny_engine.load(*reference.publish())
@@ -361,7 +368,7 @@ async def test_a_stop_string_of_several_tokens_is_kept_whole(tiny_engine: Engine
     assert_covered(completion)
 
 
-async def test_the_end_of_the_sequence_is_no_stop_string(tiny_engine: Engine, reference: Reference):
+async def test_the_end_of_the_sequence_is_no_stop_string(tiny_engine: VllmEngine, reference: Reference):
     end = reference.end
     reference.bias({end: 2.5})
     await tiny_engine.load(*reference.publish())
@@ -373,13 +380,13 @@ async def test_the_end_of_the_sequence_is_no_stop_string(tiny_engine: Engine, re
     assert_covered(completion)
 
 
-async def test_sampling_follows_the_seed(tiny_engine: Engine, reference: Reference):
+async def test_sampling_follows_the_seed(tiny_engine: VllmEngine, reference: Reference):
     first, same, other = [await sample(tiny_engine, reference.prompt, seed=seed) for seed in (21, 21, 22)]
     assert first.tokens == same.tokens
     assert first.tokens != other.tokens
 
 
-async def test_cancelling_frees_the_request(tiny_engine: Engine, reference: Reference):
+async def test_cancelling_frees_the_request(tiny_engine: VllmEngine, reference: Reference):
     reference.bias({reference.end: -20.0})
     await tiny_engine.load(*reference.publish())
     task = asyncio.create_task(sample(tiny_engine, reference.prompt, max_tokens=450))
@@ -393,7 +400,7 @@ async def test_cancelling_frees_the_request(tiny_engine: Engine, reference: Refe
         await asyncio.gather(*(sample(tiny_engine, reference.prompt, seed=n) for n in range(CONFIG.max_running)))
 
 
-async def test_a_request_that_cannot_be_served_is_an_error(tiny_engine: Engine, reference: Reference):
+async def test_a_request_that_cannot_be_served_is_an_error(tiny_engine: VllmEngine, reference: Reference):
     with pytest.raises(EngineError):
         await sample(tiny_engine, reference.prompt * 100)
     assert not tiny_engine.failed
@@ -408,7 +415,7 @@ async def test_what_is_preempted_after_a_load_is_computed_by_the_new_weights(fol
     """
     reference = shared_reference
     config = CONFIG.model_copy(update={"kv_cache_gb": 680 * 2048 / 2**30})
-    engine = await Engine.start(folder, MODEL, config, MAX_LENGTH, seed=5)
+    engine = await VllmEngine.start(folder, MODEL, config, MAX_LENGTH, seed=5)
     reference.restore()
     reference.bias({reference.end: -20.0})
     await engine.load(*reference.publish())
@@ -434,7 +441,7 @@ async def test_what_is_preempted_after_a_load_is_computed_by_the_new_weights(fol
 @pytest.mark.slow
 async def test_a_killed_engine_is_an_error_and_stop_leaves_no_process(folder: Path, shared_reference: Reference):
     before = set(psutil.Process().children(recursive=True))
-    engine = await Engine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=2)
+    engine = await VllmEngine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=2)
     shared_reference.restore()
     shared_reference.bias({shared_reference.end: -20.0})
     await engine.load(*shared_reference.publish())
@@ -462,7 +469,7 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
     (tied_folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
     tied = Reference(tied_folder, tmp_path / "weights", drop=("lm_head.weight",))
     before = set(psutil.Process().children(recursive=True))
-    engine = await Engine.start(tied_folder, MODEL, CONFIG, MAX_LENGTH, seed=3)
+    engine = await VllmEngine.start(tied_folder, MODEL, CONFIG, MAX_LENGTH, seed=3)
     for seed in (1, 2):
         tied.perturb(seed)
         tied.model.tie_weights()
@@ -486,11 +493,11 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
 ALONE = """
 import asyncio, sys
 from pathlib import Path
-from actors.engine import Engine
+from actors.vllm_engine import VllmEngine
 from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
 
 async def main():
-    engine = await Engine.start(Path(sys.argv[1]), MODEL, CONFIG, MAX_LENGTH, seed=4)
+    engine = await VllmEngine.start(Path(sys.argv[1]), MODEL, CONFIG, MAX_LENGTH, seed=4)
     print("up", flush=True)
     await asyncio.sleep(600)
 

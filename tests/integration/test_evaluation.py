@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from actors.engine import Engine
+from actors.vllm_engine import VllmEngine
 from bus.connection import Bus
 from bus.messages import ExecutionResult, FinishReason, WeightVersion
 from bus.metrics import follow_metrics
@@ -32,7 +33,7 @@ CONFIG = load_config("tiny", ["evaluation.samples=2", "evaluation.every=2"])
 
 
 @pytest.fixture(scope="module")
-async def engine(tiny_engine: Engine, folder: Path) -> Engine:
+async def engine(tiny_engine: VllmEngine, folder: Path) -> VllmEngine:
     """With the checkpoint's weights."""
     with CheckpointImage.read(folder) as image:
         await tiny_engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
@@ -204,7 +205,7 @@ async def test_problems_that_cannot_be_graded_or_asked_are_left_out_and_named(
 
 
 async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
-    engine: Engine, pool: Pool, folder: Path, bus: Bus, tmp_path: Path
+    engine: VllmEngine, pool: Pool, folder: Path, bus: Bus, tmp_path: Path
 ):
     source = Source(folder, bus)
     await source.writer.open()

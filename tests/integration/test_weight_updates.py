@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.engine import Completion, Engine
+from actors.engine import Completion, Sampling
+from actors.vllm_engine import VllmEngine
 from actors.weight_loader import WeightLoader
 from bus.connection import Bus
 from bus.messages import VersionSpan, WeightVersion
@@ -25,7 +26,7 @@ PROMPT = "What is 2 + 3? " * 6
 
 
 @pytest.fixture
-def engine(tiny_engine: Engine) -> Engine:
+def engine(tiny_engine: VllmEngine) -> VllmEngine:
     return tiny_engine
 
 
@@ -70,10 +71,10 @@ async def source(folder: Path, bus: Bus) -> Source:
     return source
 
 
-async def sample(engine: Engine, prompt: list[int], **changes: Any) -> Completion:
+async def sample(engine: VllmEngine, prompt: list[int], **changes: Any) -> Completion:
     arguments: dict[str, Any] = {"max_tokens": 60, "stop": (), "temperature": 0.0, "top_p": 1.0, "top_k": 0}
     arguments |= {"seed": 3, "deadline_s": 600.0}
-    return await engine.generate(prompt, **(arguments | changes))
+    return await engine.generate(prompt, Sampling(**(arguments | changes)))
 
 
 async def fresh(checkpoint: Path, prompt: list[int]) -> tuple[list[int], torch.Tensor, Any]:
@@ -102,7 +103,7 @@ async def fresh(checkpoint: Path, prompt: list[int]) -> tuple[list[int], torch.T
 
 
 async def test_after_updates_the_engine_is_a_fresh_engine_on_the_exported_checkpoint(
-    engine: Engine, source: Source, bus: Bus, tmp_path: Path
+    engine: VllmEngine, source: Source, bus: Bus, tmp_path: Path
 ):
     loader = WeightLoader(bus, engine, recompute=False)
     greedy: list[list[int]] = []
@@ -135,7 +136,7 @@ async def test_after_updates_the_engine_is_a_fresh_engine_on_the_exported_checkp
 
 @pytest.mark.parametrize("recompute", [True, False], ids=["recompute", "keep"])
 async def test_running_requests_keep_or_recompute_their_keys_and_values(
-    engine: Engine, source: Source, bus: Bus, recompute: bool
+    engine: VllmEngine, source: Source, bus: Bus, recompute: bool
 ):
     loader = WeightLoader(bus, engine, recompute=recompute)
     try:

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from actors.rollout import Completion, DeadlineError, Response, Rollout
-from bus.messages import ExecutionResult, Outcome, VersionSpan, WeightVersion
+from actors.engine import Completion, DeadlineError, Sampling
+from actors.rollout import Response, Rollout
+from bus.messages import ExecutionResult, Outcome, TensorEntry, VersionSpan, WeightVersion
 from configs.schema import RolloutConfig
 
 END = "<end>"
@@ -42,9 +43,7 @@ class Sampled:
 @dataclass
 class Request:
     tokens: list[int]
-    stop: tuple[str, ...]
-    max_tokens: int
-    deadline_s: float
+    sampling: Sampling
 
 
 @dataclass
@@ -59,20 +58,29 @@ class ScriptedEngine:
     seconds: float = 0.0
     sampled: list[Sampled] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
+    cache_tokens: int = 1_000_000
+    failed: bool = False
+    generated_tokens: int = 0
+    version: WeightVersion | None = None
 
-    async def generate(
-        self, tokens: list[int], *, max_tokens: int, stop: Sequence[str], temperature: float, top_p: float,
-        top_k: int, seed: int | None, deadline_s: float,
-    ) -> Completion:  # fmt: skip
-        self.requests.append(Request(list(tokens), tuple(stop), max_tokens, deadline_s))
-        if self.seconds > deadline_s:
+    async def load(
+        self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
+    ) -> float:
+        raise NotImplementedError("a script has no weights")
+
+    async def stop(self) -> None:
+        pass
+
+    async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
+        self.requests.append(Request(list(tokens), sampling))
+        if self.seconds > sampling.deadline_s:
             raise DeadlineError(1)
         new: list[Sampled] = []
         stopped, reason = None, "length"
-        while len(new) < max_tokens and stopped is None and reason == "length":
+        while len(new) < sampling.max_tokens and stopped is None and reason == "length":
             new.append(self.script.pop(0) if self.script else Sampled(0))
             text = self.tokenizer.decode([one.token for one in new])
-            stopped = next((string for string in stop if string in text), None)
+            stopped = next((string for string in sampling.stop if string in text), None)
             if stopped or new[-1].token == 0:
                 reason = "stop"
         self.sampled += new

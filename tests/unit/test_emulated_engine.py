@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from actors.emulated_engine import EmulatedEngine, PlainTokenizer
-from actors.engine import EngineError
-from actors.rollout import DeadlineError
+from actors.engine import DeadlineError, EngineError, Sampling
 from bus.messages import WeightVersion
 from configs.schema import EngineConfig
 from runtime.models import model_folder
@@ -30,7 +29,7 @@ async def ready(tokenizer: PlainTokenizer, seed: int = 0, **emulation: float) ->
 
 
 async def ask(engine: EmulatedEngine, stop: tuple[str, ...], max_tokens: int = 1000):
-    return await engine.generate([1, 2], max_tokens=max_tokens, stop=stop, **ROLLOUT)
+    return await engine.generate([1, 2], Sampling(max_tokens=max_tokens, stop=stop, **ROLLOUT))
 
 
 async def test_it_generates_nothing_before_its_first_weights(tokenizer: PlainTokenizer):
@@ -41,7 +40,7 @@ async def test_it_generates_nothing_before_its_first_weights(tokenizer: PlainTok
 async def test_a_pace_below_the_slowest_meets_the_deadline(tokenizer: PlainTokenizer):
     engine = await ready(tokenizer, tokens_per_s=100.0)
     with pytest.raises(DeadlineError) as caught:
-        await engine.generate([1, 2], max_tokens=1000, stop=(), **ROLLOUT | {"deadline_s": 0.05})
+        await engine.generate([1, 2], Sampling(max_tokens=1000, stop=(), **ROLLOUT | {"deadline_s": 0.05}))
     assert caught.value.length == 5
 
 

@@ -5,7 +5,8 @@ from itertools import groupby
 
 import pytest
 
-from actors.rollout import DeadlineError, Rollout
+from actors.engine import DeadlineError
+from actors.rollout import Rollout
 from actors.tool_output import error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome
 from configs.schema import RolloutConfig
@@ -31,7 +32,7 @@ async def test_code_is_run_and_its_output_inserted_and_masked():
 async def test_stop_strings_follow_the_state():
     played = await play(CODE + "So 6.", max_tool_calls=2, stop=("User:", "</answer>"))
     thinking = ("```python", "```Python", "```PYTHON", "```py\n", "User:", "</answer>")
-    assert [request.stop for request in played.engine.requests] == [thinking, ("```",), thinking]
+    assert [request.sampling.stop for request in played.engine.requests] == [thinking, ("```",), thinking]
 
 
 @pytest.mark.parametrize("stop", ["User:", "Human:", "Assistant:", "</answer>"])
@@ -118,7 +119,7 @@ async def test_a_second_call_is_answered_by_the_message_and_not_run():
     assert played.response.refused_calls == 1
     # It generates once more, and code in that is text.
     assert played.turns[-1] == "Then 6. " + CODE
-    assert played.engine.requests[-1].stop == ("User:",)
+    assert played.engine.requests[-1].sampling.stop == ("User:",)
 
 
 async def test_without_a_message_further_code_is_just_not_run():
@@ -139,7 +140,7 @@ async def test_without_tools_code_is_text():
     played = await play(CODE + CODE + "done", max_tool_calls=0)
     assert played.runner.programs == []
     assert played.turns == [CODE + CODE + "done"]
-    assert played.engine.requests[0].stop == ("User:",)
+    assert played.engine.requests[0].sampling.stop == ("User:",)
 
 
 SCRIPT = CODE + CODE + "So 6, and on and on and on."
@@ -155,7 +156,7 @@ async def test_the_budget_is_exact(budget: int):
     assert len(response.tokens) == len(response.loss_mask) == len(response.logprobs)
     assert (response.finish_reason is FinishReason.LENGTH) == (budget <= WHOLE)
     for request in played.engine.requests:
-        assert len(request.tokens) + request.max_tokens == 1 + budget
+        assert len(request.tokens) + request.sampling.max_tokens == 1 + budget
     # What is inserted is inserted whole.
     assert played.text(0) in ("", OUTPUT, OUTPUT + MESSAGE)
 
@@ -338,7 +339,7 @@ async def test_the_deadline_is_of_the_whole_rollouts_generation_and_tells_its_le
     # Three requests: up to the fence, the code, the answer.
     fast, slow = engine(0.625), engine(0.75)
     response = await Rollout(fast, ScriptedRunner([result(stdout="6")]), tokenizer, config).run([1])
-    assert [request.deadline_s for request in fast.requests] == [2.0, 1.375, 0.75]
+    assert [request.sampling.deadline_s for request in fast.requests] == [2.0, 1.375, 0.75]
     assert response.finish_reason is FinishReason.STOP
     with pytest.raises(DeadlineError) as caught:
         await Rollout(slow, ScriptedRunner([result(stdout="6")]), tokenizer, config).run([1])

@@ -60,7 +60,7 @@ def test_every_rollout_ends_and_is_consistent(script: list[Sampled], printed: li
     # The budget is never passed, nor asked for more; every request goes on from exactly what is there.
     assert len(response.tokens) <= budget
     for request in engine.requests:
-        assert len(request.tokens) + request.max_tokens == len(prompt) + budget
+        assert len(request.tokens) + request.sampling.max_tokens == len(prompt) + budget
         assert request.tokens == (prompt + response.tokens)[: len(request.tokens)]
 
     # What is trained on is what was sampled, token for token, with its log-probability and version; nothing else.
