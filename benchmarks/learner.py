@@ -81,10 +81,10 @@ class Ours:
     """The learner's own trainer, with a clock around each of its parts."""
 
     def __init__(self, config: RunConfig) -> None:
-        from learner.training.trainer import Trainer
+        from learner.training.rank_trainer import RankTrainer
 
         self._clocks: dict[str, list[tuple[Mark, Mark]]] = defaultdict(list)
-        self._trainer = Trainer(config, model_folder(config.model.path))
+        self._trainer = RankTrainer(config, model_folder(config.model.path))
         policy = self._trainer.policy
         policy.token_logprobs = self._timed(  # type: ignore[method-assign]
             policy.token_logprobs, lambda: "forward" if torch.is_grad_enabled() else "proximal pass"

@@ -1,7 +1,7 @@
 """Several ranks of one command: started on this machine by PyTorch's own launcher, or anywhere by any other.
 
 `torchrun`, `deepspeed` and `zerotir ... --ranks N` all start the same command on every rank and say in the environment which
-rank it is. Rank 0 does what the command says; the others follow it.
+rank it is. Rank 0 does what the command line says; the others serve it.
 """
 
 import asyncio
@@ -57,14 +57,14 @@ def end_with_launcher() -> None:
         die_with_parent()
 
 
-async def follow_leader(config: RunConfig, stop: asyncio.Event) -> None:
-    """Loads this rank's part of the model and does what rank 0 orders, until that ends."""
-    from learner.training.crew import follow
-    from learner.training.trainer import Trainer
+async def run_rank(config: RunConfig, stop: asyncio.Event) -> None:
+    """Loads this rank's part of the model and carries out rank 0's commands, until rank 0 ends."""
+    from learner.training.rank_group import serve_rank
+    from learner.training.rank_trainer import RankTrainer
     from runtime.models import model_folder
 
     def work() -> None:
-        follow(Trainer(config, model_folder(config.model.path)))
+        serve_rank(RankTrainer(config, model_folder(config.model.path)))
 
     try:
         await asyncio.to_thread(work)

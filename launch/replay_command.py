@@ -12,12 +12,12 @@ from bus.messages import Metrics
 from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
-from launch.rank_launcher import end_with_launcher, follow_leader, rank, start_ranks
+from launch.rank_launcher import end_with_launcher, rank, run_rank, start_ranks
 from launch.views import say
 from runtime.logs import set_up_logs
 
 if TYPE_CHECKING:
-    from learner.training.crews import AnyCrew
+    from learner.training.trainer import Trainer
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -42,7 +42,7 @@ def start(arguments: argparse.Namespace) -> int:
     try:
         same, config = config == recorded, as_it_computed(config, run)
         if rank() > 0:
-            asyncio.run(follow_leader(config, asyncio.Event()))
+            asyncio.run(run_rank(config, asyncio.Event()))
             return 0
         out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return _replay(config, run, out.resolve(), same=same)
@@ -54,7 +54,7 @@ def start(arguments: argparse.Namespace) -> int:
 def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     from learner.replay import difference, replay
     from learner.steps import UnstableError
-    from learner.training.crews import make_crew
+    from learner.training.trainer import make_trainer
     from runtime.models import model_folder
 
     set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=False)
@@ -67,12 +67,12 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
             f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
         )
 
-    crew = make_crew(config, model_folder(config.model.path))
+    trainer = make_trainer(config, model_folder(config.model.path))
     try:
-        steps = replay(config, crew, run, out, report)
+        steps = replay(config, trainer, run, out, report)
     except UnstableError:
         # The other ranks wait for an order.
-        crew.close()
+        trainer.close()
         raise
     (out / "config.yaml").write_text(dump_config(config))
     if steps < config.learner.steps:
@@ -87,13 +87,13 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
             why = "" if same else " (the configuration differs)"
             say(f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}")
     if same:
-        say(f"optimiser state: {_compare_state(crew, config, run, steps)}")
-    crew.close()
+        say(f"optimiser state: {_compare_state(trainer, config, run, steps)}")
+    trainer.close()
     return 0
 
 
-def _compare_state(crew: "AnyCrew", config: RunConfig, run: Path, steps: int) -> str:
-    """Loads the run's newest checkpoint into `crew`, which has done `steps` steps; returns what that changed, in words.
+def _compare_state(trainer: "Trainer", config: RunConfig, run: Path, steps: int) -> str:
+    """Loads the run's newest checkpoint into `trainer`, which has done `steps` steps; returns what that changed, in words.
 
     Published weights are rounded: two bfloat16 models may be equal while what training goes on from is not.
     """
@@ -103,9 +103,9 @@ def _compare_state(crew: "AnyCrew", config: RunConfig, run: Path, steps: int) ->
     if newest is None or newest[1]["step"] != steps:
         return f"not compared, the run has no checkpoint of step {steps}"
     folder, state = newest
-    if state["ranks"] != crew.ranks:
-        return f"not compared, the run had {state['ranks']} ranks and this replay {crew.ranks}"
-    same = crew.load_and_compare(folder)
+    if state["ranks"] != trainer.ranks:
+        return f"not compared, the run had {state['ranks']} ranks and this replay {trainer.ranks}"
+    same = trainer.load_and_compare(folder)
     if not same:
         return "not compared, no optimiser step was taken"
     if differing := [name for name, equal in same.items() if not equal]:

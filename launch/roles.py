@@ -30,7 +30,7 @@ from configs.errors import UserError
 from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from launch.extras import missing_extra
-from launch.rank_launcher import end_with_launcher, follow_leader, rank, rank_count, start_ranks
+from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
 from learner.training.plan import require_memory, require_positions
 from runtime.logs import log_emulated, set_up_logs
 from runtime.waiting import any_set
@@ -238,7 +238,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     model = await asyncio.to_thread(model_folder, config.model.path)
     from learner.checkpoints import in_checkpoint_dtype
     from learner.loop import Learner
-    from learner.training.crews import make_crew
+    from learner.training.trainer import make_trainer
     from tasks.problems import ProblemOrder, load_problems
 
     config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)
@@ -246,10 +246,10 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
         await asyncio.to_thread(require_positions, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
-    crew = await asyncio.to_thread(make_crew, config, model)
+    trainer = await asyncio.to_thread(make_trainer, config, model)
     order = ProblemOrder(problems, config.seed)
     async with _weights_bus(bus, announcer) as weights_bus:
-        done = await Learner(config, bus, weights_bus, crew, order, folder, announcer).run(stop)
+        done = await Learner(config, bus, weights_bus, trainer, order, folder, announcer).run(stop)
     if not done:
         log.info("stopped before the last step; start the learner again to go on from its checkpoint")
         await announcer.leave()
@@ -259,15 +259,15 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
         logging.shutdown()
         # A training thread cannot be interrupted: leave it behind with the process.
         os._exit(0)
-    await asyncio.to_thread(crew.close)
+    await asyncio.to_thread(trainer.close)
 
 
 async def _follow(config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
-    """A rank of the learner other than the first: needs no bus, does what rank 0 orders."""
+    """A rank of the learner other than the first: needs no bus, carries out rank 0's commands."""
     address = BusAddress.read(address_file)
     id = f"learner-rank-{rank()}"
     set_up_logs("learner", id, address.run, address_file.resolve().parent / "logs" / f"{id}.jsonl")
-    await follow_leader(config, stop)
+    await run_rank(config, stop)
 
 
 def _weights_bus(bus: Bus, announcer: Announcer) -> contextlib.AbstractAsyncContextManager[Bus]:

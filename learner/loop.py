@@ -45,7 +45,7 @@ from runtime.waiting import done_or_stopped
 from tasks.problems import ProblemOrder
 
 if TYPE_CHECKING:
-    from learner.training.crews import AnyCrew
+    from learner.training.trainer import Trainer
 
 log = structlog.get_logger()
 
@@ -64,24 +64,24 @@ class Learner:
         config: RunConfig,
         bus: Bus,
         weights_bus: Bus,
-        crew: "AnyCrew",
+        trainer: "Trainer",
         problems: ProblemOrder,
         folder: Path,
         announcer: Announcer,
     ) -> None:
         self._config = config
         self._bus = bus
-        self._crew = crew
+        self._trainer = trainer
         self._folder = folder
         self._announcer = announcer
         # Freed memory stays with the thread that had it: several in turn would hold several times as much.
         self._thread = ThreadPoolExecutor(1, "train")
-        self._steps = Steps(config, crew, folder)
+        self._steps = Steps(config, trainer, folder)
         self._ledger = self._steps.ledger
         self._dispatcher = Dispatcher(bus, config, problems, self._ledger)
         self._lost = LostTickets(bus, self._ledger, self._dispatcher, announcer.id)
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
-        self._weights = WeightPublisher(weights_bus, config.weights, crew)
+        self._weights = WeightPublisher(weights_bus, config.weights, trainer)
         self._release: asyncio.Task[None] | None = None
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
         self._unread: deque[tuple[int, bytes]] = deque()
@@ -98,7 +98,7 @@ class Learner:
                 done = await self._train_until(stop)
                 if done:
                     await self._announcer.say("exporting the model")
-                    await asyncio.to_thread(self._crew.export, self._folder / "model")
+                    await asyncio.to_thread(self._trainer.export, self._folder / "model")
                 await asyncio.sleep(1.0)  # The last metrics come back from the bus to the recorder.
             finally:
                 for task in (*background, self._release):
@@ -197,7 +197,7 @@ class Learner:
         if state is None:
             return 0
         self._steps.restore(state)
-        self._crew.load(newest)
+        self._trainer.load(newest)
         log.info("resumed", checkpoint=str(newest), step=state["step"], position=self._ledger.position)
         return int(state["step"])
 
@@ -233,14 +233,14 @@ class Learner:
             )
 
     async def _next_batch(
-        self, reader: LogReader, step: int, release: asyncio.Task[None], stop: asyncio.Event
+        self, reader: LogReader, version: int, release: asyncio.Task[None], stop: asyncio.Event
     ) -> Batch | None:
-        """Reads results in log order until the batch of `step` is ready; None when told to stop.
+        """Reads results in log order until the batch of `version` is ready; None when told to stop.
 
         Raises what `release` raised: without it no results will come.
         """
         last_result = said = time.monotonic()
-        while self._ledger.ready(step) is None:
+        while self._ledger.ready(version) is None:
             if stop.is_set():
                 return None
             if release.done():
@@ -249,32 +249,32 @@ class Learner:
             if not self._unread:
                 self._unread.extend(await reader.read(READ_AHEAD, timeout_s=0.5))
             await self._lost.look()
-            await self._relieve(step, release)
+            await self._relieve(version, release)
             # One at a time: the batch must be formed at the first position of the log at which it is ready.
             if self._unread:
-                self._accept(step, *self._unread.popleft())
+                self._accept(version, *self._unread.popleft())
                 last_result = time.monotonic()
             if time.monotonic() - last_result > self._config.learner.batch_timeout_s:
                 have, need = self._ledger.progress()
                 raise BusError(
                     f"no result on {self._bus.names.results} in {self._config.learner.batch_timeout_s:.0f} s while waiting "
-                    f"for the batch of step {step + 1} ({have} of {need} there). "
+                    f"for the batch of step {version + 1} ({have} of {need} there). "
                     f"Actors: {await last_sign(self._bus, 'actor')}. Sandboxes: {await last_sign(self._bus, 'sandbox')}. "
                     "See `zerotir status`"
                 )
             if time.monotonic() - said > 1.0:
                 said = time.monotonic()
                 have, need = self._ledger.progress()
-                self._announcer.state = f"collecting batch {step + 1}: {have} of {need}"
-        batch = self._ledger.take(step)
+                self._announcer.state = f"collecting batch {version + 1}: {have} of {need}"
+        batch = self._ledger.take(version)
         # What `learner.tickets.audit` makes of the archive must be the same.
-        log.info("batch taken", step=step + 1, position=self._ledger.position, digest=batch.digest)
+        log.info("batch taken", step=batch.step, position=self._ledger.position, digest=batch.digest)
         return batch
 
-    def _accept(self, step: int, sequence: int, data: bytes) -> None:
+    def _accept(self, version: int, sequence: int, data: bytes) -> None:
         try:
             result = decode(data, Trajectory, Failure)
-            require_usable(result, self._bus.address.run, self._config.rollout, self._crew.vocabulary)
+            require_usable(result, self._bus.address.run, self._config.rollout, self._trainer.vocabulary)
         except MessageError as error:
             self._ledger.position = sequence
             self._ledger.ignored["unreadable"] += 1
@@ -285,7 +285,7 @@ class Learner:
             self._bury(sequence, data, "log-probabilities that are not finite")
         ignored = self._ledger.accept(sequence, result)
         if ignored is None:
-            self._archive.append(step, sequence, result)
+            self._archive.append(version, sequence, result)
         else:
             log.info("result ignored", ticket=result.ticket, reason=ignored)
 
@@ -317,7 +317,7 @@ class Learner:
         await self._announcer.say(f"writing the checkpoint of step {version}")
         self._archive.sync()
         state = {"run": self._bus.address.run, **self._steps.state()}
-        await asyncio.to_thread(self._checkpoints.write, version, self._crew.save, state, metrics)
+        await asyncio.to_thread(self._checkpoints.write, version, self._trainer.save, state, metrics)
         try:
             # Only what a checkpoint covers leaves the bus; purging is up to, not including, the sequence.
             await self._bus.js.purge_stream(self._bus.names.stream("RESULTS"), seq=self._ledger.position + 1)

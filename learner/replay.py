@@ -19,7 +19,7 @@ from learner.steps import Steps
 from learner.tickets.archive import read_archive
 
 if TYPE_CHECKING:
-    from learner.training.crews import AnyCrew
+    from learner.training.trainer import Trainer
 
 FIXED = ("batch_groups", "samples_per_problem", "max_staleness", "steps")
 """What decides which results there are, and which batch each is in: replay has those that the run had."""
@@ -35,7 +35,7 @@ class Difference:
     largest: float
 
 
-def replay(config: RunConfig, crew: "AnyCrew", run: Path, out: Path, report: Callable[[Metrics], None]) -> int:
+def replay(config: RunConfig, trainer: "Trainer", run: Path, out: Path, report: Callable[[Metrics], None]) -> int:
     """Trains on everything that the archive in the folder `run` holds, and exports the model to `out`.
 
     Args:
@@ -47,7 +47,7 @@ def replay(config: RunConfig, crew: "AnyCrew", run: Path, out: Path, report: Cal
     the archive is damaged, and what `Steps.train` raises.
     """
     out.mkdir(parents=True)
-    steps = Steps(config, crew, out)
+    steps = Steps(config, trainer, out)
     results = read_archive(run / "results")
     version = 0
     with (out / "metrics.jsonl").open("w") as file:
@@ -65,7 +65,7 @@ def replay(config: RunConfig, crew: "AnyCrew", run: Path, out: Path, report: Cal
             file.write(metrics_line(metrics, version, run.name) + "\n")
             file.flush()
             report(metrics)
-    crew.export(out / "model")
+    trainer.export(out / "model")
     return version
 
 

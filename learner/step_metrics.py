@@ -31,7 +31,7 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
     if not trajectories:
         return values
     calls = [call for trajectory in trajectories for call in trajectory.tool_calls]
-    staleness = [max(0, batch.step - trajectory.lowest_version) for trajectory in trajectories]
+    staleness = [max(0, batch.version - trajectory.lowest_version) for trajectory in trajectories]
     values |= {
         "reward": fmean(trajectory.reward for trajectory in trajectories),
         "accuracy": fmean(trajectory.reward_parts.get("correct", 0.0) for trajectory in trajectories),

@@ -17,7 +17,7 @@ from learner.tickets.filters import Filters
 from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
-    from learner.training.crews import AnyCrew
+    from learner.training.trainer import Trainer
 
 
 class UnstableError(UserError):
@@ -27,7 +27,7 @@ class UnstableError(UserError):
 class Steps:
     """Where training stands, apart from the weights."""
 
-    def __init__(self, config: RunConfig, crew: "AnyCrew", folder: Path) -> None:
+    def __init__(self, config: RunConfig, trainer: "Trainer", folder: Path) -> None:
         """`folder` takes the batch on which training had to stop."""
         settings = config.learner
         self.ledger = Ledger(
@@ -37,7 +37,7 @@ class Steps:
             settings.steps,
             Filters(settings.filters, settings.algorithm.group_relative),
         )
-        self._crew = crew
+        self._trainer = trainer
         self._folder = folder
         self._limit = settings.max_skipped_updates
         self._skipped = 0
@@ -48,7 +48,7 @@ class Steps:
         Raises UnstableError once `learner.max_skipped_updates` updates of policy and critic had to be left out, without a
         step in between that needed none to be.
         """
-        trained = self._crew.train([list(group) for group in batch.trained], batch.step)
+        trained = self._trainer.train([list(group) for group in batch.trained], batch.version)
         skipped = int(trained["skipped_updates"] + trained.get("critic_skipped_updates", 0))
         self._skipped = self._skipped + skipped if skipped else 0
         if self._skipped >= self._limit:
@@ -56,10 +56,10 @@ class Steps:
             archive = Archive(folder)
             archive.cut(0)
             for sequence, result in enumerate((result for group in batch.trained for result in group), start=1):
-                archive.append(batch.step, sequence, result)
+                archive.append(batch.version, sequence, result)
             archive.sync()
             raise UnstableError(
-                f"{self._skipped} updates up to step {batch.step + 1} were not finite and left out: the weights are those "
+                f"{self._skipped} updates up to step {batch.step} were not finite and left out: the weights are those "
                 f"of the last good one, the batch is in {folder} (`learner.tickets.archive.read_archive`), and `zerotir "
                 "replay` comes to the same point; try a smaller learner.optimizer.lr"
             )
@@ -70,10 +70,10 @@ class Steps:
         return {
             "ledger": self.ledger.state(),
             "skipped": self._skipped,
-            "ranks": self._crew.ranks,
+            "ranks": self._trainer.ranks,
             # A replay takes the same, to come to the same sums.
             "threads": torch.get_num_threads(),
-            "compute_dtype": self._crew.compute_dtype,
+            "compute_dtype": self._trainer.compute_dtype,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -81,9 +81,10 @@ class Steps:
 
         Raises CheckpointError where another number of ranks wrote it, MessageError where a stored result is damaged.
         """
-        if state["ranks"] != self._crew.ranks:
+        if state["ranks"] != self._trainer.ranks:
             raise CheckpointError(
-                f"the checkpoint was written by {state['ranks']} ranks, this learner has {self._crew.ranks}: start as many"
+                f"the checkpoint was written by {state['ranks']} ranks, this learner has {self._trainer.ranks}: "
+                "start as many"
             )
         self.ledger.restore(state["ledger"])
         self._skipped = state["skipped"]

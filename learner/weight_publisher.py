@@ -22,7 +22,7 @@ from weights.codec import WeightState
 from weights.writer import WeightWriter
 
 if TYPE_CHECKING:
-    from learner.training.crews import AnyCrew
+    from learner.training.trainer import Trainer
 
 log = structlog.get_logger()
 
@@ -30,9 +30,9 @@ log = structlog.get_logger()
 class WeightPublisher:
     """Stages and publishes one version after another; answers followers that need a snapshot."""
 
-    def __init__(self, bus: Bus, config: WeightsConfig, crew: "AnyCrew") -> None:
+    def __init__(self, bus: Bus, config: WeightsConfig, trainer: "Trainer") -> None:
         self._bus = bus
-        self._crew = crew
+        self._trainer = trainer
         self._writer = WeightWriter(bus, config)
         self._writing = asyncio.Lock()
         self._staged: WeightState | None = None
@@ -98,6 +98,6 @@ class WeightPublisher:
         return dict(self._metrics)
 
     def _copy(self) -> WeightState:
-        state = self._writer.room(self._crew.weight_layout())
-        self._crew.copy_weights(torch.from_numpy(state.image))
+        state = self._writer.room(self._trainer.weight_layout())
+        self._trainer.copy_weights(torch.from_numpy(state.image))
         return state

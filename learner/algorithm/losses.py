@@ -85,7 +85,7 @@ def value_loss(
 
     Args:
         values: float [N], V, with gradient.
-        old_values: float [N], of the critic that the batch met.
+        old_values: float [N], of the critic before its updates on the batch.
         returns: float [N], R.
         clip: None takes the plain squared error.
 

@@ -52,12 +52,15 @@ class Archive:
         """
         self._cut(first)
 
-    def append(self, step: int, sequence: int, result: Trajectory | Failure) -> None:
-        """Adds a result unless it is there already (a learner that reads the log again)."""
+    def append(self, version: int, sequence: int, result: Trajectory | Failure) -> None:
+        """Adds a result to the file of `version`'s batch.
+
+        Adds nothing where the result is there already: a learner reads the log again after it was resumed.
+        """
         if sequence <= self.last:
             return
         data = encode(result)
-        path = self._folder / f"{step:06d}.results"
+        path = self._folder / f"{version:06d}.results"
         with path.open("ab") as file:
             file.write(_HEADER.pack(sequence, len(data)) + data)
         self.last = sequence

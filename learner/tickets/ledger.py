@@ -3,12 +3,12 @@
 Nothing here reads a clock or the bus: what is accepted, which groups make a batch and why a ticket ended follow from the
 order of the results alone, so a learner that reads the same log again comes to the same batches.
 
-Terms: G groups of K tickets make a batch; step v trains weight version v into v + 1; S is `max_staleness`. Group g holds the
-tickets g·K + 1 ... g·K + K and is *settled* once each has a result. Admission: once version v is current, groups up to
-(v + 1 + S)·G are issued, so group g is issued under max(0, ⌊g / G⌋ − S) and must be trained, or ended otherwise, by
-step ⌊g / G⌋ at the latest (max(⌊g / G⌋, S) for the first ones) to keep staleness within S.
+Terms: G groups of K tickets make a batch; batch v trains weight version v into v + 1; S is `max_staleness`. Group g
+holds the tickets g·K + 1 ... g·K + K and is *settled* once each has a result. Admission: once version v is current,
+groups up to (v + 1 + S)·G are issued, so group g is issued under max(0, ⌊g / G⌋ − S) and must be trained, or ended
+otherwise, by batch ⌊g / G⌋ at the latest (max(⌊g / G⌋, S) for the first ones) to keep staleness within S.
 
-The batch of step v is the G lowest-numbered settled groups, taken as soon as doing so leaves every later step able to keep
+Batch v is the G lowest-numbered settled groups, taken as soon as doing so leaves every later one able to keep
 its groups' deadlines: for every u > v the groups left with a deadline of at most u must fit into the batches v + 1 ... u.
 Waiting only for the groups whose own deadline is v would not do: a batch that takes young groups past slow old ones can
 leave more old groups than the next batch holds.
@@ -34,15 +34,21 @@ class BalanceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step takes out of the book."""
+    """What one step takes out of the ledger."""
 
-    step: int
+    version: int
+    """The weights that the step trains from."""
     trained: tuple[tuple[Trajectory, ...], ...]
     """What is trained on of each group, in order of their numbers; groups of which nothing is are left out."""
     taken: tuple[tuple[Result, ...], ...]
     """All groups that the step used up, filtered ones and failures included."""
     filtered: dict[str, tuple[Trajectory, ...]]
     """Trajectories left out, by reason."""
+
+    @property
+    def step(self) -> int:
+        """Returns the number of the step, counted from 1: the version that it makes."""
+        return self.version + 1
 
     @property
     def digest(self) -> str:
@@ -86,7 +92,7 @@ class Ledger:
         return max(0, group // self.groups_per_batch - self.max_staleness)
 
     def deadline(self, group: int) -> int:
-        """Last step that may train on `group`."""
+        """Returns the last version from which `group` may be trained on."""
         return self.issued_under(group) + self.max_staleness
 
     def tickets(self, group: int) -> range:
@@ -119,22 +125,22 @@ class Ledger:
     def _settled(self) -> list[int]:
         return sorted(group for group, results in self._open.items() if len(results) == self.samples)
 
-    def ready(self, step: int) -> list[int] | None:
-        """The groups that step `step` takes, or None while it must wait."""
+    def ready(self, version: int) -> list[int] | None:
+        """Returns the groups that are trained on from `version`, or None while their batch must wait."""
         chosen = self._settled()[: self.groups_per_batch]
         if len(chosen) < self.groups_per_batch:
             return None
         left = sorted(set(self._open) - set(chosen))
         for count, group in enumerate(left, start=1):
-            if count > (self.deadline(group) - step) * self.groups_per_batch:
+            if count > (self.deadline(group) - version) * self.groups_per_batch:
                 return None
         return chosen
 
-    def take(self, step: int) -> Batch:
-        """Takes the batch of `step`; only after `ready` named one."""
-        chosen = self.ready(step)
+    def take(self, version: int) -> Batch:
+        """Takes the batch that is trained on from `version`; only after `ready` named one."""
+        chosen = self.ready(version)
         if chosen is None:
-            raise ValueError(f"the batch of step {step} is not ready")
+            raise ValueError(f"the batch of version {version} is not ready")
         trained: list[tuple[Trajectory, ...]] = []
         taken: list[tuple[Result, ...]] = []
         filtered: dict[str, tuple[Trajectory, ...]] = {}
@@ -151,7 +157,7 @@ class Ledger:
             if kept:
                 trained.append(kept)
         self.trained += sum(len(members) for members in trained)
-        return Batch(step, tuple(trained), tuple(taken), filtered)
+        return Batch(version, tuple(trained), tuple(taken), filtered)
 
     @property
     def issued(self) -> int:

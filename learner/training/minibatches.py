@@ -5,7 +5,7 @@ tokens. A minibatch is some of those trajectories, packed into micro-batches in 
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,9 @@ class Minibatch:
     """Trajectories that share an update."""
 
     trajectories: tuple[int, ...]
-    """Their places in the batch."""
+    """Their indices in the batch."""
     micros: tuple[MicroBatch, ...]
-    """Of all ranks. Their `members` are places in `trajectories`."""
+    """Those of all ranks. Their `members` are indices into `trajectories`."""
     mine: tuple[MicroBatch, ...]
     """This rank's share of them, see `Ranks.share`."""
 
@@ -29,20 +29,25 @@ class Minibatch:
         """Sampled tokens of the whole minibatch."""
         return sum(len(micro.targets) for micro in self.micros)
 
-    def gather(self, of_batch: Sequence[torch.Tensor], micro: MicroBatch) -> torch.Tensor:
-        """[N]: what each sampled token of one micro-batch has in `of_batch`, one [n_i] for each trajectory of the batch."""
+    def gather(self, of_batch: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], micro: MicroBatch) -> torch.Tensor:
+        """Returns [N]: what the sampled tokens of one micro-batch have in `of_batch`, [n_i] under a trajectory's index."""
         return torch.cat([of_batch[self.trajectories[member]] for member in micro.members.tolist()])
 
-    def scatter(self, outputs: Sequence[torch.Tensor], of_batch: list[torch.Tensor]) -> None:
-        """Puts what came of the sampled tokens of each of `micros`, [N] each, where `gather` finds it."""
+    def scatter(self, outputs: Sequence[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """Returns what came of each trajectory's sampled tokens, [n_i] under its index.
+
+        `outputs` is what came of each of `micros`, [N].
+        """
+        of_batch = {}
         for micro, output in zip(self.micros, outputs, strict=True):
             counts = torch.bincount(micro.sequences, minlength=len(micro.members)).tolist()
             for member, part in zip(micro.members.tolist(), output.split(counts), strict=True):
                 of_batch[self.trajectories[member]] = part
+        return of_batch
 
 
 def split(count: int, parts: int, seed: str) -> list[list[int]]:
-    """Splits the places 0 ... count - 1 at random into `parts`, fewer if there are fewer places; a function of `seed`.
+    """Splits the indices 0 ... count - 1 at random into `parts`, fewer if there are fewer indices; a function of `seed`.
 
     Sizes differ by one at most, none is empty.
     """

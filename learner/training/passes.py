@@ -31,28 +31,27 @@ class Passes:
     def minibatch(
         self, trajectories: Sequence[Trajectory], members: Sequence[int], advantages: Sequence[torch.Tensor]
     ) -> Minibatch:
-        """Packs the trajectories of the batch whose places are `members`; `advantages` has the whole batch's."""
+        """Packs the trajectories of the batch whose indices are `members`; `advantages` has the whole batch's."""
         micros = micro_batches(
             [trajectories[member] for member in members], [advantages[member] for member in members], self._budget
         )
         return Minibatch(tuple(members), tuple(micros), tuple(self._ranks.share(micros)))
 
     def evaluate(self, forward: Forward, trajectories: Sequence[Trajectory]) -> list[torch.Tensor]:
-        """What `forward` makes, without gradient, of each trajectory's n_i sampled tokens: [n_i], float32, on the CPU."""
+        """Returns what `forward` makes, without gradient, of each trajectory's sampled tokens: [n_i] float32 on the CPU."""
         everything = self.minibatch(trajectories, range(len(trajectories)), torch.zeros(len(trajectories)).unbind())
-        result: list[torch.Tensor] = [torch.empty(0)] * len(trajectories)
-        self.fill(forward, everything, result)
-        return result
+        of_batch = self.evaluate_minibatch(forward, everything)
+        return [of_batch[index] for index in range(len(trajectories))]
 
-    def fill(self, forward: Forward, minibatch: Minibatch, of_batch: list[torch.Tensor]) -> None:
-        """The same of a minibatch's trajectories, put at their places in `of_batch`."""
+    def evaluate_minibatch(self, forward: Forward, minibatch: Minibatch) -> dict[int, torch.Tensor]:
+        """Returns the same for a minibatch's trajectories, by their index in the batch."""
         with torch.no_grad():
             outputs = [forward(micro) for micro in minibatch.mine]
-        self.collect(outputs, minibatch, of_batch)
+        return self.collect(outputs, minibatch)
 
-    def collect(self, outputs: Sequence[torch.Tensor], minibatch: Minibatch, of_batch: list[torch.Tensor]) -> None:
-        """Puts what each rank has of its micro-batches' sampled tokens, [N] each, where `Minibatch.gather` finds it."""
-        minibatch.scatter(self._ranks.collect(outputs), of_batch)
+    def collect(self, outputs: Sequence[torch.Tensor], minibatch: Minibatch) -> dict[int, torch.Tensor]:
+        """Brings together what each rank made of its micro-batches' sampled tokens, [N] each; see `Minibatch.scatter`."""
+        return minibatch.scatter(self._ranks.collect(outputs))
 
     def accumulate(
         self,

@@ -197,7 +197,7 @@ class Run:
             settings.batch_groups, settings.samples_per_problem, settings.max_staleness, settings.steps,
             Filters(settings.filters, settings.algorithm.group_relative),
         )  # fmt: skip
-        replayed = {batch.step + 1: batch.digest for batch in batches_of(results, ledger)}
+        replayed = {batch.step: batch.digest for batch in batches_of(results, ledger)}
         taken: dict[int, set[str]] = {}
         for record in self.logs("batch taken"):
             taken.setdefault(record["step"], set()).add(record["digest"])

@@ -14,10 +14,10 @@ import torch
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
-from learner.training import crew as orders
-from learner.training.crew import Crew, follow
+from learner.training import rank_group
+from learner.training.rank_group import RankGroup, serve_rank
+from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks, join_process_group
-from learner.training.trainer import Trainer
 from runtime.models import model_folder
 from tests.integration.test_trainer import GRADIENT, TRAIN, batch
 
@@ -64,11 +64,11 @@ def config(
     )
 
 
-def weights(crew: Crew) -> dict[str, torch.Tensor]:
+def weights(group: RankGroup) -> dict[str, torch.Tensor]:
     """What the learner would publish."""
-    layout = crew.weight_layout()
+    layout = group.weight_layout()
     image = torch.zeros(layout.nbytes, dtype=torch.uint8)
-    crew.copy_weights(image)
+    group.copy_weights(image)
     return {
         entry.name: image[entry.offset : entry.offset + entry.nbytes]
         .view(getattr(torch, entry.dtype))
@@ -77,23 +77,23 @@ def weights(crew: Crew) -> dict[str, torch.Tensor]:
     }
 
 
-def work(crew: Crew, stage: int, budget: int, folder: Path) -> dict[str, object]:
-    before = weights(crew)
+def work(group: RankGroup, stage: int, budget: int, folder: Path) -> dict[str, object]:
+    before = weights(group)
     time.sleep(0.5)  # Rank 0 says meanwhile that it has no order yet.
-    metrics = crew.train(batch(), 1)
-    after = weights(crew)
+    metrics = group.train(batch(), 1)
+    after = weights(group)
     gradient = {name: before[name] - weight for name, weight in after.items()}
-    skipped = crew.train(batch(temperature=1e-44), 2)["skipped_updates"]
-    unchanged = all(torch.equal(weight, after[name]) for name, weight in weights(crew).items())
+    skipped = group.train(batch(temperature=1e-44), 2)["skipped_updates"]
+    unchanged = all(torch.equal(weight, after[name]) for name, weight in weights(group).items())
     checkpoint = folder / f"checkpoint-{stage}-{budget}"
     checkpoint.mkdir()
-    crew.save(checkpoint)
-    crew.train(batch(5), 3)
-    once = weights(crew)
-    crew.load(checkpoint)
-    restored = all(torch.equal(weight, after[name]) for name, weight in weights(crew).items())
-    crew.train(batch(5), 3)
-    repeated = all(torch.equal(weight, once[name]) for name, weight in weights(crew).items())
+    group.save(checkpoint)
+    group.train(batch(5), 3)
+    once = weights(group)
+    group.load(checkpoint)
+    restored = all(torch.equal(weight, after[name]) for name, weight in weights(group).items())
+    group.train(batch(5), 3)
+    repeated = all(torch.equal(weight, once[name]) for name, weight in weights(group).items())
     return {
         "gradient": gradient,
         "metrics": metrics,
@@ -110,51 +110,51 @@ def variant(name: str, dtype: str) -> RunConfig:
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    orders.WAIT_S = 0.1
+    rank_group.WAIT_S = 0.1
     join_process_group()
     results: dict[object, object] = {}
     for stage in STAGES:
         for budget in BUDGETS:
-            trainer = Trainer(config(stage, budget, GRADIENT), model_folder("random-tiny"))
+            trainer = RankTrainer(config(stage, budget, GRADIENT), model_folder("random-tiny"))
             if Ranks().rank > 0:
-                follow(trainer)
+                serve_rank(trainer)
                 continue
-            crew = Crew(trainer)
-            results[stage, budget] = work(crew, stage, budget, folder)
-            crew.close()
+            group = RankGroup(trainer)
+            results[stage, budget] = work(group, stage, budget, folder)
+            group.close()
     # Two minibatches, so that proximal passes are shared as well.
-    trainer = Trainer(config(2, 100, TRAIN, minibatches=2), model_folder("random-tiny"))
+    trainer = RankTrainer(config(2, 100, TRAIN, minibatches=2), model_folder("random-tiny"))
     if Ranks().rank > 0:
-        follow(trainer)
+        serve_rank(trainer)
     else:
-        crew = Crew(trainer)
-        results["metrics"] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
-        crew.close()
+        group = RankGroup(trainer)
+        results["metrics"] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+        group.close()
     for name in VARIANTS:
         for dtype in ("float32", "bfloat16") if name in OF_BFLOAT16 else ("float32",):
-            trainer = Trainer(variant(name, dtype), model_folder("random-tiny"))
+            trainer = RankTrainer(variant(name, dtype), model_folder("random-tiny"))
             if Ranks().rank > 0:
-                follow(trainer)
+                serve_rank(trainer)
                 continue
-            crew = Crew(trainer)
-            results[name, dtype] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
-            crew.close()
+            group = RankGroup(trainer)
+            results[name, dtype] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+            group.close()
     for advantage, stage, budget in CRITICS:
-        trainer = Trainer(
+        trainer = RankTrainer(
             config(stage, budget, STEEP, 2, advantage=advantage, kl_coefficient=0.1), model_folder("random-tiny")
         )
         if Ranks().rank > 0:
-            follow(trainer)
+            serve_rank(trainer)
             continue
-        crew = Crew(trainer)
+        group = RankGroup(trainer)
         checkpoint = folder / f"checkpoint-{advantage}"
         checkpoint.mkdir()
-        results[advantage] = [crew.train(batch(seed), seed + 1) for seed in range(2)]
-        crew.save(checkpoint)
-        results[f"{advantage} once"] = crew.train(batch(2), 3)
-        crew.load(checkpoint)
-        results[f"{advantage} again"] = crew.train(batch(2), 3)
-        crew.close()
+        results[advantage] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+        group.save(checkpoint)
+        results[f"{advantage} once"] = group.train(batch(2), 3)
+        group.load(checkpoint)
+        results[f"{advantage} again"] = group.train(batch(2), 3)
+        group.close()
     if Ranks().rank == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()

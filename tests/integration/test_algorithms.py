@@ -13,7 +13,7 @@ from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfi
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import OptimizerConfig
 from learner.training.batches import MicroBatch, micro_batches
-from learner.training.trainer import CRITIC_METRICS, POLICY_METRICS, Trainer
+from learner.training.rank_trainer import CRITIC_METRICS, POLICY_METRICS, RankTrainer
 from runtime.models import model_folder
 from tests.integration.test_trainer import (
     GRADIENT,
@@ -46,16 +46,16 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
+def new_trainer(folder: Path) -> Iterator[Callable[..., RankTrainer]]:
     """Makes trainers and closes them after the test."""
-    made: list[Trainer] = []
+    made: list[RankTrainer] = []
 
     def make(
         optimizer: OptimizerConfig = TRAIN,
         budget: int = 4096,
         critic: dict[str, object] | None = None,
         **algorithm: object,
-    ) -> Trainer:
+    ) -> RankTrainer:
         learner = {
             "steps": 10,
             "algorithm": {"minibatches": 1} | algorithm,
@@ -70,7 +70,7 @@ def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
             tasks=TasksConfig(problems=ProblemsConfig(recipe="products")),
             learner=LearnerConfig.model_validate(learner),
         )
-        made.append(Trainer(config, folder))
+        made.append(RankTrainer(config, folder))
         return made[-1]
 
     yield make
@@ -82,16 +82,16 @@ def flat(groups: list[list[Trajectory]]) -> list[Trajectory]:
     return [item for group in groups for item in group]
 
 
-def on_policy(trainer: Trainer, seed: int = 0) -> list[list[Trajectory]]:
+def on_policy(trainer: RankTrainer, seed: int = 0) -> list[list[Trajectory]]:
     """A batch that the trainer's policy could have sampled."""
     return [behave_like(trainer.policy, group) for group in batch(seed)]
 
 
-def values_of(trainer: Trainer, items: list[Trajectory]) -> torch.Tensor:
+def values_of(trainer: RankTrainer, items: list[Trajectory]) -> torch.Tensor:
     return torch.cat(trainer._passes.evaluate(trainer._critic.values, items))  # type: ignore[union-attr]
 
 
-def count_passes(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+def count_passes(trainer: RankTrainer, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether each pass of the policy from now on had a gradient."""
     passes: list[bool] = []
     forward = trainer.policy.token_logprobs
@@ -111,11 +111,11 @@ def test_one_minibatch_clips_nothing_and_a_second_one_can(new_trainer, monkeypat
     micros = len(micro_batches(flat(groups), torch.zeros(12), 64))
     passes = count_passes(trainer, monkeypatch)
     one = trainer.train(groups, 1)
-    # V-trace alone has to know the policy that the batch met before it knows the advantages.
+    # V-trace alone has to know the proximal policy before it knows the advantages.
     assert passes == [False] * micros * (advantage == "vtrace") + [True] * micros
     assert one["clip_fraction"] == 0.0
     assert one["skipped_updates"] == 0.0
-    # The policy that the batch met is the one that sampled it, at a temperature of 0.7.
+    # The proximal policy is the one that sampled the batch, at a temperature of 0.7.
     assert one["importance_weight_mean"] == pytest.approx(1.0, abs=1e-5)
     assert one["sequence_ratio_min"] == pytest.approx(1.0, abs=1e-5)
     assert one["sequence_ratio_max"] == pytest.approx(1.0, abs=1e-5)

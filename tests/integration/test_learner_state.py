@@ -21,7 +21,7 @@ from learner.checkpoints import Checkpoints
 from learner.loop import Learner
 from learner.tickets.archive import Archive, CheckpointError
 from learner.tickets.ledger import Ledger
-from learner.training.emulated_crew import EmulatedCrew
+from learner.training.emulated_trainer import EmulatedTrainer
 from tasks.problems import ProblemOrder, load_problems
 from tests.unit.test_ledger import trajectory
 from weights.writer import DeposedError, WeightWriter
@@ -38,7 +38,7 @@ def make_learner(bus: Bus, folder: Path, config: RunConfig = CONFIG) -> Learner:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text('{"vocab_size": 100}')
     problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
-    return Learner(config, bus, bus, EmulatedCrew(model), problems, folder, Announcer(bus, "learner", "learner"))
+    return Learner(config, bus, bus, EmulatedTrainer(model), problems, folder, Announcer(bus, "learner", "learner"))
 
 
 def result(bus: Bus, ledger: Ledger, ticket: int) -> Trajectory:

@@ -14,8 +14,8 @@ import torch
 from bus.metrics import steps_of
 from configs.schema import RunConfig
 from learner.replay import difference
-from learner.training.crew import Crew
-from learner.training.trainer import Trainer
+from learner.training.rank_group import RankGroup
+from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
 from tests.end_to_end.test_end_to_end import processes_of
 from tests.integration.ranks_program import BUDGETS, CRITICS, OF_BFLOAT16, STAGES, STEEP, VARIANTS, config, variant
@@ -48,17 +48,17 @@ def expected() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def one_rank() -> Iterator[Callable[..., Crew]]:
-    """Makes a crew of this process alone and closes it after the test."""
-    made: list[Crew] = []
+def one_rank() -> Iterator[Callable[..., RankGroup]]:
+    """Makes a group of this process alone and closes it after the test."""
+    made: list[RankGroup] = []
 
-    def make(settings: RunConfig) -> Crew:
-        made.append(Crew(Trainer(settings, model_folder("random-tiny"))))
+    def make(settings: RunConfig) -> RankGroup:
+        made.append(RankGroup(RankTrainer(settings, model_folder("random-tiny"))))
         return made[-1]
 
     yield make
-    for crew in made:
-        crew.close()
+    for group in made:
+        group.close()
 
 
 def assert_same_metrics(theirs: dict[str, float], ours: dict[str, float], rel: float = 2e-3) -> None:
@@ -86,9 +86,9 @@ def test_two_ranks_give_the_gradient_of_plain_transformers(two_ranks, expected, 
 
 @pytest.mark.slow
 def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
-    crew = one_rank(config(2, 300, TRAIN, 2))
+    group = one_rank(config(2, 300, TRAIN, 2))
     for seed, theirs in enumerate(two_ranks["metrics"]):
-        assert_same_metrics(theirs, crew.train(batch(seed), seed + 1))
+        assert_same_metrics(theirs, group.train(batch(seed), seed + 1))
 
 
 @pytest.mark.slow
@@ -96,8 +96,8 @@ def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
     ("name", "dtype"), [*((name, "float32") for name in VARIANTS), *((name, "bfloat16") for name in OF_BFLOAT16)]
 )
 def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, name, dtype):
-    crew = one_rank(variant(name, dtype))
-    steps = [crew.train(batch(seed), seed + 1) for seed in range(2)]
+    group = one_rank(variant(name, dtype))
+    steps = [group.train(batch(seed), seed + 1) for seed in range(2)]
     for theirs, ours in zip(two_ranks[name, dtype], steps, strict=True):
         # Sums in another order round otherwise, and in the second step passes are of other weights.
         assert_same_metrics(theirs, ours, 2e-3 if dtype == "float32" else 2e-2)
@@ -109,8 +109,8 @@ def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, nam
 @pytest.mark.slow
 @pytest.mark.parametrize("advantage", [advantage for advantage, _, _ in CRITICS])
 def test_two_ranks_train_a_critic_and_the_policy_as_one_does(two_ranks, one_rank, advantage):
-    crew = one_rank(config(2, 300, STEEP, 2, advantage=advantage, kl_coefficient=0.1))
-    steps = [crew.train(batch(seed), seed + 1) for seed in range(3)]
+    group = one_rank(config(2, 300, STEEP, 2, advantage=advantage, kl_coefficient=0.1))
+    steps = [group.train(batch(seed), seed + 1) for seed in range(3)]
     for theirs, ours in zip([*two_ranks[advantage], two_ranks[f"{advantage} once"]], steps, strict=True):
         assert_same_metrics(theirs, ours)
     # Not a comparison of zeros.

@@ -16,7 +16,7 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from launch.replay_command import start
 from learner.tickets.archive import read_archive
-from learner.training.trainer import Trainer
+from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
 from tests.integration.recorded import BATCHES, ORDER, write_run
 
@@ -59,7 +59,7 @@ def by_hand() -> Callable[[Path], dict[str, torch.Tensor]]:
         groups: dict[int, list[Trajectory]] = {}
         for item in trajectories(run / "results"):
             groups.setdefault(item.group, []).append(item)
-        trainer = Trainer(config, model_folder("random-tiny"))
+        trainer = RankTrainer(config, model_folder("random-tiny"))
         for version, numbers in enumerate(BATCHES):
             # Group 4 lost a sample to a failure: one is no group.
             trainer.train([groups[number] for number in numbers if number != 4], version)

@@ -18,7 +18,7 @@ from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.training.batches import micro_batches
 from learner.training.policy import Policy, TokenLogprobs
-from learner.training.trainer import Trainer
+from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -49,9 +49,9 @@ def arithmetic(request: pytest.FixtureRequest) -> Arithmetic:
 
 
 @pytest.fixture
-def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
+def new_trainer(folder: Path) -> Iterator[Callable[..., RankTrainer]]:
     """Makes trainers and closes them after the test."""
-    made: list[Trainer] = []
+    made: list[RankTrainer] = []
 
     def make(
         optimizer: OptimizerConfig = TRAIN,
@@ -59,7 +59,7 @@ def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
         dtype: str = "float32",
         compute: str = "float32",
         **algorithm: object,
-    ) -> Trainer:
+    ) -> RankTrainer:
         config = RunConfig(
             name="test",
             seed=3,
@@ -72,7 +72,7 @@ def new_trainer(folder: Path) -> Iterator[Callable[..., Trainer]]:
                 deepspeed=DeepSpeedConfig(micro_batch_tokens=budget),
             ),
         )
-        made.append(Trainer(config, folder))
+        made.append(RankTrainer(config, folder))
         return made[-1]
 
     yield make
@@ -112,7 +112,7 @@ def batch(seed: int = 0, temperature: float = 0.7) -> list[list[Trajectory]]:
     return [[trajectory(group, float(sample % 3 == 0), rng, temperature) for sample in range(4)] for group in range(3)]
 
 
-def weights(trainer: Trainer) -> Weights:
+def weights(trainer: RankTrainer) -> Weights:
     return dict(trainer.policy.named_weights())
 
 

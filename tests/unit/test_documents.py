@@ -27,7 +27,7 @@ def test_every_metric_is_documented():
         names |= set(re.findall(r'values\["([a-z_]+)"\]', text))
         assert names <= documented, f"{source}: {sorted(names - documented)}"
     from learner.tickets.filters import REASONS
-    from learner.training.trainer import CRITIC_METRICS, POLICY_METRICS
+    from learner.training.rank_trainer import CRITIC_METRICS, POLICY_METRICS
 
     assert set(POLICY_METRICS) | set(CRITIC_METRICS) <= documented
     assert {f"filtered_by_{reason.replace(' ', '_')}" for reason in REASONS} <= documented

@@ -109,7 +109,7 @@ def test_they_are_part_of_a_batchs_metrics_and_lost_lengths_too():
         )  # fmt: skip
 
     taken = ((trajectory(call(20)), failure(300), failure(0), failure(500)),)
-    values = batch_metrics(Batch(step=0, trained=(), taken=taken, filtered={}), taken_at=0.0)
+    values = batch_metrics(Batch(version=0, trained=(), taken=taken, filtered={}), taken_at=0.0)
     assert values["first_call_position"] == 20
     assert values["late_length"] == 400
     assert values["failures"] == 3

@@ -25,7 +25,7 @@ def trajectory(*spans: tuple[tuple[int, int], int, int]) -> Trajectory:
 
 def batch(*members: Trajectory | Failure) -> Batch:
     trained = tuple(member for member in members if isinstance(member, Trajectory))
-    return Batch(step=5, trained=(trained,) if trained else (), taken=(members,), filtered={})
+    return Batch(version=5, trained=(trained,) if trained else (), taken=(members,), filtered={})
 
 
 def test_versions_are_counted_once_however_many_spans_they_have():
@@ -67,7 +67,7 @@ def test_the_summary_takes_means_over_the_steps_that_measured(tmp_path):
 
 
 def test_a_batch_that_nothing_was_trained_on_tells_its_counts():
-    assert batch_metrics(Batch(step=0, trained=(), taken=(), filtered={}), 0.0) == {
+    assert batch_metrics(Batch(version=0, trained=(), taken=(), filtered={}), 0.0) == {
         "trajectories": 0,
         "failures": 0,
         "filtered": 0,

@@ -1,6 +1,6 @@
 """A trainer that computes nothing: each step adds one to a single small tensor.
 
-It stands where DeepSpeed's does, for tests of load and faults; book, batches, checkpoints, weight log and archive are the
+It stands where DeepSpeed's does, for tests of load and faults; ledger, batches, checkpoints, weight log and archive are the
 real ones. Its weights after n steps are the same in every run, so a resumed learner reproduces what the log holds.
 """
 
@@ -16,8 +16,8 @@ SIZE = 1024
 COUNTER = "counter.json"
 
 
-class EmulatedCrew:
-    """Has the methods of `Crew`, with one rank."""
+class EmulatedTrainer:
+    """Counts its steps, as a `Trainer` of one rank."""
 
     ranks = 1
     compute_dtype = "float32"

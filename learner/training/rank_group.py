@@ -1,10 +1,11 @@
-"""All ranks as one trainer: rank 0 leads, the others do what it orders.
+"""All ranks as one trainer: rank 0 gives commands, the others carry them out with it.
 
-    rank 0   learner loop ─▶ order ─▶ train, save, load ...          ─▶ order ...
-    others                   wait  ─▶ the same call, its own trainer ─▶ wait ...
+    rank 0   learner loop ─▶ command ─▶ train, save, load ...          ─▶ command ...
+    others                   wait    ─▶ the same call, its own trainer ─▶ wait ...
 
-An order is a message, broadcast as bytes. While rank 0 has none (it waits for results) it says so every `WAIT_S` seconds, so
-that no wait for an order reaches the process group's bound unless rank 0 is gone. With one rank there are no orders.
+A command is a message, broadcast as bytes. While rank 0 has none (it waits for results) it says so every `WAIT_S`
+seconds, so that no wait for a command reaches the process group's bound unless rank 0 is gone. With one rank there are
+no commands.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import torch
 
 from bus.codec import Message, decode, encode
 from bus.messages import Trajectory
+from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks
-from learner.training.trainer import Trainer
 from weights.codec import Layout
 
 log = structlog.get_logger()
@@ -27,7 +28,7 @@ log = structlog.get_logger()
 WAIT_S = 60.0
 
 
-class Order(Message):
+class Command(Message):
     """What every rank does next."""
 
     what: Literal["wait", "train", "save", "load", "compare", "weights", "stop"]
@@ -38,20 +39,20 @@ class Order(Message):
     """To save to, load from or compare with; all ranks must reach it."""
 
 
-class Crew:
-    """Rank 0's side: each method is carried out by all ranks together. One at a time, from any thread."""
+class RankGroup:
+    """Rank 0's side, a `Trainer`: all ranks carry out each method together. One at a time, from any thread."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: RankTrainer) -> None:
         self._trainer = trainer
         self._ranks = Ranks()
         self._busy = threading.Lock()
         self._closed = threading.Event()
         if self._ranks.count > 1:
-            threading.Thread(target=self._keep_waiting, name="orders", daemon=True).start()
+            threading.Thread(target=self._keep_waiting, name="commands", daemon=True).start()
 
     @property
     def ranks(self) -> int:
-        """How many there are."""
+        """See `Trainer.ranks`."""
         return self._ranks.count
 
     @property
@@ -61,51 +62,51 @@ class Crew:
 
     @property
     def vocabulary(self) -> int:
-        """See `Policy.vocabulary`."""
+        """See `Trainer.vocabulary`."""
         return self._trainer.policy.vocabulary
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
         """See `Trainer.train`."""
-        with self._order("train", version=version, groups=groups):
+        with self._command("train", version=version, groups=groups):
             return self._trainer.train(groups, version)
 
     def save(self, folder: Path) -> None:
         """See `Trainer.save`."""
-        with self._order("save", folder=folder):
+        with self._command("save", folder=folder):
             self._trainer.save(folder)
 
     def load(self, folder: Path) -> None:
         """See `Trainer.load`."""
-        with self._order("load", folder=folder):
+        with self._command("load", folder=folder):
             self._trainer.load(folder)
 
     def load_and_compare(self, folder: Path) -> dict[str, bool]:
         """See `Trainer.load_and_compare`."""
-        with self._order("compare", folder=folder):
+        with self._command("compare", folder=folder):
             return self._trainer.load_and_compare(folder)
 
     def export(self, folder: Path) -> None:
-        """See `Policy.export`."""
-        with self._order("weights"):
+        """See `Trainer.export`."""
+        with self._command("weights"):
             self._trainer.policy.export(folder)
 
     def copy_weights(self, image: torch.Tensor) -> None:
-        """See `Policy.copy_weights`."""
-        with self._order("weights"):
+        """See `Trainer.copy_weights`."""
+        with self._command("weights"):
             self._trainer.policy.copy_weights(image)
 
     def weight_layout(self) -> Layout:
-        """See `Policy.weight_layout`."""
+        """See `Trainer.weight_layout`."""
         return self._trainer.policy.weight_layout()
 
     def close(self) -> None:
-        """Ends the other ranks and frees the engines."""
+        """See `Trainer.close`."""
         self._closed.set()
-        with self._order("stop"):
+        with self._command("stop"):
             self._trainer.close()
 
     @contextlib.contextmanager
-    def _order(
+    def _command(
         self,
         what: Literal["train", "save", "load", "compare", "weights", "stop"],
         version: int = 0,
@@ -115,31 +116,31 @@ class Crew:
         with self._busy:
             if self._ranks.count > 1:
                 packed = tuple(tuple(encode(trajectory) for trajectory in group) for group in groups or ())
-                order = Order(what=what, version=version, groups=packed, folder=str(folder.resolve()))
-                self._ranks.broadcast(encode(order))
+                command = Command(what=what, version=version, groups=packed, folder=str(folder.resolve()))
+                self._ranks.broadcast(encode(command))
             yield
 
     def _keep_waiting(self) -> None:
-        order = encode(Order(what="wait"))
+        command = encode(Command(what="wait"))
         while not self._closed.wait(WAIT_S):
             if self._busy.acquire(blocking=False):
                 try:
                     if not self._closed.is_set():
-                        self._ranks.broadcast(order)
+                        self._ranks.broadcast(command)
                 finally:
                     self._busy.release()
 
 
-def follow(trainer: Trainer) -> None:
-    """Does what rank 0 orders until it says stop. Raises RuntimeError where rank 0 is gone."""
+def serve_rank(trainer: RankTrainer) -> None:
+    """Carries out rank 0's commands until it says stop. Raises RuntimeError where rank 0 is gone."""
     ranks = Ranks()
     while True:
-        order = decode(ranks.broadcast(), Order)
-        folder = Path(order.folder)
-        match order.what:
+        command = decode(ranks.broadcast(), Command)
+        folder = Path(command.folder)
+        match command.what:
             case "train":
-                groups = [[decode(data, Trajectory) for data in group] for group in order.groups]
-                trainer.train(groups, order.version)
+                groups = [[decode(data, Trajectory) for data in group] for group in command.groups]
+                trainer.train(groups, command.version)
             case "save":
                 trainer.save(folder)
             case "load":
