@@ -17,7 +17,7 @@ import time
 import numpy as np
 import structlog
 
-from actors.admission import CacheRoom
+from actors.admission import Admission
 from actors.engine import DeadlineError, Engine, EngineError
 from actors.leases import LeasedTicket, TicketSource
 from actors.outbox import Outbox
@@ -74,7 +74,7 @@ class Actor:
         self._rollouts: set[asyncio.Task[None]] = set()
         self._crash: BaseException | None = None
         """What nobody foresaw in a rollout, or an engine that keeps failing: the actor ends with it."""
-        self._room = CacheRoom(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
+        self._admission = Admission(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
         self._finished = 0
         self._failed = 0
         self._handed_back = 0
@@ -100,7 +100,7 @@ class Actor:
                     await self._announcer.say("ready")
                     await self._pull_until(stop)
                     await self._announcer.say("stopping")
-                    await self._wind_up()
+                    await self._shut_down()
                 for task in background:
                     task.cancel()
         finally:
@@ -124,15 +124,15 @@ class Actor:
 
     async def _pull_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            room = self._room.places - len(self._rollouts)
-            if room <= 0:
+            free = self._admission.slots - len(self._rollouts)
+            if free <= 0:
                 await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
                 continue
-            for leased in await self._pull(room, stop):
+            for leased in await self._pull(free, stop):
                 self._start(leased)
 
-    async def _pull(self, room: int, stop: asyncio.Event) -> list[LeasedTicket]:
-        pulling = asyncio.create_task(self._tickets.pull(room, timeout_s=0.5))
+    async def _pull(self, count: int, stop: asyncio.Event) -> list[LeasedTicket]:
+        pulling = asyncio.create_task(self._tickets.pull(count, timeout_s=0.5))
         try:
             # It is over in a moment, unless the bus is away.
             return pulling.result() if await done_or_stopped(pulling, stop, HAND_BACK_S) else []
@@ -153,7 +153,7 @@ class Actor:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._crash = error
 
-    async def _wind_up(self) -> None:
+    async def _shut_down(self) -> None:
         """Gives rollouts their grace, then hands the rest back."""
         if self._rollouts:
             await asyncio.wait(self._rollouts, timeout=self._config.actor.grace_s)
@@ -167,7 +167,7 @@ class Actor:
         ticket = leased.ticket
         try:
             async with leased.kept_alive():
-                if ticket.number in self._outbox.settled:
+                if ticket.number in self._outbox.taken_over:
                     await leased.done()
                     return
                 result = await self._answer(leased)
@@ -211,7 +211,7 @@ class Actor:
             await self._grader.require_gradable(ticket.answer, ticket.grading)
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             response = await rollout.run(prompt)
-            self._room.ended(len(response.tokens))
+            self._admission.ended(len(response.tokens))
             if not np.isfinite(response.logprobs).all():
                 raise EngineError("the engine returned a log-probability that is not finite")
             self._engine_failures = 0
@@ -224,7 +224,7 @@ class Actor:
             limit = ticket.rollout.max_response_tokens
             grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)
         except DeadlineError as error:
-            self._room.ended(error.length)
+            self._admission.ended(error.length)
             self._late += 1
             self._late_tokens += error.length
             return self._failure(leased, "deadline passed", str(error), error.length)
@@ -312,7 +312,7 @@ class Actor:
         return {
             **self._announcer.rates,
             "in_flight": len(self._rollouts),
-            "places": self._room.places,
+            "slots": self._admission.slots,
             "late": self._late,
             "late_length": self._late_tokens / max(self._late, 1),
             "finished": self._finished,

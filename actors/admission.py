@@ -15,7 +15,7 @@ ENOUGH = 32
 """Responses from which a length is guessed."""
 
 
-class CacheRoom:
+class Admission:
     """Counts places for rollouts in a cache of `capacity` tokens, never more than `limit`."""
 
     def __init__(self, capacity: int, limit: int, config: RolloutConfig) -> None:
@@ -29,7 +29,7 @@ class CacheRoom:
         self._lengths.append(length)
 
     @property
-    def places(self) -> int:
+    def slots(self) -> int:
         """Rollouts that may run at once; at least one."""
         length = self._config.max_response_tokens
         if len(self._lengths) >= ENOUGH:

@@ -98,19 +98,19 @@ class TicketSource:
         self._look_at = 0.0
         self._refused_since: float | None = None
 
-    async def pull(self, room: int, timeout_s: float) -> list[LeasedTicket]:
-        """At most `room` tickets; an empty list when none came within `timeout_s`.
+    async def pull(self, count: int, timeout_s: float) -> list[LeasedTicket]:
+        """At most `count` tickets; an empty list when none came within `timeout_s`.
 
         Raises BusError when the server has refused to give any for `bus.reconnect_s` seconds.
         """
         try:
             leased = []
             if time.monotonic() >= self._look_at:
-                leased = await self._retries.pull(room, timeout_s=RETRIES_EVERY_S / 20)
+                leased = await self._retries.pull(count, timeout_s=RETRIES_EVERY_S / 20)
                 self._look_at = time.monotonic() + (0.0 if leased else RETRIES_EVERY_S)
-            leased = leased or await self._new.pull(room, timeout_s)
+            leased = leased or await self._new.pull(count, timeout_s)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
-            # A server that stops, a new leader: mended by new subscriptions; a consumer that is gone, by `zerotir bus`.
+            # A server that stops, a new leader: repaired by new subscriptions; a consumer that is gone, by `zerotir bus`.
             log.warning("cannot pull tickets, will try again", error=str(error))
             await self._resubscribe(error)
             await asyncio.sleep(min(timeout_s, 0.5))
@@ -140,7 +140,7 @@ class _Queue:
         self._lease_s = 0.0
         self._reconnects = 0
 
-    async def pull(self, room: int, timeout_s: float) -> list[LeasedTicket]:
+    async def pull(self, count: int, timeout_s: float) -> list[LeasedTicket]:
         """Raises what nats-py raises, but for a time-out."""
         if self._bus.client.stats["reconnects"] != self._reconnects:
             # Whoever started the server again may have changed the leases.
@@ -151,7 +151,7 @@ class _Queue:
             self._lease_s = info.config.ack_wait or 0.0
             self._subscription = await self._bus.js.pull_subscribe_bind(ACTOR_CONSUMER, self._stream)
         try:
-            messages = await self._subscription.fetch(room, timeout=timeout_s)
+            messages = await self._subscription.fetch(count, timeout=timeout_s)
         except TimeoutError:
             # Nothing there, or the bus is away: that ends by itself, or by `Bus.lost`.
             if not self._bus.client.is_connected:
@@ -163,7 +163,7 @@ class _Queue:
                 leased.append(LeasedTicket(message, decode(message.data, Ticket), self._bus, self._lease_s))
             except MessageError as error:
                 # Actors of another version do not get this far: it is damaged, and the learner issues it anew.
-                await self._bus.bury(self._stream, message.metadata.sequence.stream, message.data, str(error))
+                await self._bus.dead_letter(self._stream, message.metadata.sequence.stream, message.data, str(error))
                 await message.ack()
         return leased
 

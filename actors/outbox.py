@@ -34,7 +34,7 @@ Result = Trajectory | Failure
 
 
 @dataclass(eq=False)
-class _Parcel:
+class _PendingResult:
     result: Result
     adopted: bool = False
     stored: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
@@ -48,41 +48,41 @@ class Outbox:
         self._bus = bus
         self._folder = folder
         self._path = folder / f"{name}-{os.getpid()}.results"
-        self._parcels: deque[_Parcel] = deque()
+        self._pending: deque[_PendingResult] = deque()
         self._filled = asyncio.Event()
         self._file: BinaryIO | None = None
         self._adopted: list[BinaryIO] = []
-        self.settled: set[int] = set()
+        self.taken_over: set[int] = set()
         """Tickets whose results were taken over and are stored: whoever gets one again has nothing to do."""
 
     def __len__(self) -> int:
         """Results that are not stored yet."""
-        return len(self._parcels)
+        return len(self._pending)
 
     async def store(self, result: Result) -> None:
         """Returns once the stream has `result`. Cancelled, it leaves the result where it is: it is still published."""
-        parcel = _Parcel(result)
-        self._parcels.append(parcel)
+        pending = _PendingResult(result)
+        self._pending.append(pending)
         if self._file is not None:
-            self._write([parcel])
+            self._write([pending])
         self._filled.set()
-        await parcel.stored
+        await pending.stored
 
     async def run(self) -> None:
         """Publishes until cancelled. Raises BusError where the stream takes nothing for `PATIENCE_S` seconds."""
         self._adopt()
         while True:
-            while not self._parcels:
+            while not self._pending:
                 self._filled.clear()
                 await self._filled.wait()
-            parcel = self._parcels[0]
-            await self._bus.publish_until_stored(self._bus.names.results, parcel.result, PATIENCE_S, self.keep)
-            self._parcels.popleft()
-            if parcel.adopted:
-                self.settled.add(parcel.result.ticket)
-            if not parcel.stored.done():
-                parcel.stored.set_result(None)
-            if not self._parcels:
+            pending = self._pending[0]
+            await self._bus.publish_until_stored(self._bus.names.results, pending.result, PATIENCE_S, self.keep)
+            self._pending.popleft()
+            if pending.adopted:
+                self.taken_over.add(pending.result.ticket)
+            if not pending.stored.done():
+                pending.stored.set_result(None)
+            if not self._pending:
                 self._discard()
 
     def _adopt(self) -> None:
@@ -99,24 +99,24 @@ class Outbox:
             results = list(_read(file))
             log.info("publishing what an earlier actor could not", file=str(path), results=len(results))
             for result in results:
-                self._parcels.append(_Parcel(result, adopted=True))
-        if not self._parcels:
+                self._pending.append(_PendingResult(result, adopted=True))
+        if not self._pending:
             self._discard()
 
     def keep(self) -> None:
         """From now on until the queue is empty, what waits is in the file as well."""
-        if self._file is None and self._parcels:
+        if self._file is None and self._pending:
             log.warning("results that are not stored yet are kept", results=len(self), file=str(self._path))
-            self._write(self._parcels)
+            self._write(self._pending)
 
-    def _write(self, parcels: Iterable[_Parcel]) -> None:
+    def _write(self, pending: Iterable[_PendingResult]) -> None:
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 self._file = self._path.open("wb")
                 try_lock(self._file)
-            for parcel in parcels:
-                self._file.write(msgpack.packb(encode(parcel.result)))
+            for result in pending:
+                self._file.write(msgpack.packb(encode(result.result)))
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:

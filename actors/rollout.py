@@ -142,16 +142,16 @@ class Rollout:
                 return None
 
     @property
-    def _room(self) -> int:
+    def _tokens_left(self) -> int:
         return self._config.max_response_tokens - len(self.response.tokens)
 
     async def _sample(self, prompt: list[int], stop: Sequence[str]) -> str | None:
         """Samples up to a stop string and returns it; None at the end of the sequence or of the budget."""
-        if self._room <= 0:
+        if self._tokens_left <= 0:
             self.response.finish_reason = FinishReason.LENGTH
             return None
         sampling = Sampling(
-            max_tokens=self._room,
+            max_tokens=self._tokens_left,
             stop=stop,
             temperature=self._config.temperature,
             top_p=self._config.top_p,
@@ -222,7 +222,7 @@ class Rollout:
 
     def _fits(self, inserted: list[int]) -> bool:
         """Whether these tokens leave room for one that is sampled; where not, the response ends for its length."""
-        if len(inserted) < self._room:
+        if len(inserted) < self._tokens_left:
             return True
         self.response.finish_reason = FinishReason.LENGTH
         return False

@@ -112,7 +112,7 @@ async def lost(address: Path) -> dict:
         # One thread, as in the learner: each would keep freed memory of its own.
         with ThreadPoolExecutor(1) as thread:
             for n in range(2 * LOST_PAIRS + 1):
-                state = writer.room(steps.layout)
+                state = writer.spare_state(steps.layout)
                 copies.append(await loop.run_in_executor(thread, steps.copy, state))
                 before = time.process_time()
                 publishing = asyncio.create_task(writer.publish(n, state))
@@ -157,7 +157,7 @@ async def pause(address: Path, images: Path) -> dict:
         requests: list[asyncio.Task] = []
         paused, synced = [], []
         for n, path in enumerate(paths):
-            state = writer.room(layout)
+            state = writer.spare_state(layout)
             state.image[:] = np.fromfile(path, np.uint8)
             await writer.publish(n, state)
             assert await loader.update(60)
@@ -212,7 +212,7 @@ async def billion(address: Path) -> dict:
         writer = WeightWriter(bus, CONFIG)
         await writer.open()
         for n in range(3):
-            state = writer.room(layout)
+            state = writer.spare_state(layout)
             move(state, before)
             started = time.time()
             wire = (await writer.publish(n, state)).wire_bytes

@@ -100,7 +100,7 @@ async def over_the_log(
         await writer.open()
         seconds, wire = [], []
         for n, image in enumerate(images):
-            state = writer.room(layout)
+            state = writer.spare_state(layout)
             state.image[:] = np.fromfile(image, np.uint8)
             started = time.time()
             wire.append((await writer.publish(n, state)).wire_bytes)

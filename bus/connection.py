@@ -96,7 +96,7 @@ class Bus:
                 log.warning("publish refused, will try again", subject=subject, error=str(error))
                 await backoff.pause()
 
-    async def bury(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
+    async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
         letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[: 1024**2])

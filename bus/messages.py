@@ -105,7 +105,7 @@ class ExecutionResult(Message):
 
 
 class Busy(Message):
-    """A sandbox service's answer when all its places are taken: ask again later."""
+    """A sandbox service's answer when all its slots are taken: ask again later."""
 
 
 class ToolCall(Message):
@@ -335,7 +335,7 @@ class DeadLetter(Message):
     data: bytes
 
 
-def schema() -> str:
+def wire_schema_digest() -> str:
     """Digest of every message's name, version and fields: equal for processes that understand each other."""
     kinds = sorted(
         f"{kind.__name__} {kind.VERSION} {sorted(kind.model_fields)}"

@@ -59,7 +59,7 @@ async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, M
         try:
             yield sequence, decode(data, Metrics)
         except MessageError as error:
-            await bus.bury(stream, sequence, data, str(error))
+            await bus.dead_letter(stream, sequence, data, str(error))
 
 
 def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:

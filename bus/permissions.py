@@ -85,7 +85,7 @@ TABLE = (
             f"$JS.FC.{ALIVE}.>",
         ),
     ),
-    Rule("bury what it could not read", ("learner", *ENGINES, "observer"), publish=("{dead_letters}",)),
+    Rule("dead-letter what it could not read", ("learner", *ENGINES, "observer"), publish=("{dead_letters}",)),
     Rule(
         "take tickets",
         ("actor",),

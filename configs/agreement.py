@@ -13,7 +13,7 @@ FIXED = (
     "seed",
     "learner.trainer",
     "learner.batch_groups",
-    "learner.samples_per_problem",
+    "learner.group_size",
     "learner.max_staleness",
     "learner.algorithm.advantage",
     "learner.deepspeed.zero_stage",

@@ -1,4 +1,4 @@
-"""What the user has to mend."""
+"""What the user has to fix."""
 
 import difflib
 from collections.abc import Iterable

@@ -7,7 +7,7 @@
         seeds: [0, 1]
       - config: quickstart-text
 
-Each experiment is one configuration times its seeds, tool budgets and models; the runs come in that order.
+Each experiment is one configuration times its seeds, limits of tool calls and models; the runs come in that order.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
 
 
 class Experiment(Section):
-    """One configuration under several seeds, tool budgets and models."""
+    """One configuration under several seeds, limits of tool calls and models."""
 
     config: str
     """Name of a shipped configuration, or a YAML file."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
     """Seeds: replicates, which the report pools."""
-    tool_budgets: tuple[NonNegativeInt, ...] = ()
+    max_tool_calls: tuple[NonNegativeInt, ...] = ()
     """Values of `rollout.max_tool_calls`; empty keeps the configuration's own. 0 with a prompt that offers code is another
     experiment than a prompt without: for the baseline name a configuration of its own."""
     models: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Matrix(Section):
     @model_validator(mode="after")
     def each_once(self) -> Self:
         for experiment in self.experiments:
-            for field in ("seeds", "tool_budgets", "models"):
+            for field in ("seeds", "max_tool_calls", "models"):
                 values = getattr(experiment, field)
                 if len(set(values)) != len(values):
                     raise ValueError(f"{experiment.config}: {field} names a value twice")
@@ -82,7 +82,7 @@ def load_matrix(name: str, overrides: list[str] | None = None) -> tuple[Matrix, 
     runs: dict[str, PlannedRun] = {}
     for experiment in matrix.experiments:
         for model, budget, seed in product(
-            experiment.models or (None,), experiment.tool_budgets or (None,), experiment.seeds
+            experiment.models or (None,), experiment.max_tool_calls or (None,), experiment.seeds
         ):
             own = [f"seed={seed}"]
             own += [f"model.path={model}"] if model is not None else []

@@ -97,7 +97,7 @@ class SandboxConfig(Section):
     """Address space of each process in a jail, MiB; with cgroups also the memory of all of them and of the working folder
     together, without swap."""
     cpu_s: PositiveInt = 10
-    """CPU seconds of each process of a program; what a waiting jail has imported before does not count."""
+    """CPU seconds of each process of a program; what an idle jail has imported before does not count."""
     cpus: PositiveFloat = 1.0
     """CPU cores that everything in a jail may use together; only cgroups can limit it."""
     max_processes: PositiveInt = 16
@@ -112,7 +112,7 @@ class SandboxConfig(Section):
     warm_with_packages: NonNegativeInt = 1
     """Jails that wait with all `packages` imported, for code that imports one; 0 lets such code import them itself."""
     warm_memory_mb: PositiveInt = 1024
-    """Memory that waiting jails may hold together, MiB: fewer wait where it does not suffice."""
+    """Memory that idle jails may hold together, MiB: fewer are kept where it does not suffice."""
     request_timeout_s: PositiveFloat = 120.0
     """Seconds that an actor tries to get one execution served, retries included, before it is a failure."""
 
@@ -186,7 +186,7 @@ class LearnerConfig(Section):
     """Training steps; each takes one batch and makes one weight version."""
     batch_groups: PositiveInt = 128
     """Groups (problems) of one batch."""
-    samples_per_problem: Annotated[int, Field(ge=2)] = 16
+    group_size: Annotated[int, Field(ge=2)] = 16
     """Trajectories of one group."""
     trainer: Literal["deepspeed", "emulated"] = "deepspeed"
     """`emulated`: for tests under load and faults; it computes nothing, its weights count the steps."""
@@ -221,9 +221,9 @@ class EvaluationConfig(Section):
     """Data sets by name; without any, the source of `tasks.problems`, of which a recipe makes others than in
     training; a file or data set gives the training problems themselves."""
     samples: PositiveInt = 4
-    """k, the responses to each problem under each tool budget."""
-    tool_calls: tuple[NonNegativeInt, ...] = ()
-    """Tool budgets, each of which all problems are asked under; without any, `rollout.max_tool_calls`."""
+    """k, the responses to each problem under each limit of tool calls."""
+    max_tool_calls: tuple[NonNegativeInt, ...] = ()
+    """Limits of tool calls, each of which all problems are asked under; without any, `rollout.max_tool_calls`."""
     temperature: PositiveFloat | None = None
     """Sampling temperature, instead of `rollout.temperature`."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
@@ -282,7 +282,7 @@ class RunConfig(Section):
                 "rollout.top_p must be 1 and rollout.top_k 0 in training: importance weights need the probabilities of "
                 "the whole distribution"
             )
-        batch = self.learner.batch_groups * self.learner.samples_per_problem
+        batch = self.learner.batch_groups * self.learner.group_size
         if self.learner.algorithm.minibatches > batch:
             raise ValueError("learner.algorithm.minibatches is larger than the batch")
         if self.learner.algorithm.has_critic and self.learner.critic.minibatches > batch:

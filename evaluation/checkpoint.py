@@ -14,15 +14,12 @@ from typing import Any, Self
 import xxhash
 
 from bus.messages import TensorEntry
+from runtime.models import ModelError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Of safetensors, as torch names them."""
 BLOCK_BYTES = 16 * 2**20
 ALIGNMENT = 64
-
-
-class CheckpointError(RuntimeError):
-    """The folder holds no usable weights; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +38,10 @@ class CheckpointImage:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Reads all `*.safetensors` of `folder`. Raises CheckpointError."""
+        """Reads all `*.safetensors` of `folder`. Raises ModelError."""
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
-            raise CheckpointError(f"{folder} holds no *.safetensors: save the model with `save_pretrained`")
+            raise ModelError(f"{folder} holds no *.safetensors: save the model with `save_pretrained`")
         digest = xxhash.xxh3_64()
         tensors: list[TensorEntry] = []
         descriptor = os.memfd_create("zerotir-checkpoint")
@@ -60,7 +57,7 @@ class CheckpointImage:
         except BaseException as error:
             os.close(descriptor)
             if isinstance(error, OSError):
-                raise CheckpointError(f"the weights in {folder} cannot be read: {error}") from error
+                raise ModelError(f"the weights in {folder} cannot be read: {error}") from error
             raise
         return cls(descriptor, tuple(tensors), digest.hexdigest())
 
@@ -82,19 +79,19 @@ def _entries(path: Path, begin: int) -> list[TensorEntry]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > size:
-            raise CheckpointError(f"{path} is no whole safetensors file")
+            raise ModelError(f"{path} is no whole safetensors file")
         try:
             header: dict[str, Any] = json.loads(file.read(length))
         except ValueError as error:
-            raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+            raise ModelError(f"{path} is no safetensors file: {error}") from error
     header.pop("__metadata__", None)
     entries = []
     for name, entry in header.items():
         first, last = entry["data_offsets"]
         if 8 + length + last > size:
-            raise CheckpointError(f"{path} ends before {name} does: it was not copied whole")
+            raise ModelError(f"{path} ends before {name} does: it was not copied whole")
         if entry["dtype"] not in DTYPES:
-            raise CheckpointError(
+            raise ModelError(
                 f"{path}: {name} is {entry['dtype']}; expected one of {', '.join(DTYPES)} (quantised ones are not)"
             )
         entries.append(

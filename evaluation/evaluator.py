@@ -156,7 +156,7 @@ class Evaluator:
         return Sample(
             data=job.data.name,
             problem=job.problem.id,
-            tool_budget=job.tool_budget,
+            max_tool_calls=job.max_tool_calls,
             number=job.number,
             reward=grade.reward,
             parts=grade.parts,

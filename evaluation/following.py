@@ -131,7 +131,7 @@ class Following:
         )
         if scores.finished:
             for row in scores.rows:
-                id = f"{self._announcer.id}/{row.data}/{row.tool_calls}"
+                id = f"{self._announcer.id}/{row.data}/{row.max_tool_calls}"
                 await MetricsWriter(self._bus, "evaluator", id).write(row.metrics(), step=self._loader.newest)
         return scores
 

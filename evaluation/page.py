@@ -92,9 +92,9 @@ def _problems(plan: Plan) -> list[dict[str, str]]:
 
 def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[str, Any]], int]:
     """The samples that are shown, in the plan's order, and how many there are."""
-    places = {
-        key: place
-        for place, key in enumerate((data.name, problem.id) for data in plan.data for problem in data.problems)
+    order = {
+        key: index
+        for index, key in enumerate((data.name, problem.id) for data in plan.data for problem in data.problems)
     }
     there = [samples[job.key] for job in plan.jobs() if job.key in samples]
     shown: list[Sample] = []
@@ -104,11 +104,11 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
         if characters > MAX_CHARACTERS and shown:
             break
         shown.append(sample)
-    shown.sort(key=lambda sample: (places[sample.key[:2]], sample.tool_budget, sample.number))
+    shown.sort(key=lambda sample: (order[sample.key[:2]], sample.max_tool_calls, sample.number))
     return [
         {
-            "problem": places[sample.key[:2]],
-            "budget": sample.tool_budget,
+            "problem": order[sample.key[:2]],
+            "budget": sample.max_tool_calls,
             "number": sample.number,
             "correct": sample.correct,
             "calls": len(sample.tool_calls),

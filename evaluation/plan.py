@@ -1,4 +1,4 @@
-"""What an evaluation asks: data sets x problems x tool budgets x samples, as a list of jobs.
+"""What an evaluation asks: data sets x problems x limits of tool calls x samples, as a list of jobs.
 
 The jobs go through all data sets and budgets at once, in proportion, so that what is known after a part of the time stands
 for the whole, and so does the time that is left. The samples of a problem are neighbours: the engine shares its prompt.
@@ -38,12 +38,12 @@ class Job:
 
     data: DataSet
     problem: Problem
-    tool_budget: int
+    max_tool_calls: int
     number: int
 
     @property
     def key(self) -> Key:
-        return self.data.name, self.problem.id, self.tool_budget, self.number
+        return self.data.name, self.problem.id, self.max_tool_calls, self.number
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Plan:
     """A whole evaluation."""
 
     data: tuple[DataSet, ...]
-    tool_budgets: tuple[int, ...]
+    max_tool_calls: tuple[int, ...]
     samples: int
     """k, of each problem under each budget."""
     prompt: PromptConfig
@@ -61,17 +61,17 @@ class Plan:
     def jobs(self) -> list[Job]:
         """All samples, in the order in which they are begun."""
         placed = [
-            ((place + 0.5) / len(data.problems), Job(data, problem, budget, number))
+            ((index + 0.5) / len(data.problems), Job(data, problem, budget, number))
             for data in self.data
-            for place, problem in enumerate(data.problems)
-            for budget in self.tool_budgets
+            for index, problem in enumerate(data.problems)
+            for budget in self.max_tool_calls
             for number in range(self.samples)
         ]
         return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
 
     def limits(self, job: Job) -> RolloutConfig:
         """The limits and sampling of a job's rollout."""
-        return self.rollout.model_copy(update={"max_tool_calls": job.tool_budget})
+        return self.rollout.model_copy(update={"max_tool_calls": job.max_tool_calls})
 
     def settings(self, weights: str) -> dict[str, Any]:
         """What every sample of this evaluation has in common; `weights` says of which weights it is.
@@ -90,7 +90,7 @@ class Plan:
 
 
 def choose(
-    config: RunConfig, data: Sequence[str], tool_budgets: Sequence[int], samples: int | None, limit: int | None
+    config: RunConfig, data: Sequence[str], max_tool_calls: Sequence[int], samples: int | None, limit: int | None
 ) -> EvaluationConfig:
     """The configuration's evaluation with what the command line says instead; what is empty or None stays as it is.
 
@@ -104,8 +104,8 @@ def choose(
         if len({name for name, _ in named}) < len(named):
             raise ProblemError(f"two data sets have one name: {', '.join(name for name, _ in named)}")
         changes["data"] = dict(named)
-    if tool_budgets:
-        changes["tool_calls"] = tuple(dict.fromkeys(tool_budgets))
+    if max_tool_calls:
+        changes["max_tool_calls"] = tuple(dict.fromkeys(max_tool_calls))
     if samples is not None:
         changes["samples"] = samples
     chosen = chosen.model_copy(update=changes)
@@ -122,7 +122,7 @@ def make_plan(config: RunConfig, chosen: EvaluationConfig) -> Plan:
     sampling = {"temperature": chosen.temperature, "top_p": chosen.top_p}
     return Plan(
         data=tuple(_load(config, name, source) for name, source in (chosen.data or _own(config)).items()),
-        tool_budgets=tuple(sorted(chosen.tool_calls or (config.rollout.max_tool_calls,))),
+        max_tool_calls=tuple(sorted(chosen.max_tool_calls or (config.rollout.max_tool_calls,))),
         samples=chosen.samples,
         prompt=config.tasks.prompt,
         rollout=config.rollout.model_copy(update={k: v for k, v in sampling.items() if v is not None}),

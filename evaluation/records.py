@@ -16,7 +16,7 @@ from bus.messages import FinishReason, ToolCall
 from runtime.files import try_lock, write_whole
 
 Key = tuple[str, str, int, int]
-"""Data set, problem, tool budget, number of the sample: what identifies a sample."""
+"""Data set, problem, limit of tool calls, number of the sample: what identifies a sample."""
 
 
 class JournalError(RuntimeError):
@@ -39,7 +39,7 @@ class Sample(Message):
     data: str
     problem: str
     """The problem's id in its data set."""
-    tool_budget: NonNegativeInt
+    max_tool_calls: NonNegativeInt
     """Calls that were allowed."""
     number: NonNegativeInt
     reward: float
@@ -60,7 +60,7 @@ class Sample(Message):
 
     @property
     def key(self) -> Key:
-        return self.data, self.problem, self.tool_budget, self.number
+        return self.data, self.problem, self.max_tool_calls, self.number
 
     @property
     def correct(self) -> bool:

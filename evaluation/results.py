@@ -68,7 +68,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
             [
                 row.data,
                 str(row.accuracy.problems),
-                str(row.tool_calls),
+                str(row.max_tool_calls),
                 f"@{k}: {_percent(row.accuracy)}",
                 f"@{k}: {_percent(row.pass_at[k])}",
                 _percent(row.difference, sign="+") if row.difference else "-",

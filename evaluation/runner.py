@@ -20,14 +20,14 @@ class LocalRunner:
     def __init__(self, pool: Pool, config: SandboxConfig) -> None:
         self._pool = pool
         self._config = config
-        self._places = asyncio.Semaphore(config.concurrency)
+        self._slots = asyncio.Semaphore(config.concurrency)
 
     async def execute(self, code: str, timeout_s: float) -> ExecutionResult:
         """Runs `code` for at most `timeout_s` seconds; the result is never a SANDBOX_FAILURE.
 
         Failures are tried again. Raises SandboxError past `request_timeout_s`, its turn in the queue not counted.
         """
-        async with self._places:
+        async with self._slots:
             reason = "no answer"
             try:
                 async with asyncio.timeout(self._config.request_timeout_s):

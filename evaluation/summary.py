@@ -1,4 +1,4 @@
-"""From graded samples to the numbers that are reported: one row for each data set and tool budget."""
+"""From graded samples to the numbers that are reported: one row for each data set and limit of tool calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from evaluation.statistics import Estimate, estimate, pass_at_k
 
 @dataclass(frozen=True)
 class Row:
-    """What one data set came to under one tool budget; shares and means are over samples unless said otherwise."""
+    """What one data set came to under one limit of tool calls; shares and means are over samples unless said otherwise."""
 
     data: str
-    tool_calls: int
+    max_tool_calls: int
     """The budget."""
     samples: int
     missing: int
@@ -58,7 +58,7 @@ class Row:
             "samples_per_problem": max(self.pass_at),
             "problems": self.accuracy.problems,
             "code_ratio": self.code_ratio.value,
-            "tool_budget": self.tool_calls,
+            "max_tool_calls": self.max_tool_calls,
         }
         for name in (
             "samples",
@@ -79,7 +79,7 @@ class Row:
 
 
 def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str, str]]) -> list[Row]:
-    """The rows of `plan`, by data set and tool budget; one without any sample is absent.
+    """The rows of `plan`, by data set and limit of tool calls; one without any sample is absent.
 
     `left_out`: (data set, problem) of those that are not asked.
     """
@@ -87,7 +87,7 @@ def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str
     for data in plan.data:
         asked = [problem.id for problem in data.problems if (data.name, problem.id) not in left_out]
         lowest: dict[str, float] | None = None
-        for budget in plan.tool_budgets:
+        for budget in plan.max_tool_calls:
             taken = {
                 problem: [s for n in range(plan.samples) if (s := samples.get((data.name, problem, budget, n)))]
                 for problem in asked
@@ -118,7 +118,7 @@ def _row(
         difference = estimate(np.array([scores[problem] - lowest[problem] for problem in shared]), least=-1.0)
     row = Row(
         data=data.name,
-        tool_calls=budget,
+        max_tool_calls=budget,
         samples=len(every),
         missing=planned - len(every),
         retries=sum(sample.attempts - 1 for sample in every),

@@ -29,7 +29,7 @@ def far_apart(gold: Any, answer: Any) -> bool:
     if not isinstance(gold, Basic) or not isinstance(answer, Basic) or gold.free_symbols != answer.free_symbols:
         return False
     names = sorted(gold.free_symbols, key=str)
-    values = {name: Rational(2 * place + 3, 7 * place + 5) for place, name in enumerate(names)}
+    values = {name: Rational(2 * index + 3, 7 * index + 5) for index, name in enumerate(names)}
     try:
         difference, size = (abs(N(value.subs(values).doit(), 50)) for value in (gold - answer, gold))
         if not size.is_positive or not difference.is_finite:

@@ -112,7 +112,7 @@ class Grader:
         answer = f"\\boxed{{{gold}}}"
         grade = await self.grade([f"<answer>{answer}</answer>" if config.answer_tag else answer], gold, config)
         if not grade.parts["correct"]:
-            raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: mend the problem")
+            raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: fix the problem")
         self._gradable.add((gold, config.rule))
 
     async def _grade_box(self, box: str | None, gold: str, timeout_s: float) -> tuple[Grade, bool]:
@@ -187,6 +187,6 @@ async def _compare(verifier: Verifier, box: str, gold: str, timeout_s: float) ->
         raise GradingError(f"grading the gold answer {gold[:80]!r} against itself fails as well: {error}") from error
     if not gradable:
         raise UngradableError(
-            f"math-verify does not find the gold answer {gold[:80]!r} equal to itself: mend the problem"
+            f"math-verify does not find the gold answer {gold[:80]!r} equal to itself: fix the problem"
         )
     return _grade(box, ungradable=True), True

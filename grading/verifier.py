@@ -18,7 +18,7 @@ class GradingError(RuntimeError):
 
 
 class UngradableError(GradingError):
-    """No answer is right by this gold answer and rule: the problem has to be mended; the text says which."""
+    """No answer is right by this gold answer and rule: the problem has to be fixed; the text says which."""
 
 
 class NoVerdict(Exception):

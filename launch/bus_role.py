@@ -10,7 +10,7 @@ import structlog
 from bus import cluster
 from bus.address import BusAddress
 from bus.connection import BusError, open_bus
-from bus.messages import schema
+from bus.messages import wire_schema_digest
 from bus.presence import Announcer
 from bus.server import embedded_server
 from bus.streams import create_streams
@@ -84,7 +84,7 @@ async def _serve_once(
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
         bucket = await bus.js.key_value(bus.names.run_bucket)
-        await bucket.put("schema", schema().encode())
+        await bucket.put("schema", wire_schema_digest().encode())
         await bucket.put("config", dump_config(config).encode())
         address.write_all(folder)
         latest = folder.parent / "latest"

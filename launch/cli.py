@@ -136,7 +136,11 @@ def _add_evaluation(command: argparse.ArgumentParser) -> None:
         help="data sets: of the configuration, files, or Hugging Face `name:split`",
     )  # fmt: skip
     command.add_argument(
-        "--tool-calls", type=_budgets, default=(), metavar="N,N,...", help="tool budgets, one after another: 0,1,2,4,8"
+        "--max-tool-calls",
+        type=_limits,
+        default=(),
+        metavar="N,N,...",
+        help="limits of tool calls, one after another: 0,1,2,4,8",
     )
     command.add_argument("--samples", type=_positive, metavar="K", help="responses to each problem")
     command.add_argument("--limit", type=_positive, metavar="N", help="the first N problems of each data set")
@@ -151,7 +155,7 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _budgets(text: str) -> tuple[int, ...]:
+def _limits(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0,1,2,4,8")
@@ -159,7 +163,7 @@ def _budgets(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Entry point of the console script `zerotir`; exits with 2 for what the user has to mend, 1 for a failure."""
+    """Entry point of the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
     isolate_interpreter()
     arguments = _parser().parse_args()
     try:

@@ -40,7 +40,7 @@ def start(arguments: argparse.Namespace, config: RunConfig) -> int:
         sys.stderr.write("zerotir: --follow is for a live run: a checkpoint has no next version\n")
         return 2
     try:
-        chosen = choose(config, arguments.data, arguments.tool_calls, arguments.samples, arguments.limit)
+        chosen = choose(config, arguments.data, arguments.max_tool_calls, arguments.samples, arguments.limit)
     except ProblemError as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2
@@ -64,8 +64,7 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
 
 
 async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Does `work`; what the user has to mend becomes a UserError."""
-    from evaluation.checkpoint import CheckpointError
+    """Does `work`; what the user has to fix becomes a UserError."""
     from evaluation.records import JournalError
     from sandbox.jail import SandboxUnavailable
     from tasks.problems import ProblemError
@@ -73,7 +72,7 @@ async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
 
     try:
         await work()
-    except (CheckpointError, JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
+    except (JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
         raise UserError(str(error)) from error
 
 
@@ -174,7 +173,7 @@ def aligned(rows: list[list[str]]) -> str:
 
 def _description(plan: "Plan") -> str:
     sets = ", ".join(f"{len(data.problems)} of {data.name}" for data in plan.data)
-    budgets = ", ".join(map(str, plan.tool_budgets))
+    budgets = ", ".join(map(str, plan.max_tool_calls))
     return f"evaluating {len(plan.jobs())} samples: {sets}; {plan.samples} each with {budgets} calls allowed"
 
 

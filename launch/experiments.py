@@ -26,7 +26,7 @@ from runtime.files import try_lock, write_whole
 
 
 def start(arguments: argparse.Namespace) -> int:
-    """Runs the command that the command line names; returns the exit status, 2 for what the user has to mend."""
+    """Runs the command that the command line names; returns the exit status, 2 for what the user has to fix."""
     from scaling.runs import RunError
 
     try:

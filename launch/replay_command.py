@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def start(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status, 2 for what the user has to mend."""
+    """Runs the command; returns the exit status, 2 for what the user has to fix."""
     run: Path = arguments.run.resolve()
     try:
         recorded = load_config(str(run / "config.yaml"))
         config = load_config(str(run / "config.yaml"), arguments.set)
-        from learner.replay import FIXED
+        from learner.replay import SAME_IN_REPLAY
 
-        changed = [name for name in FIXED if getattr(config.learner, name) != getattr(recorded.learner, name)]
+        changed = [name for name in SAME_IN_REPLAY if getattr(config.learner, name) != getattr(recorded.learner, name)]
         if changed:
             raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
     except ConfigError as error:

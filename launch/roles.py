@@ -1,7 +1,7 @@
 """One role, one process: set-up, signals, the role itself, and an exit status that tells how it ended.
 
 SIGTERM and SIGINT ask a role to stop; a second one ends it at once. A role exits with 0 when it did its work or was asked
-to stop, with 2 for what the user has to mend and with 1 for a failure; both are named in one line and, in the log, in
+to stop, with 2 for what the user has to fix and with 1 for a failure; both are named in one line and, in the log, in
 full.
 """
 
@@ -23,7 +23,7 @@ import structlog
 
 from bus.address import BusAddress, run_folder
 from bus.connection import Bus, open_bus
-from bus.messages import schema
+from bus.messages import wire_schema_digest
 from bus.presence import Announcer
 from configs.agreement import FIXED, SHARED, require_same
 from configs.errors import UserError
@@ -144,7 +144,7 @@ async def _require_same_run(bus: Bus, config: RunConfig, fields: tuple[str, ...]
         raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
     try:
         recorded = parse_config(text)
-        if messages != schema():
+        if messages != wire_schema_digest():
             raise ConfigError("its messages have other fields")
     except ConfigError as error:
         raise UserError(

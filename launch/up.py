@@ -72,7 +72,7 @@ def up(config: RunConfig, resume: Path | None) -> int:
         log.error("run failed", error=str(error))
         say(f"FAILED: {error}")
         say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md")
-        say(f"once that is mended, go on with: {_resume_hint(folder)}")
+        say(f"once that is fixed, go on with: {_resume_hint(folder)}")
         return 1
     plots = plot_run(folder)
     try:
@@ -179,16 +179,16 @@ class _Supervisor:
                     # The metrics of the last step are on their way to the screen.
                     await asyncio.sleep(1.0)
                     return
-                await self._mend(name, role)
+                await self._restart(name, role)
             await asyncio.sleep(0.2)
 
-    async def _mend(self, name: str, role: RoleProcess) -> None:
+    async def _restart(self, name: str, role: RoleProcess) -> None:
         if name == "evaluator" and role.code != 2:
             say(f"{name} {role.ending()}; training goes on without it")
             await role.stop()
             del self._roles[name]
             return
-        # Status 2 is for the user to mend: trying again would not help.
+        # Status 2 is for the user to fix: trying again would not help.
         if role.code == 2 or self._restarts >= RESTARTS:
             raise RunFailedError(f"{name} {role.ending()}")
         self._restarts += 1

@@ -83,10 +83,10 @@ def summary(folder: Path, plots: list[Path]) -> str:
 def sandbox_line(service: dict[str, Any]) -> str:
     """One sandbox service's statistics for people."""
     return (
-        f"  sandbox   {service['name']:<18} {service['in_flight']} of {service['places']} places in use, "
+        f"  sandbox   {service['name']:<18} {service['in_flight']} of {service['slots']} slots in use, "
         f"{service['executions']} executions ({service['failures']} failed, {service['refused']} refused as busy, "
-        f"{service['cancelled']} cancelled), jails waiting: {service['waiting_jails']} bare, "
-        f"{service['waiting_jails_with_packages']} with packages"
+        f"{service['cancelled']} cancelled), idle jails: {service['idle_jails']} bare, "
+        f"{service['idle_jails_with_packages']} with packages"
     )
 
 

@@ -1,9 +1,9 @@
 """Checkpoints: a folder for each, written under another name, forced to the disk and renamed when whole.
 
 A kill at any moment leaves the previous checkpoint good. The folder `step-<n>` holds the training engines' state after n
-steps, `learner.msgpack` with the run's id, the learner's book and its position in the result log, and `checkpoint.json` for
-people; `step-<n>-<m>` is one more after the same step, written because results filled their stream. A learner always goes on
-from the newest one of its run; to go back further, remove what is newer.
+steps, `learner.msgpack` with the run's id, the learner's ledger and its position in the result log, and
+`checkpoint.json` for people; `step-<n>-<m>` is one more after the same step, written because results filled their
+stream. A learner always goes on from the newest one of its run; to go back further, remove what is newer.
 """
 
 import json

@@ -31,7 +31,7 @@ from bus.metrics import MetricsWriter, record_metrics, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError, Checkpoints
-from learner.claim import sole_learner
+from learner.folder_lock import sole_learner
 from learner.step_metrics import batch_metrics
 from learner.steps import Steps
 from learner.tickets.archive import Archive, last_archived, raw_archive
@@ -88,7 +88,7 @@ class Learner:
         self._look_at_results = time.monotonic() + LOOK_AT_RESULTS_S
 
     async def run(self, stop: asyncio.Event) -> bool:
-        """True when all steps are done, False when stopped before. Raises what the bus or the trainer cannot mend."""
+        """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(record_metrics(self._bus, self._folder / "metrics.jsonl")),
@@ -278,20 +278,20 @@ class Learner:
         except MessageError as error:
             self._ledger.position = sequence
             self._ledger.ignored["unreadable"] += 1
-            self._bury(sequence, data, str(error))
+            self._dead_letter(sequence, data, str(error))
             return
         if isinstance(result, Trajectory) and not is_finite(result):
             # A copy for people; its ticket ends here, as filtered.
-            self._bury(sequence, data, "log-probabilities that are not finite")
+            self._dead_letter(sequence, data, "log-probabilities that are not finite")
         ignored = self._ledger.accept(sequence, result)
         if ignored is None:
             self._archive.append(version, sequence, result)
         else:
             log.info("result ignored", ticket=result.ticket, reason=ignored)
 
-    def _bury(self, sequence: int, data: bytes, reason: str) -> None:
+    def _dead_letter(self, sequence: int, data: bytes, reason: str) -> None:
         asyncio.get_running_loop().create_task(
-            self._bus.bury(self._bus.names.stream("RESULTS"), sequence, data, reason)
+            self._bus.dead_letter(self._bus.names.stream("RESULTS"), sequence, data, reason)
         )
 
     async def _relieve(self, version: int, release: asyncio.Task[None]) -> None:

@@ -1,6 +1,6 @@
 """Training again from a run's archive, without actors or bus.
 
-The results are taken in the order in which the learner archived them, through the same book and the same steps. With the
+The results are taken in the order in which the learner archived them, through the same ledger and the same steps. With the
 same configuration, on the same hardware and with as many threads and ranks, a CPU comes to the same weights, bit for bit.
 """
 
@@ -21,7 +21,7 @@ from learner.tickets.archive import read_archive
 if TYPE_CHECKING:
     from learner.training.trainer import Trainer
 
-FIXED = ("batch_groups", "samples_per_problem", "max_staleness", "steps")
+SAME_IN_REPLAY = ("batch_groups", "group_size", "max_staleness", "steps")
 """What decides which results there are, and which batch each is in: replay has those that the run had."""
 
 
@@ -39,7 +39,7 @@ def replay(config: RunConfig, trainer: "Trainer", run: Path, out: Path, report: 
     """Trains on everything that the archive in the folder `run` holds, and exports the model to `out`.
 
     Args:
-        config: as the run's in `learner.FIXED`; anything else that only the learner reads may differ.
+        config: as the run's in `SAME_IN_REPLAY`; anything else that only the learner reads may differ.
         out: takes `model/` and `metrics.jsonl`.
         report: called after each step.
 

@@ -1,4 +1,4 @@
-"""Training without a bus: the book of tickets and the trainer, one batch after another.
+"""Training without a bus: the ledger of tickets and the trainer, one batch after another.
 
 The live learner and replay both go through here, so they cannot come apart: what a step does follows from the checkpoint
 and from the results in their order alone.
@@ -32,7 +32,7 @@ class Steps:
         settings = config.learner
         self.ledger = Ledger(
             settings.batch_groups,
-            settings.samples_per_problem,
+            settings.group_size,
             settings.max_staleness,
             settings.steps,
             Filters(settings.filters, settings.algorithm.group_relative),

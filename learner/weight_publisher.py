@@ -98,6 +98,6 @@ class WeightPublisher:
         return dict(self._metrics)
 
     def _copy(self) -> WeightState:
-        state = self._writer.room(self._trainer.weight_layout())
+        state = self._writer.spare_state(self._trainer.weight_layout())
         self._trainer.copy_weights(torch.from_numpy(state.image))
         return state

@@ -41,7 +41,7 @@ DELEGATE = "systemd-run --user --scope -p Delegate=yes zerotir sandbox CONFIG"
 
 
 class CgroupsUnavailable(RuntimeError):
-    """This process cannot make the groups; the text says why and what mends it."""
+    """This process cannot make the groups; the text says why and what fixes it."""
 
 
 @dataclass(frozen=True)
@@ -300,16 +300,16 @@ def _make_service_group(owner: object, bases: Mapping[str, Path]) -> dict[str, P
 
     Each hierarchy has a lock of its own: on version 1 two services may share one and be apart in another.
     """
-    places = sorted(set(bases.values()))
+    folders = sorted(set(bases.values()))
     with contextlib.ExitStack() as stack:
-        for base in places:
+        for base in folders:
             stack.enter_context(_locked(base))
-        for base in places:
+        for base in folders:
             for left in base.glob(f"{PREFIX}*"):
                 _sweep(left)
         token = f"{PREFIX}{secrets.token_hex(4)}"
         locks = {}
-        for base in places:
+        for base in folders:
             folder = base / token
             folder.mkdir()
             locks[folder] = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bus.messages import Outcome
 from sandbox.cgroups import OVERHEAD_MB
-from sandbox.jail import Jail, JailError, SandboxUnavailable, WaitingJail
+from sandbox.jail import IdleJail, Jail, JailError, SandboxUnavailable
 from sandbox.layout import INSIDE_ID, MAX_INODES, MAX_OPEN_FILES
 from sandbox.outcomes import remedy
 
@@ -77,7 +77,7 @@ async def check(jail: Jail) -> str:
     return "\n".join(f"{name:<12} {text}" for name, text in lines.items())
 
 
-def _look_from_outside(waiting: WaitingJail) -> list[str]:
+def _look_from_outside(waiting: IdleJail) -> list[str]:
     """The namespaces that a jail has for itself, read where the jail cannot write. Raises SandboxUnavailable."""
     pid = _child_of(waiting.pid)
     shared = [

@@ -14,13 +14,13 @@ from bus.codec import MessageError, decode, encode
 from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
 from configs.schema import SandboxConfig
 from runtime.retry import Backoff
-from sandbox.program import PLACE_S, SERVICE_NAME, START_S, STOP_S, cancel_subject, refusal
+from sandbox.program import QUEUE_S, SERVICE_NAME, START_S, STOP_S, cancel_subject, refusal
 
 log = structlog.get_logger()
 
 FIRST_DELAY_S = 0.02
 LONGEST_DELAY_S = 2.0
-ANSWER_MARGIN_S = PLACE_S + START_S + 2 * STOP_S + 5.0
+ANSWER_MARGIN_S = QUEUE_S + START_S + 2 * STOP_S + 5.0
 """Beyond the program's own limit: waiting for, starting and ending a jail, and the way of the answer."""
 DISCOVERY_S = 0.5
 """Seconds within which services answer a question for their statistics."""

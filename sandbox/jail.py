@@ -31,7 +31,7 @@ from sandbox.process import STARTED, WAITING, JailProcess
 from sandbox.program import START_S, refusal
 from sandbox.staging import Stage
 
-__all__ = ["Jail", "JailError", "SandboxUnavailable", "WaitingJail"]
+__all__ = ["IdleJail", "Jail", "JailError", "SandboxUnavailable"]
 
 log = structlog.get_logger()
 
@@ -89,7 +89,7 @@ class Jail:
         self._bare = nsjail_config(config, mounts, *outside, imports=()).encode()
         self._loaded = nsjail_config(config, mounts, *outside, imports=config.packages).encode()
 
-    async def start(self, *, loaded: bool) -> "WaitingJail":
+    async def start(self, *, loaded: bool) -> "IdleJail":
         """A jail that waits for its program, with all packages imported if `loaded`.
 
         Raises JailError where it did not start, OSError where the machine has no more processes or descriptors.
@@ -98,7 +98,7 @@ class Jail:
         try:
             descriptors = [] if self._stage is None else [self._stage.descriptor]
             process = JailProcess(self._command, descriptors, self.config.max_output_bytes)
-            jail = WaitingJail(self.config, process, group)
+            jail = IdleJail(self.config, process, group)
         except OSError:
             if group is not None:
                 await group.give_back()
@@ -129,7 +129,7 @@ class Jail:
             return failure(str(error))
 
 
-class WaitingJail:
+class IdleJail:
     """A jail that waits for one program. Whoever has it calls `run` once, or `end`."""
 
     def __init__(self, config: SandboxConfig, process: JailProcess, group: JailGroup | None) -> None:

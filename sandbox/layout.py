@@ -31,7 +31,7 @@ HERE = Path(__file__).parent
 
 
 class SandboxUnavailable(RuntimeError):
-    """Jails cannot run on this machine; the text says what is missing and what mends it."""
+    """Jails cannot run on this machine; the text says what is missing and what fixes it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How an execution ended, and what mends a jail that cannot start, both from nsjail's log and its exit status.
+"""How an execution ended, and what fixes a jail that cannot start, both from nsjail's log and its exit status.
 
 Neither can be written by the program: nsjail's log goes to a descriptor that the program does not have.
 """
@@ -59,7 +59,7 @@ def problems(record: bytes) -> str:
 
 
 def remedy(detail: str, is_root: bool) -> str:
-    """The message for a set-up failure: what is missing and the one command that mends it."""
+    """The message for a set-up failure: what is missing and the one command that fixes it."""
     library = re.search(r"loading shared libraries: (\S+?):", detail)
     if library:
         return f"nsjail lacks {library[1]}: `apt-get install libnl-route-3-200`"

@@ -1,12 +1,12 @@
-"""Jails that are started before they are wanted, so that a program waits neither for nsjail nor for an import.
+"""Keeps idle jails, started before they are wanted, so that a program waits neither for nsjail nor for an import.
 
-Each serves one program; a new one takes its place in the background. Two kinds wait: with a bare interpreter, and with
-all packages imported, for code that imports one.
+Each jail serves one program; a new one replaces it in the background. There are two kinds: with a bare interpreter, and
+with all packages imported, for code that imports one.
 
-    run --takes--> waiting jails <--fills-- starters
-        (or waits for the next one)         (a few at a time, woken by every taking, start and death)
+    run --takes--> idle jails <--fills-- starters
+        (or waits for the next one)      (a few at a time, woken by every taking, start and death)
 
-Who finds none waits in line, at most `PLACE_S` seconds; starters serve the line before they fill up.
+A program that finds no idle jail waits in a queue, at most `QUEUE_S` seconds. Starters serve the queue before they fill up.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from typing import Self
 import structlog
 
 from bus.messages import ExecutionResult
-from sandbox.jail import Jail, JailError, WaitingJail, failure
-from sandbox.program import PLACE_S, refusal
+from sandbox.jail import IdleJail, Jail, JailError, failure
+from sandbox.program import QUEUE_S, refusal
 
 log = structlog.get_logger()
 
 ATTEMPTS = 3
 """Jails that a program is given to, until one begins it."""
 RETRY_S = 1.0
-"""Pause after a jail could not be started and nobody waits for one."""
+"""Pause after a jail could not be started and no program waits for one."""
 FIRST_GUESS_MB = {False: 16.0, True: 128.0}
-"""Memory of a waiting jail, bare or with packages, until the first one says what it holds."""
+"""Memory of an idle jail, bare or with packages, until the first one says what it holds."""
 
 
 def imports_any(code: str, packages: Sequence[str]) -> bool:
@@ -45,14 +45,14 @@ def imports_any(code: str, packages: Sequence[str]) -> bool:
     return re.search(rf"(?:^|[;:])[ \t]*(?:import|from)[ \t][^\n;:#]*\b(?:{names})\b", code, re.MULTILINE) is not None
 
 
-class _Shelf:
-    """The jails of one kind."""
+class _IdleJails:
+    """Holds the idle jails of one kind, and the queue for them."""
 
     def __init__(self, loaded: bool, target: int) -> None:
         self.loaded = loaded
         self.target = target
-        self.ready: deque[WaitingJail] = deque()
-        self.line: deque[asyncio.Future[WaitingJail]] = deque()
+        self.ready: deque[IdleJail] = deque()
+        self.queue: deque[asyncio.Future[IdleJail]] = deque()
         self.starting = 0
         self.size_mb = FIRST_GUESS_MB[loaded]
 
@@ -67,9 +67,9 @@ class Pool:
     def __init__(self, jail: Jail) -> None:
         self._jail = jail
         self._config = jail.config
-        self._shelves = {
-            False: _Shelf(False, self._config.warm),
-            True: _Shelf(True, self._config.warm_with_packages if self._config.packages else 0),
+        self._idle = {
+            False: _IdleJails(False, self._config.warm),
+            True: _IdleJails(True, self._config.warm_with_packages if self._config.packages else 0),
         }
         cores = len(os.sched_getaffinity(0))
         self._starters = cores + 1
@@ -90,120 +90,120 @@ class Pool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        waiting = [jail for shelf in self._shelves.values() for jail in shelf.ready]
-        await asyncio.gather(*(jail.end() for jail in waiting))
+        left = [jail for idle in self._idle.values() for jail in idle.ready]
+        await asyncio.gather(*(jail.end() for jail in left))
 
-    def waiting(self, *, loaded: bool) -> int:
-        """Jails of a kind that wait for a program now."""
-        return len(self._shelves[loaded].ready)
+    def idle(self, *, loaded: bool) -> int:
+        """Returns the number of idle jails of a kind."""
+        return len(self._idle[loaded].ready)
 
     async def filled(self) -> None:
-        """Returns once as many jails wait as are to, or as the memory allows. The caller sets the bound."""
+        """Returns once as many jails are idle as are to be, or as the memory allows. The caller sets the bound."""
         await self._full.wait()
 
     async def run(self, code: str, timeout_s: float) -> ExecutionResult:
-        """Runs `code` as `Jail.run` does, in a jail that waits or in the next one that is ready."""
+        """Runs `code` as `Jail.run` does, in an idle jail or in the next one that is ready."""
         refused = refusal(code, self._config)
         if refused is not None:
             return refused
-        loaded = self._shelves[True].target > 0 and imports_any(code, self._config.packages)
+        loaded = self._idle[True].target > 0 and imports_any(code, self._config.packages)
         reason = ""
         for _ in range(ATTEMPTS):
             try:
-                jail = await self._take(self._shelves[loaded])
+                jail = await self._take(self._idle[loaded])
             except TimeoutError:
-                return failure(f"no jail was ready within {PLACE_S:.0f} s: lower sandbox.concurrency")
+                return failure(f"no jail was ready within {QUEUE_S:.0f} s: lower sandbox.concurrency")
             except JailError as error:
                 reason = str(error)
                 continue
             try:
                 return await jail.run(code, timeout_s)
             except JailError as error:
-                # It died while it waited; the program has not begun, so another jail may have it.
+                # It died while it was idle; the program has not begun, so another jail may have it.
                 reason = str(error)
         return failure(reason)
 
-    async def _take(self, shelf: _Shelf) -> WaitingJail:
+    async def _take(self, idle: _IdleJails) -> IdleJail:
         try:
-            for jail in shelf.ready:
+            for jail in idle.ready:
                 # One that has just died is for `_watch` to clear away.
                 if not jail.exited.is_set():
-                    shelf.ready.remove(jail)
+                    idle.ready.remove(jail)
                     return jail
-            place: asyncio.Future[WaitingJail] = asyncio.get_running_loop().create_future()
-            shelf.line.append(place)
+            waiter: asyncio.Future[IdleJail] = asyncio.get_running_loop().create_future()
+            idle.queue.append(waiter)
         finally:
             self._fill()
         try:
-            async with asyncio.timeout(PLACE_S):
-                return await asyncio.shield(place)
+            async with asyncio.timeout(QUEUE_S):
+                return await asyncio.shield(waiter)
         except BaseException:
-            if place in shelf.line:
-                shelf.line.remove(place)
-            elif place.done() and not place.cancelled() and place.exception() is None:
+            if waiter in idle.queue:
+                idle.queue.remove(waiter)
+            elif waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # Given up in the moment in which it came: it goes to the next.
-                self._give(shelf, place.result())
+                self._give(idle, waiter.result())
             raise
 
-    def _wants(self, shelf: _Shelf) -> bool:
-        if len(shelf.line) > shelf.starting:
+    def _wants(self, idle: _IdleJails) -> bool:
+        if len(idle.queue) > idle.starting:
             return True
-        held = sum(each.held_mb for each in self._shelves.values())
-        fits = held + shelf.size_mb <= self._config.warm_memory_mb
-        return fits and len(shelf.ready) + shelf.starting < shelf.target + len(shelf.line)
+        held = sum(each.held_mb for each in self._idle.values())
+        fits = held + idle.size_mb <= self._config.warm_memory_mb
+        return fits and len(idle.ready) + idle.starting < idle.target + len(idle.queue)
 
     def _fill(self) -> None:
         """Starts as many jails as are wanted and as may start together.
 
-        Those in line come first, and neither kind's line may hold up the other's.
+        The queues come first, and neither kind's queue may hold up the other's.
         """
-        shelves = self._shelves.values()
+        kinds = self._idle.values()
         self._full.clear()
         while not self._closed:
-            starting = sum(shelf.starting for shelf in shelves)
-            wanting = [shelf for shelf in shelves if self._wants(shelf)]
+            starting = sum(idle.starting for idle in kinds)
+            wanting = [idle for idle in kinds if self._wants(idle)]
             if not wanting and not starting:
                 self._full.set()
-            shelf = min(wanting, key=lambda shelf: (not shelf.line, shelf.starting), default=None)
-            if shelf is None or starting >= (self._starters if shelf.line else self._background_starters):
+            idle = min(wanting, key=lambda idle: (not idle.queue, idle.starting), default=None)
+            if idle is None or starting >= (self._starters if idle.queue else self._background_starters):
                 return
-            shelf.starting += 1
-            self._spawn(self._start(shelf))
+            idle.starting += 1
+            self._spawn(self._start(idle))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _start(self, shelf: _Shelf) -> None:
+    async def _start(self, idle: _IdleJails) -> None:
         try:
-            jail = await self._jail.start(loaded=shelf.loaded)
+            jail = await self._jail.start(loaded=idle.loaded)
         except (JailError, OSError) as error:
-            if shelf.line:
-                shelf.line.popleft().set_exception(JailError(f"{type(error).__name__}: {error}"))
+            if idle.queue:
+                idle.queue.popleft().set_exception(JailError(f"{type(error).__name__}: {error}"))
             else:
                 log.error("a jail could not be started", reason=str(error))
                 await asyncio.sleep(RETRY_S)
         else:
-            shelf.size_mb = jail.memory_mb
-            self._give(shelf, jail)
+            idle.size_mb = jail.memory_mb
+            self._give(idle, jail)
         finally:
-            shelf.starting -= 1
+            idle.starting -= 1
             self._fill()
 
-    def _give(self, shelf: _Shelf, jail: WaitingJail) -> None:
-        """To the first in line, or onto the shelf."""
-        if shelf.line:
-            shelf.line.popleft().set_result(jail)
+    def _give(self, idle: _IdleJails, jail: IdleJail) -> None:
+        """Gives a jail to the first program in the queue, or adds it to the idle ones."""
+        if idle.queue:
+            idle.queue.popleft().set_result(jail)
         else:
-            shelf.ready.append(jail)
-            self._spawn(self._watch(shelf, jail))
+            idle.ready.append(jail)
+            self._spawn(self._watch(idle, jail))
 
-    async def _watch(self, shelf: _Shelf, jail: WaitingJail) -> None:
-        """Replaces a jail that dies while it waits."""
+    async def _watch(self, idle: _IdleJails, jail: IdleJail) -> None:
+        """Replaces a jail that dies while it is idle."""
         await jail.exited.wait()
-        if jail in shelf.ready:
-            log.warning("a waiting jail has ended and is replaced", nsjail_pid=jail.pid)
-            shelf.ready.remove(jail)
+        if jail in idle.ready:
+            log.warning("an idle jail has ended and is replaced", nsjail_pid=jail.pid)
+            idle.ready.remove(jail)
             await jail.end()
             self._fill()

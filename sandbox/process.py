@@ -132,7 +132,7 @@ class JailProcess:
         await self._write(self._inputs.pop(), configuration)
 
     async def feed(self, source: bytes) -> None:
-        """Gives the waiting jail its program, once. The caller sets the bound."""
+        """Gives the idle jail its program, once. The caller sets the bound."""
         await self._write(self._inputs.pop(), source)
 
     async def said(self, line: re.Pattern[bytes]) -> None:

@@ -5,7 +5,7 @@ from configs.schema import SandboxConfig
 
 START_S = 15.0
 """Seconds from nsjail's start to the program's first line; more is the machine's fault, not the program's."""
-PLACE_S = 30.0
+QUEUE_S = 30.0
 """Seconds that an execution may wait for a jail that is ready."""
 STOP_S = 5.0
 """Seconds that nsjail may take to end after a signal, and its pipes after it."""

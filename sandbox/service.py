@@ -1,7 +1,7 @@
 """The execution service: a NATS micro service over the jail; any number of them share the work as one queue group.
 
 Discovery and statistics are those of NATS' service protocol. At most `sandbox.concurrency` programs run at once. When all
-places are taken the answer is `Busy` at once: nothing queues here, the client tries again, perhaps elsewhere. What the
+slots are taken the answer is `Busy` at once: nothing queues here, the client tries again, perhaps elsewhere. What the
 model caused is an answer; what the sandbox caused is a SANDBOX_FAILURE or an error response, for the client to retry,
 never program output.
 """
@@ -36,7 +36,7 @@ class SandboxService:
     """Answers execution requests on one subject.
 
     Attributes, counted since the start: `executions` (programs run), `failures` (those that the sandbox failed), `refused`
-    (requests answered `Busy`), `cancelled` (by their senders), `busy_seconds` (summed over places); and `in_flight`, the
+    (requests answered `Busy`), `cancelled` (by their senders), `busy_seconds` (summed over slots); and `in_flight`, the
     programs that run now.
     """
 
@@ -64,15 +64,15 @@ class SandboxService:
         """What `zerotir status` shows of it."""
         return {
             "name": self._name,
-            "places": self._config.concurrency,
+            "slots": self._config.concurrency,
             "in_flight": self.in_flight,
             "executions": self.executions,
             "failures": self.failures,
             "refused": self.refused,
             "cancelled": self.cancelled,
             "busy_seconds": round(self.busy_seconds, 3),
-            "waiting_jails": self._pool.waiting(loaded=False),
-            "waiting_jails_with_packages": self._pool.waiting(loaded=True),
+            "idle_jails": self._pool.idle(loaded=False),
+            "idle_jails_with_packages": self._pool.idle(loaded=True),
         }
 
     async def start(self) -> None:

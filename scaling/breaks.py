@@ -72,13 +72,13 @@ def course(points: Points, seed: int = 0) -> Course:
     knots: list[int] = []
     p_values: dict[int, float] = {}
     rejected = None
-    while len(knots) < MOST_BREAKS and (places := _places(steps, knots)):
-        place, p_value = _best_break(steps, y, knots, places, rng)
+    while len(knots) < MOST_BREAKS and (candidates := _candidates(steps, knots)):
+        knot, p_value = _best_break(steps, y, knots, candidates, rng)
         if p_value > SIGNIFICANCE:
             rejected = p_value
             break
-        knots.append(place)
-        p_values[place] = p_value
+        knots.append(knot)
+        p_values[knot] = p_value
     knots.sort()
     breaks = [Break(knot, p_values[knot], *_place_interval(steps, y, knots, knot)) for knot in knots]
     pieces = _pieces(steps, y, knots)
@@ -91,7 +91,7 @@ def _design(steps: Floats, knots: list[int]) -> Floats:
     return np.column_stack([np.ones(len(steps)), steps, *(np.maximum(steps - knot, 0) for knot in knots)])
 
 
-def _places(steps: Floats, knots: list[int]) -> list[int]:
+def _candidates(steps: Floats, knots: list[int]) -> list[int]:
     """Steps where a further break leaves every piece at least EDGE steps."""
     ends = [int(steps[0]) - 1, *knots, int(steps[-1])]
     return [int(step) for step in steps if all(abs(int(step) - end) >= EDGE for end in ends)]
@@ -104,11 +104,11 @@ def _squares(design: Floats, values: Floats) -> Floats:
 
 
 def _best_break(
-    steps: Floats, y: Floats, knots: list[int], places: list[int], rng: np.random.Generator
+    steps: Floats, y: Floats, knots: list[int], candidates: list[int], rng: np.random.Generator
 ) -> tuple[int, float]:
     """The best further place and its p-value."""
     null = _design(steps, knots)
-    alternatives = [_design(steps, [*knots, place]) for place in places]
+    alternatives = [_design(steps, [*knots, knot]) for knot in candidates]
     best = int(np.argmin([_squares(design, y[:, None])[0] for design in alternatives]))
     # Around the curve without the break: should there be one, it passes for correlation, which only asks for more evidence.
     residuals = y - null @ np.linalg.lstsq(null, y, rcond=None)[0]
@@ -118,20 +118,20 @@ def _best_break(
     before = _squares(null, values)
     after = np.min([_squares(design, values) for design in alternatives], axis=0)
     statistic = before / np.maximum(after, 1e-300)
-    return places[best], float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + SIMULATIONS))
+    return candidates[best], float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + SIMULATIONS))
 
 
 def _place_interval(steps: Floats, y: Floats, knots: list[int], knot: int) -> tuple[int, int]:
     others = [other for other in knots if other != knot]
-    places = _places(steps, others)
-    losses = np.array([_squares(_design(steps, [*others, place]), y[:, None])[0] for place in places])
+    candidates = _candidates(steps, others)
+    losses = np.array([_squares(_design(steps, [*others, knot]), y[:, None])[0] for knot in candidates])
     design = _design(steps, knots)
     residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     rho = estimate_rho(residuals, _as_points(steps, residuals), design.shape[1])
     # Twice the log likelihood falls by n log(loss / least), with the n of independent measurements that tell as much;
     # 3.84 is the 95 % point of chi-squared with one degree.
     count = len(y) * (1 - rho) / (1 + rho)
-    near = [place for place, loss in zip(places, losses, strict=True) if count * np.log(loss / losses.min()) <= 3.84]
+    near = [knot for knot, loss in zip(candidates, losses, strict=True) if count * np.log(loss / losses.min()) <= 3.84]
     return min(near), max(near)
 
 

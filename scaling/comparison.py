@@ -20,7 +20,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Comparison:
-    """A quantity's mean difference, `other` minus `baseline`, between two places of an axis."""
+    """A quantity's mean difference, `other` minus `baseline`, between two points of an axis."""
 
     baseline: str
     other: str
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comparison:
-    """Compares at the baseline's own places on the axis, between which the other setting is interpolated.
+    """Compares at the baseline's own points on the axis, between which the other setting is interpolated.
 
     Raises TooLittleDataError where fewer than 5 of them lie in the second half of the common range, and where an axis is
     missing.
@@ -53,11 +53,11 @@ def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comp
         raise TooLittleDataError(f"a run measured {quantity} at fewer than two steps")
     low, high = max(x[0] for x, _ in every), min(x[-1] for x, _ in every)
     middle = (low + high) / 2
-    places = curves[0][0][0]
-    places = places[(places >= middle) & (places <= high)]
-    if len(places) < LEAST_PLACES:
-        raise TooLittleDataError(f"{len(places)} common measurements are too few for a comparison")
-    means = [np.mean([np.interp(places, x, y) for x, y in part], axis=0) for part in curves]
+    grid = curves[0][0][0]
+    grid = grid[(grid >= middle) & (grid <= high)]
+    if len(grid) < LEAST_PLACES:
+        raise TooLittleDataError(f"{len(grid)} common measurements are too few for a comparison")
+    means = [np.mean([np.interp(grid, x, y) for x, y in part], axis=0) for part in curves]
     difference = means[1] - means[0]
     reach = _reach(difference)
     return Comparison(
@@ -65,8 +65,8 @@ def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comp
         other=other.label,
         axis=axis,
         quantity=quantity,
-        first=float(places[0]),
-        last=float(places[-1]),
+        first=float(grid[0]),
+        last=float(grid[-1]),
         baseline_mean=float(means[0].mean()),
         other_mean=float(means[1].mean()),
         difference=float(difference.mean()),
@@ -83,8 +83,8 @@ def pairs(settings: list[Setting]) -> list[tuple[Setting, Setting]]:
         groups.setdefault(repr(setting.problems), []).append(setting)
     found = []
     for group in groups.values():
-        baseline = min(group, key=lambda setting: setting.tool_budget)
-        found += [(baseline, other) for other in group if other.tool_budget > baseline.tool_budget]
+        baseline = min(group, key=lambda setting: setting.max_tool_calls)
+        found += [(baseline, other) for other in group if other.max_tool_calls > baseline.max_tool_calls]
     return found
 
 
@@ -95,8 +95,8 @@ def _curve(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 def _reach(difference: Floats) -> float:
     """Half the width of the interval of the mean, from what a straight line leaves: a difference that grows is no noise."""
-    places = np.arange(len(difference))
-    residuals = difference - np.polyval(np.polyfit(places, difference, 1), places)
+    grid = np.arange(len(difference))
+    residuals = difference - np.polyval(np.polyfit(grid, difference, 1), grid)
     block = block_length([residuals])
     blocks = len(residuals) // block
     drawn = residuals[block_draws(np.random.default_rng(0), len(residuals), block, DRAWS)].mean(axis=1)

@@ -52,8 +52,8 @@ def plot_analysis(analysis: Analysis, folder: Path) -> list[Path]:
         for number, setting in enumerate(analysis.settings):
             # A label may hold anything that a configuration does; a file name may not.
             with _figure(folder / f"forecast-{number + 1}", 2, 2, (6.6, 4.8), written) as axes:
-                for place, quantity in zip(axes, QUANTITIES, strict=True):
-                    _forecast(setting.growth("step", quantity), place)
+                for ax, quantity in zip(axes, QUANTITIES, strict=True):
+                    _forecast(setting.growth("step", quantity), ax)
                 figure = axes[0].get_figure(root=True)
                 assert figure is not None
                 label = setting.setting.label
@@ -76,7 +76,7 @@ def _figure(
     FigureCanvasAgg(figure)
     axes = list(np.ravel(figure.subplots(rows, columns)))
     yield axes
-    if not any(place.has_data() for place in axes):
+    if not any(ax.has_data() for ax in axes):
         return
     figure.savefig(path.with_suffix(".png"), dpi=200)
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
@@ -85,94 +85,94 @@ def _figure(
 
 def _growth(analysis: Analysis, axis: str, axes: list[Axes]) -> None:
     """Each quantity over one axis: the runs' steps as points, the chosen form with its 95 % band."""
-    for place, quantity in zip(axes, QUANTITIES, strict=True):
+    for ax, quantity in zip(axes, QUANTITIES, strict=True):
         for setting, colour in zip(analysis.settings, _colours(len(analysis.settings)), strict=True):
             growth = setting.growth(axis, quantity)
             if isinstance(growth.points, str):
                 continue
-            _scatter(place, growth.points, colour)
+            _scatter(ax, growth.points, colour)
             if isinstance(growth.selection, Selection) and not growth.selection.flat:
                 fit = growth.selection.chosen
                 x = np.linspace(growth.points.x.min(), growth.points.x.max(), 200)
                 mean = fit.mean(x)
                 reach = 1.96 * fit.curve_error(x)
-                place.plot(x, mean, color=colour)
-                place.fill_between(x, mean - reach, mean + reach, color=colour, alpha=0.18, linewidth=0)
-        _dress(place, axis, quantity)
+                ax.plot(x, mean, color=colour)
+                ax.fill_between(x, mean - reach, mean + reach, color=colour, alpha=0.18, linewidth=0)
+        _dress(ax, axis, quantity)
     _legend(analysis, axes[0])
 
 
-def _forecast(growth: Growth, place: Axes) -> None:
+def _forecast(growth: Growth, ax: Axes) -> None:
     """What was measured, and each form's forecast of the second half; the band is the 95 % of the form of least error."""
-    _dress(place, growth.axis, growth.quantity)
+    _dress(ax, growth.axis, growth.quantity)
     if isinstance(growth.points, str):
-        place.text(0.5, 0.5, growth.points, transform=place.transAxes, ha="center", color="0.4")
+        ax.text(0.5, 0.5, growth.points, transform=ax.transAxes, ha="center", color="0.4")
         return
     if isinstance(growth.forecasts, Forecasts):
         found = growth.forecasts
         x = np.unique(growth.points.x)
-        place.axvline(found.last_fitted_step + 0.5, color="0.6", linewidth=0.8, linestyle=":")
+        ax.axvline(found.last_fitted_step + 0.5, color="0.6", linewidth=0.8, linestyle=":")
         best = min(found.forecasts, key=lambda forecast: forecast.error, default=None)
         for forecast in found.forecasts:
             colour = FORM_COLOURS[forecast.fit.form.name]
             style = "-" if forecast is best else "--"
-            place.plot(x, forecast.fit.mean(x), color=colour, linestyle=style, linewidth=1.0)
+            ax.plot(x, forecast.fit.mean(x), color=colour, linestyle=style, linewidth=1.0)
             if forecast is best:
                 low, high = forecast.fit.prediction(x, 0.95)
-                place.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-    _scatter(place, growth.points, "0.25")
+                ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    _scatter(ax, growth.points, "0.25")
     if growth.quantity not in SHARES:
         # Forms that run away must not flatten what was measured.
         room = 0.25 * max(float(np.ptp(growth.points.y)), 1e-3)
-        place.set_ylim(growth.points.y.min() - room, growth.points.y.max() + room)
+        ax.set_ylim(growth.points.y.min() - room, growth.points.y.max() + room)
 
 
 def _relations(analysis: Analysis, axes: list[Axes]) -> None:
     """Accuracy against what may drive it: one point a step, darker the later."""
-    for place, quantity in zip(axes, ("code_ratio", "calls_per_response", "response_length"), strict=True):
+    for ax, quantity in zip(axes, ("code_ratio", "calls_per_response", "response_length"), strict=True):
         for setting, colour in zip(analysis.settings, _colours(len(analysis.settings)), strict=True):
             points = setting.setting.points(quantity, "accuracy")
             if not len(points):
                 continue
             age = 0.25 + 0.75 * (points.step - points.step.min()) / max(1, np.ptp(points.step))
-            place.scatter(points.x, points.y, s=9, color=colour, alpha=age, linewidth=0)
-        place.set_xlabel(QUANTITIES[quantity])
-        place.set_ylabel("accuracy")
-        place.yaxis.set_major_formatter(PercentFormatter(1.0))
+            ax.scatter(points.x, points.y, s=9, color=colour, alpha=age, linewidth=0)
+        ax.set_xlabel(QUANTITIES[quantity])
+        ax.set_ylabel("accuracy")
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         if quantity in SHARES:
-            place.xaxis.set_major_formatter(PercentFormatter(1.0))
-        place.grid(alpha=0.25, linewidth=0.4)
+            ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.grid(alpha=0.25, linewidth=0.4)
     _legend(analysis, axes[0])
 
 
-def _legend(analysis: Analysis, place: Axes) -> None:
+def _legend(analysis: Analysis, ax: Axes) -> None:
     colours = _colours(len(analysis.settings))
     lines = [
         Line2D([], [], color=colour, marker="o", markersize=3, linewidth=0, label=setting.setting.label)
         for setting, colour in zip(analysis.settings, colours, strict=True)
     ]
-    place.legend(handles=lines, loc="best")
+    ax.legend(handles=lines, loc="best")
 
 
-def _scatter(place: Axes, points: Points, colour: str) -> None:
+def _scatter(ax: Axes, points: Points, colour: str) -> None:
     """The steps of each run, every run with a marker of its own."""
     for number, run in enumerate(points.by_run()):
         marker = "osD^v"[number % 5]
-        place.plot(run.x, run.y, marker, markersize=2.6, color=colour, alpha=0.7, markeredgewidth=0)
+        ax.plot(run.x, run.y, marker, markersize=2.6, color=colour, alpha=0.7, markeredgewidth=0)
 
 
-def _dress(place: Axes, axis: str, quantity: str) -> None:
-    place.set_xlabel(AXES[axis])
-    place.set_ylabel(QUANTITIES[quantity])
+def _dress(ax: Axes, axis: str, quantity: str) -> None:
+    ax.set_xlabel(AXES[axis])
+    ax.set_ylabel(QUANTITIES[quantity])
     if axis == "step":
-        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if quantity in SHARES:
-        place.set_ylim(-0.03, 1.03)
-        place.yaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.set_ylim(-0.03, 1.03)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
     else:
-        place.set_ylim(bottom=0)
-    place.set_axisbelow(True)
-    place.grid(alpha=0.25, linewidth=0.4)
+        ax.set_ylim(bottom=0)
+    ax.set_axisbelow(True)
+    ax.grid(alpha=0.25, linewidth=0.4)
 
 
 def _colours(count: int) -> list[str]:

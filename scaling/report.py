@@ -126,12 +126,12 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def _runs(analysis: Analysis) -> str:
     rows = [
         [setting.setting.label, run.folder.name, str(run.seed), run.model,
-         str(run.tool_budget), str(len(run.steps)), f"{run.hours:.2f}",
+         str(run.max_tool_calls), str(len(run.steps)), f"{run.hours:.2f}",
          f"{run.series['trained_tokens'][-1]:.3g}", _last(run, "training_flops"), _last(run, "generation_flops")]
         for setting in analysis.settings
         for run in setting.setting.runs
     ]  # fmt: skip
-    head = ["setting", "run", "seed", "model", "tool budget", "steps", "hours", "trained tokens (M)",
+    head = ["setting", "run", "seed", "model", "limit of tool calls", "steps", "hours", "trained tokens (M)",
             "training PFLOP", "generation PFLOP"]  # fmt: skip
     return _table(head, rows)
 

@@ -88,7 +88,7 @@ class Run:
         return str(self.settings["model.path"])
 
     @property
-    def tool_budget(self) -> int:
+    def max_tool_calls(self) -> int:
         """Executions that a response may ask for."""
         return int(self.settings["rollout.max_tool_calls"])
 
@@ -105,9 +105,9 @@ class Setting:
     runs: list[Run]
 
     @property
-    def tool_budget(self) -> int:
+    def max_tool_calls(self) -> int:
         """Executions that a response may ask for."""
-        return self.runs[0].tool_budget
+        return self.runs[0].max_tool_calls
 
     @property
     def problems(self) -> dict[str, Any]:

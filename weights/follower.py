@@ -97,7 +97,7 @@ class WeightFollower:
         """Takes `version`, whatever comes after it. Raises WeightsError where the log does not lead there."""
         head, _ = await newest(self._bus)
         logged = await read_manifests(self._bus, 1, head)
-        ends = [place for place, (_, manifest) in enumerate(logged) if manifest.version == version]
+        ends = [index for index, (_, manifest) in enumerate(logged) if manifest.version == version]
         plan = self._plan(logged[: ends[0] + 1]) if ends else None
         path = plan[1] if plan else []
         if not path or path[-1][1].version != version:
@@ -180,9 +180,9 @@ class WeightFollower:
         ways: list[tuple[int, int, list[Logged]]] = []
         if self.held is not None:
             ways.append(self._way(self.held, [], logged))
-        for place, (sequence, manifest) in enumerate(logged):
+        for index, (sequence, manifest) in enumerate(logged):
             if manifest.kind is ManifestKind.SNAPSHOT and sequence not in self._damaged:
-                ways.append(self._way(manifest, [(sequence, manifest)], logged[place + 1 :]))
+                ways.append(self._way(manifest, [(sequence, manifest)], logged[index + 1 :]))
         reached, _, path = max(ways, key=lambda way: way[:2], default=(0, 0, []))
         return (reached, path) if reached > self._sequence else None
 

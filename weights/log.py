@@ -44,7 +44,7 @@ async def read_manifests(bus: Bus, start: int, end: int) -> list[tuple[int, Mani
                 try:
                     found.append((sequence, decode(data, Manifest)))
                 except MessageError as error:
-                    await bus.bury(bus.names.stream("WEIGHTS"), sequence, data, str(error))
+                    await bus.dead_letter(bus.names.stream("WEIGHTS"), sequence, data, str(error))
     finally:
         await reader.close()
     return found

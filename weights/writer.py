@@ -111,14 +111,14 @@ class WeightWriter:
             await self._write_manifest(self._claim(self._head))
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
 
-    def room(self, layout: Layout) -> WeightState:
+    def spare_state(self, layout: Layout) -> WeightState:
         """A state to be filled with the next version; valid until it is published."""
         if self._spare is None or self._spare.layout.digest != layout.digest:
             self._spare = WeightState(layout)
         return self._spare
 
     async def publish(self, n: int, state: WeightState) -> Published:
-        """Makes `state`, which came from `room`, version `n`; it belongs to the writer from then on.
+        """Makes `state`, which came from `spare_state`, version `n`; it belongs to the writer from then on.
 
         Raises DeposedError if another writer has taken over, WeightsError if the bus did not take it.
         """
@@ -259,15 +259,15 @@ class WeightWriter:
 
     async def _read_from(self, stream: str) -> list[int]:
         """Where each follower that reads a version began. One that has gone counts until the server forgets its consumer."""
-        places: list[int] = []
+        starts: list[int] = []
         offset = 0
         while page := await self._bus.js.consumers_info(stream, offset):
             offset += len(page)
             for reader in page:
                 age = time.time() - reader.created.timestamp()
                 if reader.config.filter_subject != self._bus.names.manifests and age < HOLD_S:
-                    places.append(reader.config.opt_start_seq or 0)
-        return places
+                    starts.append(reader.config.opt_start_seq or 0)
+        return starts
 
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]

@@ -6,10 +6,10 @@ from learner.tickets.ledger import Batch, Ledger, Result
 
 
 def batches_of(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterator[Batch]:
-    """Reads `results`, (sequence, result) in the archive's order, through the fresh book `ledger`, batch by batch.
+    """Reads `results`, (sequence, result) in the archive's order, through the fresh `ledger`, batch by batch.
 
     As the learner did: one result at a time, each batch at the first position at which it can be formed. Raises ValueError
-    for a result that the book does not accept: an archive holds accepted ones alone.
+    for a result that the ledger does not accept: an archive holds accepted ones alone.
     """
     step = 0
     ledger.admit(step)

@@ -36,7 +36,7 @@ class Dispatcher:
         """
         if self._last < 0:
             self._last = await self._last_sequence()
-        for group in range(self._last // self._config.learner.samples_per_problem, self._ledger.issued_groups):
+        for group in range(self._last // self._config.learner.group_size, self._ledger.issued_groups):
             for ticket in self.tickets(group):
                 if ticket.number > self._last:
                     await self._publish(ticket)

@@ -1,4 +1,4 @@
-"""What of a finished group is trained on: pure functions of its trajectories, so the book of tickets stays deterministic.
+"""What of a finished group is trained on: pure functions of its trajectories, so the ledger of tickets stays deterministic.
 
 A trajectory that is left out takes no part in its group's baseline either: the group goes on as one that lacks samples.
 """

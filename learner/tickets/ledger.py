@@ -1,4 +1,4 @@
-"""The learner's book of tickets: a deterministic state machine over the result log.
+"""The ledger of tickets: a deterministic state machine over the result log.
 
 Nothing here reads a clock or the bus: what is accepted, which groups make a batch and why a ticket ended follow from the
 order of the results alone, so a learner that reads the same log again comes to the same batches.
@@ -61,10 +61,10 @@ class Batch:
 
 @dataclass
 class Ledger:
-    """The book. `groups_per_batch` is G, `samples` K, `max_staleness` S; `steps` bounds what is ever issued."""
+    """Holds every open ticket. `groups_per_batch` is G, `group_size` K, `max_staleness` S; `steps` bounds what is issued."""
 
     groups_per_batch: int
-    samples: int
+    group_size: int
     max_staleness: int
     steps: int
     filters: Filters
@@ -97,7 +97,7 @@ class Ledger:
 
     def tickets(self, group: int) -> range:
         """Numbers of a group's tickets."""
-        return range(group * self.samples + 1, (group + 1) * self.samples + 1)
+        return range(group * self.group_size + 1, (group + 1) * self.group_size + 1)
 
     def accept(self, sequence: int, result: Result) -> str | None:
         """Takes the next result of the log; returns why it was ignored, or None if it counts."""
@@ -123,7 +123,7 @@ class Ledger:
         return None
 
     def _settled(self) -> list[int]:
-        return sorted(group for group, results in self._open.items() if len(results) == self.samples)
+        return sorted(group for group, results in self._open.items() if len(results) == self.group_size)
 
     def ready(self, version: int) -> list[int] | None:
         """Returns the groups that are trained on from `version`, or None while their batch must wait."""
@@ -162,12 +162,12 @@ class Ledger:
     @property
     def issued(self) -> int:
         """Tickets issued so far."""
-        return self.issued_groups * self.samples
+        return self.issued_groups * self.group_size
 
     @property
     def open(self) -> int:
         """Tickets that have not ended: without a result, or waiting in a group for their batch."""
-        return len(self._open) * self.samples
+        return len(self._open) * self.group_size
 
     def unanswered(self) -> list[int]:
         """Numbers of the open tickets without a result, in order."""
@@ -177,7 +177,7 @@ class Ledger:
 
     def group_of(self, ticket: int) -> int:
         """The group that a ticket belongs to."""
-        return (ticket - 1) // self.samples
+        return (ticket - 1) // self.group_size
 
     @property
     def waiting(self) -> int:
@@ -204,7 +204,7 @@ class Ledger:
     def progress(self) -> tuple[int, int]:
         """Results at hand for the next batch's lowest-numbered groups, and how many that batch needs."""
         lowest = sorted(self._open)[: self.groups_per_batch]
-        return sum(len(self._open[group]) for group in lowest), self.groups_per_batch * self.samples
+        return sum(len(self._open[group]) for group in lowest), self.groups_per_batch * self.group_size
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint must hold, as msgpack takes it."""

@@ -70,7 +70,7 @@ class TrainingEngine[M: nn.Module]:
         # DeepSpeed would compile a shared-memory kernel for the ranks of one host, and run the compiler to see what it
         # could build. Ranks on CPUs talk through gloo alone, so no kernel is on offer and no compiler is needed.
         ds.ops.__compatible_ops__ = {}
-        # It calls collectives by names that PyTorch will drop, at every step: nothing that a user could mend.
+        # It calls collectives by names that PyTorch will drop, at every step: nothing that a user could fix.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
         if not torch.cuda.is_available():
             # Costs next to nothing on a CPU, and makes a run repeatable to the bit.

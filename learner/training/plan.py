@@ -155,14 +155,14 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
 
 def _step_lines(config: RunConfig) -> list[tuple[str, str]]:
     learner = config.learner
-    batch = learner.batch_groups * learner.samples_per_problem
+    batch = learner.batch_groups * learner.group_size
     updates = _counted(learner.algorithm.minibatches, "update") + " of the policy"
     if learner.algorithm.has_critic:
         updates += f", {learner.critic.minibatches} of the critic"
     return [
         (
             "step",
-            f"{learner.batch_groups} problems x {learner.samples_per_problem} samples = {batch:,} trajectories, up to "
+            f"{learner.batch_groups} problems x {learner.group_size} samples = {batch:,} trajectories, up to "
             f"{batch * _longest(config):,} tokens in micro-batches of {learner.deepspeed.micro_batch_tokens:,}; {updates}",
         ),
         (

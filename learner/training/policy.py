@@ -131,8 +131,8 @@ class Policy:
         """
         for entry, (_, parameter) in zip(self.weight_layout().tensors, self._gathered(), strict=True):
             if image is not None:
-                place = image[entry.offset : entry.offset + entry.nbytes].view(self._dtype)
-                place.view(parameter.shape).copy_(parameter.detach())
+                target = image[entry.offset : entry.offset + entry.nbytes].view(self._dtype)
+                target.view(parameter.shape).copy_(parameter.detach())
 
     def _gathered(self) -> Iterator[tuple[str, nn.Parameter]]:
         import deepspeed as ds

@@ -110,7 +110,7 @@ async def server_unreachable(run: Run) -> None:
         role.tap.cut()
     await asyncio.sleep(OUTAGE_S)
     for role in (run.learner, run.sandbox, *run.actors):
-        role.tap.mend()
+        role.tap.repair()
 
 
 async def learner_killed_after_a_step(run: Run) -> None:

@@ -186,7 +186,7 @@ class Run:
     def check(self) -> None:
         """Invariants 1 and 2."""
         settings = self.config.learner
-        issued = settings.steps * settings.batch_groups * settings.samples_per_problem
+        issued = settings.steps * settings.batch_groups * settings.group_size
         last = self.logs("step done")[-1]
         assert last["step"] == settings.steps
         balance = {name: last[f"tickets_{name}"] for name in ("issued", "trained", "filtered", "failed", "open")}
@@ -194,7 +194,7 @@ class Run:
         results = list(read_archive(self.folder / "results"))
         assert sorted(result.ticket for _, result in results) == list(range(1, issued + 1))
         ledger = Ledger(
-            settings.batch_groups, settings.samples_per_problem, settings.max_staleness, settings.steps,
+            settings.batch_groups, settings.group_size, settings.max_staleness, settings.steps,
             Filters(settings.filters, settings.algorithm.group_relative),
         )  # fmt: skip
         replayed = {batch.step: batch.digest for batch in batches_of(results, ledger)}

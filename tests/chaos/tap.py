@@ -53,7 +53,7 @@ class Tap:
         for writer in list(self._writers):
             writer.transport.abort()
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Takes connections again."""
         self._cut = False
 

@@ -225,7 +225,7 @@ def test_bad_messages_went_to_the_dead_letters_with_the_reason_and_stopped_nobod
     assert [letter.data for letter in results] == [data for data, _ in sent]
     for letter, (_, reason) in zip(results, sent, strict=True):
         assert reason in letter.reason
-    # Both who follow the metrics bury what they cannot read.
+    # Both who follow the metrics dead-letter what they cannot read.
     assert GARBAGE in {letter.data for letter in run.letters if letter.stream.endswith("-METRICS")}
     assert "intruder" not in {trajectory.actor for trajectory in run.trajectories}
     assert run.steps[-1]["tickets_ignored"] >= len(results)

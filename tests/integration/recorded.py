@@ -12,7 +12,7 @@ from tests.integration.test_trainer import trajectory
 SETTINGS = (
     "learner.steps=3",
     "learner.batch_groups=2",
-    "learner.samples_per_problem=2",
+    "learner.group_size=2",
     "learner.max_staleness=1",
     "learner.optimizer.lr=1e-3",
 )

@@ -110,7 +110,7 @@ async def serve(
     """
     writer = WeightWriter(bus, WeightsConfig())
     await writer.open()
-    await writer.publish(version, writer.room(Layout.of([("w", "float32", (4,), 16)])))
+    await writer.publish(version, writer.spare_state(Layout.of([("w", "float32", (4,), 16)])))
     for number, problem in enumerate(problems, start=1):
         ticket = Ticket(
             number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer=answer,

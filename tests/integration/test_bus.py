@@ -185,7 +185,7 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
     assert "bad" not in lines[0]
 
 
-async def test_an_unreadable_metric_is_buried_and_stops_nobody(bus: Bus):
+async def test_an_unreadable_metric_is_dead_lettered_and_stops_nobody(bus: Bus):
     await bus.client.publish(f"{bus.names.metrics}.actor.x", b"\xc1garbage")
     await MetricsWriter(bus, "actor", "x").write({"tokens_per_s": 1.0})
     async for _, metrics in follow_metrics(bus):

@@ -105,7 +105,7 @@ class Work:
         writer = WeightWriter(self.learner, WeightsConfig(snapshot_every=5))
         await writer.open()
         while not self.stop:
-            state = writer.room(LAYOUT)
+            state = writer.spare_state(LAYOUT)
             state.image[:] = np.frombuffer(np.full(1024, self.weights, dtype="<f4").tobytes(), np.uint8)
             await writer.publish(self.weights, state)
             self.weights += 1

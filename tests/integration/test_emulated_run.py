@@ -81,9 +81,9 @@ def test_ctrl_c_stops_a_run_and_resuming_shows_only_the_steps_that_it_takes(tmp_
         assert f"stopped; go on with: zerotir up --resume {folder}" in output.read_text()
         last = steps_of(folder)[-1]["step"]
         # The run's own configuration, and a change that it cannot take.
-        up, output = start(tmp_path, "learner.samples_per_problem=8", resume=folder)
+        up, output = start(tmp_path, "learner.group_size=8", resume=folder)
         assert up.wait(timeout=60) == 2
-        assert "learner.samples_per_problem is 4 in this run and cannot be 8" in output.read_text()
+        assert "learner.group_size is 4 in this run and cannot be 8" in output.read_text()
         # Tickets in flight belong to the two steps after the last.
         up, output = start(tmp_path, f"learner.steps={last + 3}", resume=folder)
         assert up.wait(timeout=200) == 0, output.read_text()

@@ -97,8 +97,8 @@ async def test_an_evaluation_is_stopped_in_the_middle_and_goes_on(engine: Engine
     assert sorted(sample.key for sample in samples) == sorted(job.key for job in plan.jobs())
 
     for row, budget in zip(scores.rows, (0, 1), strict=True):
-        mine = [sample for sample in samples if sample.tool_budget == budget]
-        assert (row.tool_calls, row.samples, row.missing, row.accuracy.problems) == (budget, 6, 0, 3)
+        mine = [sample for sample in samples if sample.max_tool_calls == budget]
+        assert (row.max_tool_calls, row.samples, row.missing, row.accuracy.problems) == (budget, 6, 0, 3)
         assert row.accuracy.value == pytest.approx(sum(sample.correct for sample in mine) / 6)
         assert row.pass_at[1].value == pytest.approx(row.accuracy.value)
         assert row.code_ratio.value == pytest.approx(sum(bool(sample.tool_calls) for sample in mine) / 6)
@@ -108,7 +108,7 @@ async def test_an_evaluation_is_stopped_in_the_middle_and_goes_on(engine: Engine
         assert all(0 < sample.sampled_tokens <= sample.response_tokens <= 160 for sample in mine)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["complete"]
-    assert [row["tool_calls"] for row in results["rows"]] == [0, 1]
+    assert [row["max_tool_calls"] for row in results["rows"]] == [0, 1]
     assert shown_on(tmp_path / "index.html") == [
         [passage.text for passage in sample.passages] for sample in sorted(samples, key=lambda s: s.key[1:])
     ]
@@ -250,6 +250,6 @@ async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
     }
     for metrics in written:
         results = json.loads((tmp_path / f"0.{metrics.step}" / "results.json").read_text())
-        [row] = [row for row in results["rows"] if row["tool_calls"] == metrics.values["tool_budget"]]
+        [row] = [row for row in results["rows"] if row["max_tool_calls"] == metrics.values["max_tool_calls"]]
         assert metrics.values["accuracy"] == row["accuracy"]["value"]
         assert metrics.values["samples"] == 6

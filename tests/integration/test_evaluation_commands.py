@@ -50,7 +50,7 @@ def test_a_live_run_s_evaluator_reports_versions_and_is_seen(tmp_path: Path):
         tmp_path, "up", "tiny",
         *("--set", f"launch.runs_dir={tmp_path}/runs", "--set", "launch.evaluator=true", "--set", "learner.steps=5000"),
         *("--set", "evaluation.data={sums: {recipe: digit_sums, size: 4}}", "--set", "evaluation.every=3"),
-        *("--set", "evaluation.tool_calls=[0, 1]", "--set", "evaluation.samples=2"),
+        *("--set", "evaluation.max_tool_calls=[0, 1]", "--set", "evaluation.samples=2"),
     )  # fmt: skip
     try:
         folder = wait_for(lambda: next((tmp_path / "runs").glob("tiny-*"), None), up, output)
@@ -82,7 +82,7 @@ def test_a_live_run_s_evaluator_reports_versions_and_is_seen(tmp_path: Path):
 
 def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path):
     out = tmp_path / "out"
-    command = ("eval", "tiny", "--checkpoint", "random-tiny", "--tool-calls", "0,1", "--out", str(out))
+    command = ("eval", "tiny", "--checkpoint", "random-tiny", "--max-tool-calls", "0,1", "--out", str(out))
     first, output = start(tmp_path, *command)
     path = out / "samples.jsonl"
     try:

@@ -64,7 +64,7 @@ async def answering(bus: Bus, ledger: Ledger) -> AsyncIterator[None]:
 
 def ledger_of(config: RunConfig) -> Ledger:
     settings = config.learner
-    return Ledger(settings.batch_groups, settings.samples_per_problem, settings.max_staleness, settings.steps, None)  # type: ignore[arg-type]
+    return Ledger(settings.batch_groups, settings.group_size, settings.max_staleness, settings.steps, None)  # type: ignore[arg-type]
 
 
 async def manifests(bus: Bus) -> int:

@@ -21,7 +21,7 @@ name: both
 set: [learner.steps={STEPS}, learner.checkpoint.every=2]
 experiments:
   - config: tiny
-    tool_budgets: [0, 2]
+    max_tool_calls: [0, 2]
 """
 
 

@@ -96,5 +96,5 @@ async def test_what_a_dead_actor_could_not_publish_the_next_one_does(tmp_path: P
         heir = Outbox(bus, folder, "a")
         running = asyncio.create_task(heir.run())
         assert await stored(bus, 4) == [1, 2, 3, 4]
-        await until(lambda: heir.settled == {2, 3, 4} and not any(folder.iterdir()))
+        await until(lambda: heir.taken_over == {2, 3, 4} and not any(folder.iterdir()))
         running.cancel()

@@ -202,7 +202,7 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
 
         writer = WeightWriter(learner, WeightsConfig())
         await writer.open()
-        await writer.publish(0, writer.room(Layout.of([("w", "float32", (4,), 16)])))
+        await writer.publish(0, writer.spare_state(Layout.of([("w", "float32", (4,), 16)])))
         await writer.snapshot()
         for bus in (actor, evaluator, observer, learner):
             follower = WeightFollower(bus)
@@ -223,7 +223,7 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
         await first.done()
         await second.hand_back()
         for bus in (actor, learner, evaluator, observer):
-            await bus.bury(names.stream("RESULTS"), 1, b"", "a test")
+            await bus.dead_letter(names.stream("RESULTS"), 1, b"", "a test")
 
         reader = LogReader(learner, names.stream("RESULTS"), names.results)
         assert len(await reader.read(10, 5.0)) == 1

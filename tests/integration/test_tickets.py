@@ -20,7 +20,7 @@ from learner.tickets.ledger import Ledger
 from learner.tickets.lost import MAX_ISSUES, LostTickets
 from tasks.problems import ProblemOrder, load_problems
 
-CONFIG = load_config("tiny", ["learner.batch_groups=2", "learner.samples_per_problem=2", "learner.steps=1"])
+CONFIG = load_config("tiny", ["learner.batch_groups=2", "learner.group_size=2", "learner.steps=1"])
 
 
 def ticket(number: int) -> Ticket:

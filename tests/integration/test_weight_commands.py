@@ -37,7 +37,7 @@ async def run(bus: Bus, own_run: BusAddress, tmp_path: Path, monkeypatch: pytest
     writer = WeightWriter(bus, WeightsConfig())
     await writer.open()
     for n in range(3):
-        state = writer.room(layout)
+        state = writer.spare_state(layout)
         image = torch.from_numpy(state.image)
         for entry, (_, weight) in zip(layout.tensors, weights, strict=True):
             image[entry.offset : entry.offset + entry.nbytes].copy_(((n + 1) * weight).reshape(-1).view(torch.uint8))

@@ -51,7 +51,7 @@ class Source:
 
     async def publish(self) -> None:
         self.n += 1
-        state = self.writer.room(self.layout)
+        state = self.writer.spare_state(self.layout)
         image = torch.from_numpy(state.image)
         for entry, parameter in zip(self.layout.tensors, self.model.parameters(), strict=True):
             image[entry.offset : entry.offset + entry.nbytes].copy_(parameter.detach().reshape(-1).view(torch.uint8))

@@ -9,7 +9,7 @@ import pytest
 from bus.connection import BusError
 from bus.messages import Failure
 from configs.schema import FiltersConfig
-from learner.claim import sole_learner
+from learner.folder_lock import sole_learner
 from learner.tickets.archive import Archive, read_archive
 from learner.tickets.audit import batches_of
 from learner.tickets.filters import Filters
@@ -22,12 +22,12 @@ def failure(ticket: int) -> Failure:
     )
 
 
-def book() -> Ledger:
+def new_ledger() -> Ledger:
     return Ledger(2, 2, 1, 10, Filters(FiltersConfig(no_signal=False), group_relative=True))
 
 
 def test_an_archive_leads_to_the_same_batches_again(tmp_path: Path):
-    rng, ledger, archive = random.Random(3), book(), Archive(tmp_path)
+    rng, ledger, archive = random.Random(3), new_ledger(), Archive(tmp_path)
     open_tickets: list[int] = []
     digests, sequence = [], 0
     for step in range(10):
@@ -38,13 +38,13 @@ def test_an_archive_leads_to_the_same_batches_again(tmp_path: Path):
             assert ledger.accept(sequence, failure(ticket)) is None
             archive.append(step, sequence, failure(ticket))
         digests.append(ledger.take(step).digest)
-    assert [batch.digest for batch in batches_of(read_archive(tmp_path), book())] == digests
+    assert [batch.digest for batch in batches_of(read_archive(tmp_path), new_ledger())] == digests
     assert len(set(digests)) == 10
 
 
 def test_an_archive_that_holds_a_result_twice_is_refused():
     with pytest.raises(ValueError, match="answers ticket 1: already answered"):
-        list(batches_of([(1, failure(1)), (2, failure(1))], book()))
+        list(batches_of([(1, failure(1)), (2, failure(1))], new_ledger()))
 
 
 async def test_a_second_learner_waits_for_the_first_and_names_it(tmp_path: Path):

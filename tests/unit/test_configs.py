@@ -84,7 +84,7 @@ def test_numbers_in_scientific_notation_are_numbers():
     [
         ("learner.steps=9", True, True),
         ("actor.max_rollouts=3", True, True),
-        ("learner.samples_per_problem=8", True, False),
+        ("learner.group_size=8", True, False),
         ("learner.algorithm.advantage=gae", True, False),
         ("seed=5", True, False),
         ("rollout.temperature=0.9", False, False),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from evaluation.checkpoint import CheckpointError, CheckpointImage
+from evaluation.checkpoint import CheckpointImage
+from runtime.models import ModelError
 
 TENSORS = {
     "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
@@ -47,17 +48,17 @@ def test_the_digest_is_of_the_weights_and_not_of_their_place(tmp_path: Path):
 
 
 def test_what_cannot_be_used_is_named(tmp_path: Path):
-    with pytest.raises(CheckpointError, match=r"holds no \*.safetensors"):
+    with pytest.raises(ModelError, match=r"holds no \*.safetensors"):
         CheckpointImage.read(tmp_path)
     path = tmp_path / "model.safetensors"
     save_file({"a": TENSORS["a"]}, path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-4])
-    with pytest.raises(CheckpointError, match="ends before a does"):
+    with pytest.raises(ModelError, match="ends before a does"):
         CheckpointImage.read(tmp_path)
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    with pytest.raises(CheckpointError, match="no whole safetensors file"):
+    with pytest.raises(ModelError, match="no whole safetensors file"):
         CheckpointImage.read(tmp_path)
     save_file({"a": torch.zeros(3, dtype=torch.int8)}, path)
-    with pytest.raises(CheckpointError, match="a is I8; expected one of BF16"):
+    with pytest.raises(ModelError, match="a is I8; expected one of BF16"):
         CheckpointImage.read(tmp_path)

@@ -56,7 +56,7 @@ class Parsed(HTMLParser):
 
 def sample(number: int = 0, *, text: str = "fine", problem: str = "p0", correct: bool = True, **changes) -> Sample:
     values: dict[str, Any] = {
-        "data": "set", "problem": problem, "tool_budget": 1, "number": number, "reward": 1.0,
+        "data": "set", "problem": problem, "max_tool_calls": 1, "number": number, "reward": 1.0,
         "parts": {"correct": float(correct), "answered": 1.0, "ungradable": 0.0},
         "passages": (Passage(sampled=True, start=0, text=text),), "tool_calls": (), "refused_calls": 0,
         "finish_reason": FinishReason.STOP, "prompt_tokens": 5, "response_tokens": 9, "sampled_tokens": 9,
@@ -69,7 +69,7 @@ def plan(text: str = "What?", samples: int = 2) -> Plan:
     problems = (Problem("p0", text, "42"), Problem("p1", "Other", "43"))
     return Plan(
         data=(DataSet("set", problems, GradingConfig(), "d"),),
-        tool_budgets=(1,),
+        max_tool_calls=(1,),
         samples=samples,
         prompt=PromptConfig(),
         rollout=RolloutConfig(),

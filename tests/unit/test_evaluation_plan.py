@@ -31,18 +31,18 @@ def test_a_file_is_asked_whole_under_the_configuration_s_budget(file: Path):
     plan = planned(file)
     assert [data.name for data in plan.data] == ["my-set-v1"]
     assert [problem.id for problem in plan.data[0].problems] == [row["id"] for row in ROWS]
-    assert (plan.tool_budgets, plan.samples) == ((2,), 4)
+    assert (plan.max_tool_calls, plan.samples) == ((2,), 4)
     assert len(plan.jobs()) == 10 * 4
     assert len({job.key for job in plan.jobs()}) == 10 * 4
 
 
 def test_the_command_line_comes_before_the_configuration(file: Path):
     data = f"evaluation.data={{mine: {{file: {file}, limit: 6, rule: boxed}}}}"
-    plan = planned("mine", overrides=(data, "evaluation.samples=3", "evaluation.tool_calls=[8]"))
-    assert [len(plan.data[0].problems), plan.samples, *plan.tool_budgets] == [6, 3, 8]
+    plan = planned("mine", overrides=(data, "evaluation.samples=3", "evaluation.max_tool_calls=[8]"))
+    assert [len(plan.data[0].problems), plan.samples, *plan.max_tool_calls] == [6, 3, 8]
     assert plan.data[0].grading.rule == "boxed"
     plan = planned("mine", overrides=(data,), budgets=(4, 0, 4), samples=2, limit=1)
-    assert [len(plan.data[0].problems), plan.samples, *plan.tool_budgets] == [1, 2, 0, 4]
+    assert [len(plan.data[0].problems), plan.samples, *plan.max_tool_calls] == [1, 2, 0, 4]
 
 
 def test_an_evaluation_on_what_is_trained_on_is_refused_and_names_it(file: Path, tmp_path: Path):
@@ -62,7 +62,7 @@ def test_an_evaluation_on_what_is_trained_on_is_refused_and_names_it(file: Path,
 
 def test_sampling_of_its_own_and_budgets_reach_the_rollouts(file: Path):
     plan = planned(file, overrides=("evaluation.temperature=0.6", "evaluation.top_p=0.95"), budgets=(0, 3))
-    limits = {job.tool_budget: plan.limits(job) for job in plan.jobs()}
+    limits = {job.max_tool_calls: plan.limits(job) for job in plan.jobs()}
     assert {budget: each.max_tool_calls for budget, each in limits.items()} == {0: 0, 3: 3}
     assert {(each.temperature, each.top_p) for each in limits.values()} == {(0.6, 0.95)}
 
@@ -75,7 +75,7 @@ def test_any_part_of_the_jobs_stands_for_the_whole(file: Path, tmp_path: Path):
     half = jobs[: len(jobs) // 2]
     for name, share in (("short", 1 / 3), ("my-set-v1", 2 / 3)):
         assert sum(job.data.name == name for job in half) / len(half) == pytest.approx(share, abs=0.1)
-    assert sum(job.tool_budget == 0 for job in half) / len(half) == pytest.approx(0.5, abs=0.1)
+    assert sum(job.max_tool_calls == 0 for job in half) / len(half) == pytest.approx(0.5, abs=0.1)
 
 
 def test_without_data_a_recipe_makes_problems_that_training_does_not_get():
@@ -122,7 +122,7 @@ def test_the_measured_configuration_loads():
     [
         (["--samples", "0"], "argument --samples: '0' is not a positive number"),
         (["--limit", "-3"], "argument --limit: '-3' is not a positive number"),
-        (["--tool-calls", "0,two"], "argument --tool-calls: '0,two' is not a list of numbers such as 0,1,2,4,8"),
+        (["--max-tool-calls", "0,two"], "argument --tool-calls: '0,two' is not a list of numbers such as 0,1,2,4,8"),
         (["--checkpoint", "random-tiny", "--follow"], "zerotir: --follow is for a live run"),
         (["--set", "evaluation.data={a b: {file: x.jsonl}}"], "evaluation.data.a b"),
         (["--set", "evaluation.evry=3"], "unknown field evaluation.evry: did you mean every?"),

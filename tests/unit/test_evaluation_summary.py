@@ -20,7 +20,7 @@ from tests.unit.test_evaluation_page import sample
 PROBLEMS = tuple(Problem(f"p{number}", "1 + 1?", "2") for number in range(3))
 PLAN = Plan(
     data=(DataSet("set", PROBLEMS, GradingConfig(), "d"),),
-    tool_budgets=(0, 2),
+    max_tool_calls=(0, 2),
     samples=2,
     prompt=PromptConfig(template="plain", chat=True),
     rollout=RolloutConfig(temperature=0.7),
@@ -34,7 +34,7 @@ def call(success: bool) -> ToolCall:
 def graded(problem: int, budget: int, verdicts: str, **changes) -> list[Sample]:
     """Samples of a problem; `+` is a right one."""
     return [
-        sample(number, problem=f"p{problem}", tool_budget=budget, correct=verdict == "+", **changes)
+        sample(number, problem=f"p{problem}", max_tool_calls=budget, correct=verdict == "+", **changes)
         for number, verdict in enumerate(verdicts)
     ]
 
@@ -53,7 +53,7 @@ def test_a_row_is_what_one_counts_by_hand():
         graded(2, 2, "--"),
     )
     # (0 + 1/2 + 0) / 3, and pass@2 of 0, 1 and 0 right of two: 0, 1, 0.
-    assert (first.tool_calls, first.samples, first.missing, first.retries) == (0, 6, 0, 0)
+    assert (first.max_tool_calls, first.samples, first.missing, first.retries) == (0, 6, 0, 0)
     assert first.accuracy.value == pytest.approx(1 / 6)
     assert {k: each.value for k, each in first.pass_at.items()} == pytest.approx({1: 1 / 6, 2: 1 / 3})
     assert first.difference is None
@@ -62,7 +62,7 @@ def test_a_row_is_what_one_counts_by_hand():
     assert first.response_length == pytest.approx((4 * 9 + 2 * 39) / 6)
     assert (first.longest_response, first.truncated_ratio) == (39, pytest.approx(1 / 3))
 
-    assert (second.tool_calls, second.retries) == (2, 2)
+    assert (second.max_tool_calls, second.retries) == (2, 2)
     assert second.accuracy.value == pytest.approx((0.5 + 1 + 0) / 3)
     assert second.pass_at[2].value == pytest.approx(2 / 3)
     # Problem by problem: +1/2, +1/2, 0.
@@ -92,7 +92,7 @@ def test_problems_that_are_left_out_are_not_missing():
 
 def test_samples_of_other_evaluations_in_the_folder_are_not_counted():
     [row] = rows(graded(0, 0, "++++"), graded(1, 7, "++"), graded(9, 0, "++"))
-    assert (row.tool_calls, row.samples) == (0, 2)
+    assert (row.max_tool_calls, row.samples) == (0, 2)
 
 
 def test_every_metric_of_the_evaluator_is_documented():

@@ -1,4 +1,4 @@
-"""What of a group is trained on: each filter alone, together, and through the book of tickets."""
+"""What of a group is trained on: each filter alone, together, and through the ledger of tickets."""
 
 from typing import Any
 

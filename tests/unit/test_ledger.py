@@ -1,4 +1,4 @@
-"""The book of tickets: order, staleness, filters and balance, over random and hand-made logs."""
+"""The ledger of tickets: order, staleness, filters and balance, over random and hand-made logs."""
 
 import random
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from learner.tickets.ledger import BalanceError, Ledger
 
 
 def trajectory(ledger: Ledger, ticket: int, reward: float = 0.0, version: int | None = None) -> Trajectory:
-    group = (ticket - 1) // ledger.samples
+    group = (ticket - 1) // ledger.group_size
     n = ledger.issued_under(group) if version is None else version
     return Trajectory(
         ticket=ticket,
@@ -39,7 +39,7 @@ def trajectory(ledger: Ledger, ticket: int, reward: float = 0.0, version: int | 
 
 
 def failure(ledger: Ledger, ticket: int) -> Failure:
-    group = (ticket - 1) // ledger.samples
+    group = (ticket - 1) // ledger.group_size
     return Failure(ticket=ticket, group=group, reason="deadline", attempts=1, actor="a", published_at=0.0)
 
 
@@ -86,14 +86,14 @@ def test_staleness_is_bounded_and_the_balance_closes_whatever_the_order(seed: in
     sequence = 0
     for step in range(25):
         unanswered += [ticket for group in ledger.admit(step) for ticket in ledger.tickets(group)]
-        assert ledger.open <= (ledger.max_staleness + 1) * ledger.groups_per_batch * ledger.samples
+        assert ledger.open <= (ledger.max_staleness + 1) * ledger.groups_per_batch * ledger.group_size
         while ledger.ready(step) is None:
             assert unanswered, "the learner would wait for ever"
             # Mostly the youngest first: the worst case for old groups.
             ticket = unanswered.pop(-1 if rng.random() < 0.8 else rng.randrange(len(unanswered)))
             sequence += 1
             failed = rng.random() < 0.1
-            version = rng.randint(ledger.issued_under((ticket - 1) // ledger.samples), step)
+            version = rng.randint(ledger.issued_under((ticket - 1) // ledger.group_size), step)
             result = failure(ledger, ticket) if failed else trajectory(ledger, ticket, rng.choice([0.0, 1.0]), version)
             assert ledger.accept(sequence, result) is None
             if rng.random() < 0.2:
@@ -105,7 +105,7 @@ def test_staleness_is_bounded_and_the_balance_closes_whatever_the_order(seed: in
         ledger.balance()
     balance = ledger.balance()
     assert balance["open"] == 0
-    assert balance["issued"] == 25 * ledger.groups_per_batch * ledger.samples
+    assert balance["issued"] == 25 * ledger.groups_per_batch * ledger.group_size
 
 
 def test_the_reason_of_every_end_is_kept():
@@ -147,12 +147,12 @@ def test_a_restored_book_goes_on_exactly():
     ledger.accept(next(sequence), trajectory(ledger, 3, 1.0))
     again = make(staleness=2)
     again.restore(msgpack.unpackb(msgpack.packb(ledger.state()), strict_map_key=False))
-    for book in (ledger, again):
+    for each in (ledger, again):
         after = iter(range(50, 100))
-        assert book.accept(next(after), trajectory(book, 3)) == "already answered"
-        assert book.accept(next(after), trajectory(book, 4, 0.0)) is None
-        assert book.ready(0) == [0, 1]
-        book.take(0)
+        assert each.accept(next(after), trajectory(each, 3)) == "already answered"
+        assert each.accept(next(after), trajectory(each, 4, 0.0)) is None
+        assert each.ready(0) == [0, 1]
+        each.take(0)
     assert again.state() == ledger.state()
 
 

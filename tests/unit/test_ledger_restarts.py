@@ -1,4 +1,4 @@
-"""Every ticket ends, whatever the results are and wherever the learner is killed: the book over random histories."""
+"""Every ticket ends, whatever the results are and wherever the learner is killed: the ledger over random histories."""
 
 import copy
 from dataclasses import dataclass, field

@@ -37,7 +37,7 @@ set: [learner.steps=3]
 experiments:
   - config: tiny
     models: [random-tiny, Some/Model-1.5B]
-    tool_budgets: [0, 2]
+    max_tool_calls: [0, 2]
     seeds: [4, 5]
     set: [learner.optimizer.lr=1e-4]
 """
@@ -65,7 +65,10 @@ experiments:
             r"unknown field experiments\.0\.seed: did you mean seeds\?",
         ),
         ("name: m\nexperiments: [{config: tiny, seeds: [0, 0]}]", "tiny: seeds names a value twice"),
-        ("name: m\nexperiments: [{config: tiny, tool_budgets: [-1]}]", r"experiments\.0\.tool_budgets\.0: .*greater"),
+        (
+            "name: m\nexperiments: [{config: tiny, max_tool_calls: [-1]}]",
+            r"experiments\.0\.max_tool_calls\.0: .*greater",
+        ),
         ("name: m\nexperiments: [{config: tinny}]", "no configuration named 'tinny': did you mean tiny"),
         (
             "name: m\nset: [learner.stepps=1]\nexperiments: [{config: tiny}]",

@@ -130,7 +130,7 @@ class TestSettings:
         settings = pool([read_run(old), read_run(write_run(tmp_path / "new", []))])
         # They differ in more fields than a label can say.
         assert [setting.label for setting in settings] == ["tiny (old)", "tiny (new)"]
-        assert [setting.tool_budget for setting in settings] == [2, 2]
+        assert [setting.max_tool_calls for setting in settings] == [2, 2]
 
     def test_the_fewest_calls_are_the_baseline_of_their_task_alone(self, tmp_path):
         names = {"tools": [], "text": TEXT, "other": ["name=other", "tasks.problems.recipe=products"]}

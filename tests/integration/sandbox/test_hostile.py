@@ -47,7 +47,7 @@ class Served:
         """Only the jails that wait for the next program are there."""
         async with asyncio.timeout(60):
             await self.pool.filled()
-        traces.assert_none(self.jail, waiting=self.pool.waiting(loaded=False))
+        traces.assert_none(self.jail, waiting=self.pool.idle(loaded=False))
 
 
 @pytest.fixture(scope="module")

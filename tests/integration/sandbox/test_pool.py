@@ -72,11 +72,11 @@ async def test_a_jail_serves_one_program(pool):
 
 
 async def test_as_many_jails_wait_as_are_asked_for(pool):
-    assert (pool.waiting(loaded=False), pool.waiting(loaded=True)) == (2, 1)
+    assert (pool.idle(loaded=False), pool.idle(loaded=True)) == (2, 1)
     assert len(traces.processes()) == 3
     await pool.run("print(1)", 20)
     await pool.filled()
-    assert (pool.waiting(loaded=False), pool.waiting(loaded=True)) == (2, 1)
+    assert (pool.idle(loaded=False), pool.idle(loaded=True)) == (2, 1)
 
 
 async def test_more_programs_than_jails_are_all_served(pool):
@@ -93,7 +93,7 @@ async def test_a_jail_that_dies_while_it_waits_is_replaced(pool, number):
     results = await asyncio.gather(*(pool.run("print(1)", 20) for _ in range(3)))
     assert [succeeded(result) for result in results] == ["1\n"] * 3
     await pool.filled()
-    assert (pool.waiting(loaded=False), pool.waiting(loaded=True)) == (2, 1)
+    assert (pool.idle(loaded=False), pool.idle(loaded=True)) == (2, 1)
 
 
 @pytest.mark.slow
@@ -116,11 +116,11 @@ async def test_the_cpu_limit_does_not_count_what_was_imported_before():
 async def test_no_more_jails_wait_than_the_memory_allows():
     async with asyncio.timeout(120), Pool(Jail(POOLED.model_copy(update={"warm": 50, "warm_memory_mb": 150}))) as pool:
         await pool.filled()
-        assert 1 < pool.waiting(loaded=False) < 20
+        assert 1 < pool.idle(loaded=False) < 20
         assert succeeded(await pool.run(f"import numpy\n{IMPORTED}", 20)) == "True\n"
 
 
-async def test_without_waiting_jails_programs_run_all_the_same():
+async def test_without_idle_jails_programs_run_all_the_same():
     config = POOLED.model_copy(update={"warm": 0, "warm_with_packages": 0})
     async with asyncio.timeout(120), Pool(Jail(config)) as pool:
         assert succeeded(await pool.run("import sympy; print(sympy.Integer(1))", 20)) == "1\n"
@@ -143,7 +143,7 @@ async def test_who_gives_up_in_line_takes_nothing_away(pool):
         f"{n}\n" for n in range(1, 8, 2)
     ]
     await pool.filled()
-    assert (pool.waiting(loaded=False), pool.waiting(loaded=True)) == (2, 1)
+    assert (pool.idle(loaded=False), pool.idle(loaded=True)) == (2, 1)
 
 
 async def test_a_pool_that_is_left_leaves_nothing():

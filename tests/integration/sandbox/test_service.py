@@ -192,10 +192,10 @@ async def test_services_are_discovered_with_their_statistics(service, another, c
     found = await statistics(connection, subject)
     assert [each["name"] for each in sorted(found, key=lambda each: each["name"])] == ["sandbox-0", "sandbox-1"]
     assert sum(each["executions"] for each in found) == service.executions + other.executions == 1
-    assert {each["places"] for each in found} == {CONFIG.concurrency}
+    assert {each["slots"] for each in found} == {CONFIG.concurrency}
     # What `zerotir status` makes of it.
     assert "sandbox-0" in sandbox_line(min(found, key=lambda each: each["name"]))
-    assert f"0 of {CONFIG.concurrency} places in use" in sandbox_line(found[0])
+    assert f"0 of {CONFIG.concurrency} slots in use" in sandbox_line(found[0])
 
 
 async def test_a_call_that_is_given_up_frees_its_place(service, client):

@@ -42,7 +42,7 @@ class Learner:
         self.images: dict[int, bytes] = {}
 
     async def publish(self, n: int, seed: int | None = None, every: int = 1):
-        state = self.writer.room(LAYOUT)
+        state = self.writer.spare_state(LAYOUT)
         state.image[:] = np.frombuffer(self.image, np.uint8)
         change(state, n if seed is None else seed, every)
         self.image = self.images[n] = state.image.tobytes()

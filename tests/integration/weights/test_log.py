@@ -54,7 +54,7 @@ async def test_a_version_without_any_change_is_a_version(bus: Bus, learner: Lear
     follower = WeightFollower(bus)
     await learner.publish(0)
     await advanced(follower, learner, 0)
-    state = learner.writer.room(LAYOUT)
+    state = learner.writer.spare_state(LAYOUT)
     state.image[:] = np.frombuffer(learner.image, np.uint8)
     published = await learner.writer.publish(1, state)
     assert published.wire_bytes == 0
