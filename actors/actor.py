@@ -13,6 +13,7 @@ result is stored, and no more than the engine's cache has room for: results that
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import structlog
@@ -43,6 +44,13 @@ HAND_BACK_S = 2.0
 """For tickets to be handed back by an actor that leaves; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
+
+
+@dataclass(frozen=True)
+class HandBack:
+    """A ticket that is no fault of its own still has no answer: it is offered to all actors again."""
+
+    reason: str
 
 
 class Actor:
@@ -171,7 +179,8 @@ class Actor:
                     await leased.done()
                     return
                 result = await self._answer(leased)
-                if result is None:
+                if isinstance(result, HandBack):
+                    log.warning("ticket handed back", ticket=ticket.number, reason=result.reason)
                     self._handed_back += 1
                     await leased.hand_back()
                     return
@@ -191,8 +200,8 @@ class Actor:
         else:
             self._finished += 1
 
-    async def _answer(self, leased: LeasedTicket) -> Trajectory | Failure | None:
-        """A trajectory, a failure that is final, or None for a hand-back."""
+    async def _answer(self, leased: LeasedTicket) -> Trajectory | Failure | HandBack:
+        """Works on a ticket; returns a trajectory, a failure that is final, or why the ticket is handed back."""
         ticket = leased.ticket
         if leased.failures >= self._config.actor.max_deliveries:
             detail = f"{leased.failures} times an actor vanished with it, or its engine or grader failed"
@@ -205,7 +214,7 @@ class Actor:
             limit = ticket.rollout.max_prompt_tokens
             return self._failure(leased, "prompt too long", f"{len(prompt)} tokens, the limit is {limit}")
         if not await self._weights.reach(ticket.min_version, VERSION_PATIENCE_S):
-            return None
+            return HandBack(f"version {ticket.min_version} did not come in {VERSION_PATIENCE_S:.0f} s")
         started_at = time.time()
         try:
             await self._grader.require_gradable(ticket.answer, ticket.grading)
@@ -217,8 +226,7 @@ class Actor:
             self._engine_failures = 0
             if response.lowest_version < ticket.min_version:
                 # A learner that went back to its checkpoint published older weights while this was written.
-                log.info("older weights than the ticket allows came meanwhile", ticket=ticket.number)
-                return None
+                return HandBack("older weights than the ticket allows came meanwhile")
             grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
@@ -231,12 +239,11 @@ class Actor:
         except UngradableError as error:
             return self._failure(leased, "ungradable gold answer", str(error))
         except (SandboxError, GradingError, EngineError) as error:
-            log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
             if isinstance(error, EngineError):
                 self._count_engine_failure(error)
             # Anybody may want for a sandbox; what an engine or grader fails at may be this ticket's doing.
             leased.failures += not isinstance(error, SandboxError)
-            return None
+            return HandBack(f"infrastructure failed under the rollout: {error}")
         return self._trajectory(ticket, prompt, response, grade, started_at)
 
     def _count_engine_failure(self, error: EngineError) -> None:

@@ -22,7 +22,7 @@ from bus.log_reader import LogReader
 from bus.messages import Failure, FinishReason, Outcome, ToolCall, Trajectory, VersionSpan, WeightVersion
 from configs.bus import BusConfig
 from configs.schema import RolloutConfig
-from learner.tickets.usable import require_usable
+from learner.tickets.result_log import require_usable
 
 CONFIG = BusConfig(timeout_s=30)
 BATCH = 64

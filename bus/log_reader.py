@@ -41,8 +41,12 @@ class _InterruptedError(Exception):
 class LogReader:
     """Reads `subject` of `stream` from sequence `start` on."""
 
-    def __init__(self, bus: Bus, stream: str, subject: str, start: int = 1) -> None:
+    def __init__(
+        self, bus: Bus, stream: str, subject: str, start: int = 1, metadata: dict[str, str] | None = None
+    ) -> None:
+        """`metadata` is the consumer's, for others that look at the stream."""
         self._bus = bus
+        self._metadata = metadata
         self._stream = stream
         self._subject = subject
         self._next = start
@@ -75,6 +79,7 @@ class LogReader:
                 inactive_threshold=IDLE_CONSUMER_S,
                 mem_storage=True,
                 num_replicas=1,
+                metadata=self._metadata,
             ),
         )
         self._subscription = await self._bus.client.subscribe(self._bus.client.new_inbox(), cb=self._arrive)

@@ -7,13 +7,11 @@
 It waits for results (unblocked by actors; `learner.batch_timeout_s` without any new one is an error), for the bus (bounded
 requests), for its own training thread, and with the next copy for the version before to be published. A version's tickets go
 out after its manifest: a learner that was deposed issues none. It holds at most (max_staleness + 1) batches of trajectories.
-What it does follows from its checkpoint and the result log alone: results are taken one at a time, in log order, and the
-batch is formed at the first position at which it can be.
+What it does follows from its checkpoint and the result log alone (`learner.tickets.result_log`).
 """
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,12 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from nats.js.api import StreamState
 
-from bus.codec import MessageError, decode
-from bus.connection import TRANSIENT_ERRORS, Bus, BusError
-from bus.log_reader import LogReader
-from bus.messages import Failure, Trajectory
+from bus.connection import Bus, BusError
 from bus.metrics import MetricsWriter, record_metrics, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
@@ -34,12 +28,10 @@ from learner.checkpoints import CheckpointError, Checkpoints
 from learner.folder_lock import sole_learner
 from learner.step_metrics import batch_metrics
 from learner.steps import Steps
-from learner.tickets.archive import Archive, last_archived, raw_archive
 from learner.tickets.dispatcher import Dispatcher
-from learner.tickets.filters import is_finite
 from learner.tickets.ledger import Batch
 from learner.tickets.lost import LostTickets
-from learner.tickets.usable import require_usable
+from learner.tickets.result_log import ResultLog
 from learner.weight_publisher import WeightPublisher
 from runtime.waiting import done_or_stopped
 from tasks.problems import ProblemOrder
@@ -49,11 +41,8 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-READ_AHEAD = 64
 STOP_S = 20.0
 """For what cannot be broken off (a checkpoint, a request to a bus that is away) once the learner is told to stop."""
-LOOK_AT_RESULTS_S = 10.0
-"""How often a learner that waits looks whether the result stream fills up."""
 
 
 class Learner:
@@ -78,14 +67,13 @@ class Learner:
         self._thread = ThreadPoolExecutor(1, "train")
         self._steps = Steps(config, trainer, folder)
         self._ledger = self._steps.ledger
+        self._results = ResultLog(bus, self._ledger, folder / "results", config.rollout, trainer.vocabulary)
         self._dispatcher = Dispatcher(bus, config, problems, self._ledger)
         self._lost = LostTickets(bus, self._ledger, self._dispatcher, announcer.id)
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, trainer)
         self._release: asyncio.Task[None] | None = None
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
-        self._unread: deque[tuple[int, bytes]] = deque()
-        self._look_at_results = time.monotonic() + LOOK_AT_RESULTS_S
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
@@ -123,25 +111,22 @@ class Learner:
         # A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right.
         if (found := run_of(self._folder / "metrics.jsonl")) not in (None, self._bus.address.run):
             raise CheckpointError(f"{self._folder} holds metrics of run {found}, this is {self._bus.address.run}")
-        before = await self._results()
+        before = await self._results.state()
         _, state = self._newest_checkpoint()
-        archived = last_archived(self._folder / "results", self._bus.address.run)
-        # That one may go on meanwhile: what was purged before is on the disk now, what the disk counts is stored by then.
-        self._require_results(before, await self._results(), state["ledger"]["position"] if state else 0, archived)
+        await self._results.require_whole(before, state["ledger"]["position"] if state else 0)
         # Ends the writing of an earlier learner that still lives; what it has written is read once it is gone.
         await self._weights.open()
         async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
             return await self._train_alone(stop)
 
     async def _train_alone(self, stop: asyncio.Event) -> bool:
-        self._archive = Archive(self._folder / "results")
         version = await asyncio.to_thread(self._resume)
-        reader = await self._open_log()
+        await self._results.open()
         await self._announcer.say(f"publishing weights of step {version}")
         release = await self._begin(version)
         while version < self._config.learner.steps:
             started = time.monotonic()
-            batch = await self._next_batch(reader, version, release, stop)
+            batch = await self._next_batch(version, release, stop)
             if batch is None:
                 return False
             waited = time.monotonic() - started
@@ -163,7 +148,7 @@ class Learner:
             if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
                 await release
                 await self._checkpoint(version, values)
-        await reader.close()
+        await self._results.close()
         return True
 
     async def _begin(self, version: int) -> asyncio.Task[None]:
@@ -201,41 +186,8 @@ class Learner:
         log.info("resumed", checkpoint=str(newest), step=state["step"], position=self._ledger.position)
         return int(state["step"])
 
-    async def _open_log(self) -> LogReader:
-        """The result log from the checkpoint on: first what the archive holds of it and the bus no longer does."""
-        state = await self._results()
-        self._require_results(state, state, self._ledger.position, self._archive.last)
-        self._archive.cut(state.first_seq)
-        known = max(self._ledger.position, self._archive.last)
-        self._unread.extend(raw_archive(self._folder / "results", after=self._ledger.position))
-        return LogReader(self._bus, self._bus.names.stream("RESULTS"), self._bus.names.results, known + 1)
-
-    async def _results(self) -> StreamState:
-        return (await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))).state
-
-    def _require_results(self, before: StreamState, after: StreamState, position: int, archived: int) -> None:
-        """Holds the result stream, as it was before and after the folder was read, against what the folder has.
-
-        Raises CheckpointError where the bus lost results that the checkpoint, at `position`, counts, and where some have
-        left it that the archive, which ends at `archived`, does not hold.
-        """
-        if after.last_seq < position:
-            raise CheckpointError(
-                f"the checkpoint is at result {position}, but the stream of results ends at {after.last_seq}: "
-                "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
-            )
-        known = max(position, archived)
-        if before.first_seq > known + 1:
-            raise CheckpointError(
-                f"the results {known + 1} to {before.first_seq - 1} of run {self._bus.address.run} were used by another "
-                f"learner and are not in {self._folder}: resume in the folder that holds its checkpoints, or put back what "
-                "is missing of them"
-            )
-
-    async def _next_batch(
-        self, reader: LogReader, version: int, release: asyncio.Task[None], stop: asyncio.Event
-    ) -> Batch | None:
-        """Reads results in log order until the batch of `version` is ready; None when told to stop.
+    async def _next_batch(self, version: int, release: asyncio.Task[None], stop: asyncio.Event) -> Batch | None:
+        """Takes results in log order until the batch of `version` is ready; returns None when told to stop.
 
         Raises what `release` raised: without it no results will come.
         """
@@ -246,13 +198,11 @@ class Learner:
             if release.done():
                 release.result()
             self._bus.require_connection()
-            if not self._unread:
-                self._unread.extend(await reader.read(READ_AHEAD, timeout_s=0.5))
             await self._lost.look()
-            await self._relieve(version, release)
-            # One at a time: the batch must be formed at the first position of the log at which it is ready.
-            if self._unread:
-                self._accept(version, *self._unread.popleft())
+            if await self._results.fills_up():
+                await release
+                await self._checkpoint(version, {})
+            if await self._results.take(version):
                 last_result = time.monotonic()
             if time.monotonic() - last_result > self._config.learner.batch_timeout_s:
                 have, need = self._ledger.progress()
@@ -271,58 +221,13 @@ class Learner:
         log.info("batch taken", step=batch.step, position=self._ledger.position, digest=batch.digest)
         return batch
 
-    def _accept(self, version: int, sequence: int, data: bytes) -> None:
-        try:
-            result = decode(data, Trajectory, Failure)
-            require_usable(result, self._bus.address.run, self._config.rollout, self._trainer.vocabulary)
-        except MessageError as error:
-            self._ledger.position = sequence
-            self._ledger.ignored["unreadable"] += 1
-            self._dead_letter(sequence, data, str(error))
-            return
-        if isinstance(result, Trajectory) and not is_finite(result):
-            # A copy for people; its ticket ends here, as filtered.
-            self._dead_letter(sequence, data, "log-probabilities that are not finite")
-        ignored = self._ledger.accept(sequence, result)
-        if ignored is None:
-            self._archive.append(version, sequence, result)
-        else:
-            log.info("result ignored", ticket=result.ticket, reason=ignored)
-
-    def _dead_letter(self, sequence: int, data: bytes, reason: str) -> None:
-        asyncio.get_running_loop().create_task(
-            self._bus.dead_letter(self._bus.names.stream("RESULTS"), sequence, data, reason)
-        )
-
-    async def _relieve(self, version: int, release: asyncio.Task[None]) -> None:
-        """Writes a checkpoint before its time where the results that only it lets go take up half of their stream.
-
-        Without it actors would wait for room, and this learner for them.
-        """
-        if time.monotonic() < self._look_at_results:
-            return
-        self._look_at_results = time.monotonic() + LOOK_AT_RESULTS_S
-        try:
-            info = await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))
-        except TRANSIENT_ERRORS as error:
-            log.warning("result stream out of reach", error=str(error))
-            return
-        if 2 * info.state.bytes > (info.config.max_bytes or 0) and info.state.first_seq <= self._ledger.position:
-            log.warning("the result stream fills up: a checkpoint before its time", bytes=info.state.bytes)
-            await release
-            await self._checkpoint(version, {})
-
     async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
         await self._weights.require_head()
         await self._announcer.say(f"writing the checkpoint of step {version}")
-        self._archive.sync()
+        self._results.sync()
         state = {"run": self._bus.address.run, **self._steps.state()}
         await asyncio.to_thread(self._checkpoints.write, version, self._trainer.save, state, metrics)
-        try:
-            # Only what a checkpoint covers leaves the bus; purging is up to, not including, the sequence.
-            await self._bus.js.purge_stream(self._bus.names.stream("RESULTS"), seq=self._ledger.position + 1)
-        except TRANSIENT_ERRORS as error:
-            log.warning("results were not purged, the next checkpoint does it", error=str(error))
+        await self._results.purge()
 
     async def _unless_stopped[T](self, work: Callable[[], T], stop: asyncio.Event) -> T | None:
         """Runs `work` in the training thread; None as soon as `stop` is set, although it goes on until the process ends."""

@@ -19,6 +19,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import fsspec
 import structlog
@@ -29,7 +30,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import Manifest, ManifestKind, WeightChunk, WeightVersion
 from weights.codec import Layout, WeightsError, WeightState
-from weights.log import newest, read_manifests
+from weights.log import HOLD, newest, read_manifests
 
 log = structlog.get_logger()
 
@@ -46,6 +47,20 @@ NOTHING = (-1, -1)
 
 Logged = tuple[int, Manifest]
 """A manifest and its stream sequence."""
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Manifests to take one after another."""
+
+    path: list[Logged]
+    reached: int
+    """Sequence of the last manifest that it leads to: the last of `path`, or a later one of the same weights."""
+
+    @property
+    def wire_bytes(self) -> int:
+        """Returns the bytes that it costs."""
+        return sum(manifest.wire_bytes for _, manifest in self.path)
 
 
 class WeightFollower:
@@ -98,12 +113,11 @@ class WeightFollower:
         head, _ = await newest(self._bus)
         logged = await read_manifests(self._bus, 1, head)
         ends = [index for index, (_, manifest) in enumerate(logged) if manifest.version == version]
-        plan = self._plan(logged[: ends[0] + 1]) if ends else None
-        path = plan[1] if plan else []
-        if not path or path[-1][1].version != version:
+        route = self._route(logged[: ends[0] + 1]) if ends else None
+        if route is None or not route.path or route.path[-1][1].version != version:
             there = ", ".join(sorted({str(manifest.version) for _, manifest in logged})) or "none"
             raise WeightsError(f"the weight log does not lead to version {version}; it holds {there}")
-        if (failed := await self._follow(path)) is not None:
+        if (failed := await self._follow(route.path)) is not None:
             raise failed[1]
 
     async def _listen(self) -> asyncio.Event:
@@ -125,17 +139,16 @@ class WeightFollower:
             self._damaged.clear()
         logged = await read_manifests(self._bus, self._sequence + 1 if self.held else 1, head)
         while True:
-            plan = self._plan(logged)
-            if plan is None and self.held is not None:
+            route = self._route(logged)
+            if route is None and self.held is not None:
                 # What is held leads nowhere: perhaps a snapshot does that was passed over.
                 logged = await read_manifests(self._bus, 1, head)
-                plan = self._plan(logged)
-            if plan is None:
+                route = self._route(logged)
+            if route is None:
                 break
-            reached, path = plan
-            failed = await self._follow(path)
+            failed = await self._follow(route.path)
             if failed is None:
-                self._sequence = reached
+                self._sequence = route.reached
                 break
             self._sequence = 0
             self._damaged.add(failed[0])
@@ -168,26 +181,28 @@ class WeightFollower:
                 await reader.close()
 
     def _reader(self, sequence: int, manifest: Manifest) -> LogReader:
-        """Of its chunks; of a snapshot that lies elsewhere there are none, and it only holds the stream."""
-        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
-        return LogReader(self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or sequence)
+        """Returns a reader at this manifest's first chunk, which holds the stream while it is open.
 
-    def _plan(self, logged: Sequence[Logged]) -> tuple[int, list[Logged]] | None:
-        """The shortest way to the newest version that can be reached, as (sequence that it leads to, manifests to take).
-
-        None where nothing newer than what is held can be.
+        For an external snapshot there is nothing to read: the reader only holds.
         """
-        ways: list[tuple[int, int, list[Logged]]] = []
+        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
+        return LogReader(
+            self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or sequence, {HOLD: "1"}
+        )
+
+    def _route(self, logged: Sequence[Logged]) -> _Route | None:
+        """Returns the shortest route to the newest version that can be reached; None where what is held is the newest."""
+        routes: list[_Route] = []
         if self.held is not None:
-            ways.append(self._way(self.held, [], logged))
+            routes.append(self._follow_chain(self.held, [], logged))
         for index, (sequence, manifest) in enumerate(logged):
             if manifest.kind is ManifestKind.SNAPSHOT and sequence not in self._damaged:
-                ways.append(self._way(manifest, [(sequence, manifest)], logged[index + 1 :]))
-        reached, _, path = max(ways, key=lambda way: way[:2], default=(0, 0, []))
-        return (reached, path) if reached > self._sequence else None
+                routes.append(self._follow_chain(manifest, [(sequence, manifest)], logged[index + 1 :]))
+        best = max(routes, key=lambda route: (route.reached, -route.wire_bytes), default=None)
+        return best if best is not None and best.reached > self._sequence else None
 
-    def _way(self, at: Manifest, path: list[Logged], logged: Sequence[Logged]) -> tuple[int, int, list[Logged]]:
-        """Follows the chain from `at`: the last sequence that it leads to, minus the bytes that it costs, and the chain."""
+    def _follow_chain(self, at: Manifest, path: list[Logged], logged: Sequence[Logged]) -> _Route:
+        """Returns the route that takes `path`, which ends with `at`, and then every delta that continues it."""
         reached = path[-1][0] if path else 0
         for sequence, manifest in logged:
             continues = (
@@ -200,7 +215,7 @@ class WeightFollower:
                 path.append((sequence, manifest))
             if continues or (manifest.version == at.version and manifest.checksum == at.checksum):
                 at, reached = manifest, sequence
-        return reached, -sum(manifest.wire_bytes for _, manifest in path), path
+        return _Route(path, reached)
 
     async def _take(self, manifest: Manifest, readers: Sequence[LogReader]) -> None:
         """Changes the state into `manifest`'s, by the last of `readers`. Raises WeightsError, and then nothing is held."""

@@ -12,6 +12,9 @@ from bus.messages import Manifest
 
 log = structlog.get_logger()
 
+HOLD = "zerotir-hold"
+"""Metadata of a consumer that holds the stream: nothing from where it began on is purged while it is there."""
+
 
 async def newest(bus: Bus) -> tuple[int, bytes]:
     """The newest manifest as (stream sequence, bytes); (0, nothing) while there is none. Raises what nats-py raises."""

@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import fsspec
 import nats.js.errors
@@ -31,12 +32,12 @@ from nats.js.api import PubAck
 
 from bus.codec import encode
 from bus.connection import TRANSIENT_ERRORS, Bus
-from bus.messages import Manifest, ManifestKind, Segment, WeightChunk, WeightVersion
+from bus.messages import Manifest, ManifestKind, Segment, TensorEntry, WeightChunk, WeightVersion
 from configs.bus import WeightsConfig
 from configs.errors import UserError
 from runtime.retry import Backoff
 from weights.codec import Layout, WeightsError, WeightState
-from weights.log import newest, read_manifests
+from weights.log import HOLD, newest, read_manifests
 
 log = structlog.get_logger()
 
@@ -84,6 +85,22 @@ class _Chunks:
     nbytes: int = 0
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """What a manifest says of the weights themselves."""
+
+    layout: str
+    nbytes: int
+    checksum: str
+
+    @classmethod
+    def of(cls, weights: WeightState | Manifest) -> Self:
+        """Returns the same of a state or of a manifest that is in the log."""
+        if isinstance(weights, Manifest):
+            return cls(weights.layout, weights.nbytes, weights.checksum)
+        return cls(weights.layout.digest, weights.layout.nbytes, weights.checksum)
+
+
 class WeightWriter:
     """Writes the versions of one epoch. `open` comes first; `publish` and `snapshot` may not overlap."""
 
@@ -108,7 +125,9 @@ class WeightWriter:
             self._note(sequence, manifest)
         if self._head is not None:
             self.epoch = self._head.version.epoch + 1
-            await self._write_manifest(self._claim(self._head))
+            # The head's weights again, under this writer's epoch.
+            version = WeightVersion(epoch=self.epoch, n=self._head.version.n)
+            await self._write_manifest(_manifest(version, _Weights.of(self._head), _Chunks(), parent=self._head))
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
 
     def spare_state(self, layout: Layout) -> WeightState:
@@ -172,23 +191,7 @@ class WeightWriter:
         assert base is not None
         version = WeightVersion(epoch=self.epoch, n=n)
         written = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
-        manifest = Manifest(
-            version=version,
-            kind=ManifestKind.DELTA,
-            parent=head.version,
-            parent_checksum=head.checksum,
-            layout=state.layout.digest,
-            tensors=(),
-            writing=written.writing,
-            first_chunk=written.first,
-            chunks=written.count,
-            location=None,
-            nbytes=state.layout.nbytes,
-            wire_bytes=written.nbytes,
-            checksum=state.checksum,
-            published_at=time.time(),
-        )
-        await self._write_manifest(manifest)
+        await self._write_manifest(_manifest(version, _Weights.of(state), written, parent=head))
         return written.nbytes
 
     async def _write_snapshot(self, n: int, state: WeightState) -> int:
@@ -202,42 +205,11 @@ class WeightWriter:
             name = f"{self._bus.names.root}-{version}-{secrets.token_hex(4)}.weights"
             location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
             await asyncio.to_thread(_write_file, location, state)
-        manifest = Manifest(
-            version=version,
-            kind=ManifestKind.SNAPSHOT,
-            parent=None,
-            parent_checksum="",
-            layout=state.layout.digest,
-            tensors=state.layout.tensors,
-            writing=written.writing,
-            first_chunk=written.first,
-            chunks=written.count,
-            location=location,
-            nbytes=state.layout.nbytes,
-            wire_bytes=written.nbytes,
-            checksum=state.checksum,
-            published_at=time.time(),
+        await self._write_manifest(
+            _manifest(version, _Weights.of(state), written, tensors=state.layout.tensors, location=location)
         )
-        await self._write_manifest(manifest)
         await self._purge()
         return written.nbytes
-
-    def _claim(self, head: Manifest) -> Manifest:
-        """The head again, under this writer's epoch."""
-        changes = {
-            "version": WeightVersion(epoch=self.epoch, n=head.version.n),
-            "kind": ManifestKind.DELTA,
-            "parent": head.version,
-            "parent_checksum": head.checksum,
-            "tensors": (),
-            "writing": "",
-            "first_chunk": 0,
-            "chunks": 0,
-            "location": None,
-            "wire_bytes": 0,
-            "published_at": time.time(),
-        }
-        return head.model_copy(update=changes)
 
     async def _purge(self) -> None:
         """Takes away what lies before the oldest snapshot that is kept and before all that is being read.
@@ -247,7 +219,7 @@ class WeightWriter:
         stream = self._bus.names.stream("WEIGHTS")
         oldest = self._snapshots[max(0, len(self._snapshots) - SNAPSHOTS_KEPT)].position
         try:
-            first = min([oldest, *await self._read_from(stream)])
+            first = min([oldest, *await self._held_from(stream)])
             await self._bus.js.purge_stream(stream, seq=first)
         except TRANSIENT_ERRORS as error:
             log.warning("old weights were not purged, the next snapshot does it", error=str(error))
@@ -257,15 +229,15 @@ class WeightWriter:
             if old.location is not None:
                 await asyncio.to_thread(_remove_file, old.location)
 
-    async def _read_from(self, stream: str) -> list[int]:
-        """Where each follower that reads a version began. One that has gone counts until the server forgets its consumer."""
+    async def _held_from(self, stream: str) -> list[int]:
+        """Returns where each hold on the stream begins. One whose follower has gone counts until the server forgets it."""
         starts: list[int] = []
         offset = 0
         while page := await self._bus.js.consumers_info(stream, offset):
             offset += len(page)
             for reader in page:
                 age = time.time() - reader.created.timestamp()
-                if reader.config.filter_subject != self._bus.names.manifests and age < HOLD_S:
+                if (reader.config.metadata or {}).get(HOLD) and age < HOLD_S:
                     starts.append(reader.config.opt_start_seq or 0)
         return starts
 
@@ -365,6 +337,34 @@ def _chunks(segments: Iterator[Segment], size: int) -> Iterator[bytes]:
             index, filled, members = index + 1, 0, []
     if members:
         yield encode(WeightChunk(index=index, segments=tuple(members)))
+
+
+def _manifest(
+    version: WeightVersion,
+    weights: _Weights,
+    written: _Chunks,
+    *,
+    parent: Manifest | None = None,
+    tensors: tuple[TensorEntry, ...] = (),
+    location: str | None = None,
+) -> Manifest:
+    """Returns the manifest of a delta to `parent` or, without one, of a snapshot that holds `tensors`."""
+    return Manifest(
+        version=version,
+        kind=ManifestKind.SNAPSHOT if parent is None else ManifestKind.DELTA,
+        parent=None if parent is None else parent.version,
+        parent_checksum="" if parent is None else parent.checksum,
+        layout=weights.layout,
+        tensors=tensors,
+        writing=written.writing,
+        first_chunk=written.first,
+        chunks=written.count,
+        location=location,
+        nbytes=weights.nbytes,
+        wire_bytes=written.nbytes,
+        checksum=weights.checksum,
+        published_at=time.time(),
+    )
 
 
 def _write_file(location: str, state: WeightState) -> None:

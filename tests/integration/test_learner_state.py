@@ -16,9 +16,9 @@ from bus.streams import create_streams
 from configs.bus import BusConfig
 from configs.loading import load_config
 from configs.schema import RunConfig
-from learner import loop
 from learner.checkpoints import Checkpoints
 from learner.loop import Learner
+from learner.tickets import result_log
 from learner.tickets.archive import Archive, CheckpointError
 from learner.tickets.ledger import Ledger
 from learner.training.emulated_trainer import EmulatedTrainer
@@ -74,7 +74,7 @@ async def manifests(bus: Bus) -> int:
 async def test_a_result_stream_that_fills_up_before_a_checkpoint_is_due_holds_nobody_for_good(
     bus_address: BusAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "LOOK_AT_RESULTS_S", 0.1)
+    monkeypatch.setattr(result_log, "LOOK_EVERY_S", 0.1)
     # Room for some twenty of the run's 96 results.
     small = BusConfig(timeout_s=10, max_results_bytes=12_000)
     async with open_bus(bus_address, small, "test") as bus, asyncio.timeout(120):
@@ -94,7 +94,7 @@ async def test_a_result_stream_that_fills_up_before_a_checkpoint_is_due_holds_no
 async def test_a_learner_that_was_deposed_while_it_waited_writes_no_checkpoint_and_purges_nothing(
     bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "LOOK_AT_RESULTS_S", 0.1)
+    monkeypatch.setattr(result_log, "LOOK_EVERY_S", 0.1)
     (folder := tmp_path / "run").mkdir()
     ledger = ledger_of(CONFIG)
     running = asyncio.create_task(make_learner(bus, folder).run(asyncio.Event()))

@@ -17,7 +17,7 @@ import bus.messages
 from bus.codec import ARRAYS, Float32Array, Message, MessageError, decode, encode
 from bus.messages import Failure, Ticket, Trajectory, VersionSpan, WeightVersion
 from configs.schema import RolloutConfig
-from learner.tickets.usable import require_usable
+from learner.tickets.result_log import require_usable
 from tests.bad_results import BAD, good, packed, unusable
 
 KINDS = tuple(

@@ -1,0 +1,184 @@
+"""The results of a run in the order of its result stream: read, judged, archived, and in the end purged.
+
+    result stream ──▶ readable? ──▶ of this run, within its limits? ──▶ answers an open ticket? ──▶ counts: ledger, archive
+                         └── no: dead letters ──┘                          └── no: ignored, and counted by reason
+
+`ResultLog` alone decides whether a result counts. It takes results one at a time, so that the batch of a step is formed at
+the first position of the log at which it can be. Results that the archive holds and the bus no longer does come first.
+
+Actors are held back while the stream is full. A checkpoint lets the results go that it covers; `fills_up` says when one is
+due before its time.
+"""
+
+import asyncio
+import time
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import structlog
+from nats.js.api import StreamState
+
+from bus.codec import MessageError, decode
+from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.log_reader import LogReader
+from bus.messages import Failure, Trajectory
+from configs.schema import RolloutConfig
+from learner.tickets.archive import Archive, CheckpointError, last_archived, raw_archive
+from learner.tickets.filters import is_finite
+from learner.tickets.ledger import Ledger
+
+log = structlog.get_logger()
+
+READ_AHEAD = 64
+LOOK_EVERY_S = 10.0
+"""How often a learner that waits looks whether the result stream fills up."""
+
+
+class ResultLog:
+    """Brings the results of one run into the ledger. Only the learner that holds the run's folder may open it."""
+
+    def __init__(self, bus: Bus, ledger: Ledger, folder: Path, rollout: RolloutConfig, vocabulary: int) -> None:
+        """`folder` is the archive's; `rollout` and `vocabulary` are what results are held against."""
+        self._bus = bus
+        self._ledger = ledger
+        self._folder = folder
+        self._rollout = rollout
+        self._vocabulary = vocabulary
+        self._stream = bus.names.stream("RESULTS")
+        self._unread: deque[tuple[int, bytes]] = deque()
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+        self._archive: Archive
+        self._reader: LogReader
+
+    async def state(self) -> StreamState:
+        """Returns the state of the result stream. Raises what nats-py raises."""
+        return (await self._bus.js.stream_info(self._stream)).state
+
+    async def require_whole(self, before: StreamState, position: int) -> None:
+        """Checks that no result is missing between the checkpoint, at `position`, and the bus; changes nothing.
+
+        An earlier learner may still be running, so the stream's state is read twice: `before` is from before the checkpoint
+        was read, and this method asks for it again after it has read the archive.
+
+        Raises CheckpointError where results are missing, or where the archive is another run's.
+        """
+        archived = last_archived(self._folder, self._bus.address.run)
+        self._require_whole(before, await self.state(), position, archived)
+
+    async def open(self) -> None:
+        """Opens archive and stream behind the ledger's position. Raises CheckpointError as `require_whole` does."""
+        self._archive = Archive(self._folder)
+        state = await self.state()
+        self._require_whole(state, state, self._ledger.position, self._archive.last)
+        self._archive.cut(state.first_seq)
+        known = max(self._ledger.position, self._archive.last)
+        self._unread.extend(raw_archive(self._folder, after=self._ledger.position))
+        self._reader = LogReader(self._bus, self._stream, self._bus.names.results, known + 1)
+
+    async def take(self, version: int) -> bool:
+        """Takes the next result; returns whether there was one within half a second.
+
+        `version` names the archive's file: it is the one whose batch is being collected.
+        """
+        if not self._unread:
+            self._unread.extend(await self._reader.read(READ_AHEAD, timeout_s=0.5))
+        if not self._unread:
+            return False
+        self._judge(version, *self._unread.popleft())
+        return True
+
+    async def fills_up(self) -> bool:
+        """Returns whether results that only a checkpoint lets go take up half of their stream; asks every `LOOK_EVERY_S`.
+
+        Without that checkpoint actors would wait for room in the stream, and the learner for actors.
+        """
+        if time.monotonic() < self._look_at:
+            return False
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+        try:
+            info = await self._bus.js.stream_info(self._stream)
+        except TRANSIENT_ERRORS as error:
+            log.warning("result stream out of reach", error=str(error))
+            return False
+        if 2 * info.state.bytes <= (info.config.max_bytes or 0) or info.state.first_seq > self._ledger.position:
+            return False
+        log.warning("the result stream fills up: a checkpoint before its time", bytes=info.state.bytes)
+        return True
+
+    def sync(self) -> None:
+        """Forces the archive to the disk: after this a checkpoint may count on it."""
+        self._archive.sync()
+
+    async def purge(self) -> None:
+        """Takes the results off the bus that were taken. Only what a checkpoint covers may leave it."""
+        try:
+            # Up to, not including, the sequence.
+            await self._bus.js.purge_stream(self._stream, seq=self._ledger.position + 1)
+        except TRANSIENT_ERRORS as error:
+            log.warning("results were not purged, the next checkpoint does it", error=str(error))
+
+    async def close(self) -> None:
+        """Ends the reading."""
+        await self._reader.close()
+
+    def _judge(self, version: int, sequence: int, data: bytes) -> None:
+        try:
+            result = decode(data, Trajectory, Failure)
+            require_usable(result, self._bus.address.run, self._rollout, self._vocabulary)
+        except MessageError as error:
+            self._ledger.position = sequence
+            self._ledger.ignored["unreadable"] += 1
+            self._dead_letter(sequence, data, str(error))
+            return
+        if isinstance(result, Trajectory) and not is_finite(result):
+            # A copy for people; its ticket ends here, as filtered.
+            self._dead_letter(sequence, data, "log-probabilities that are not finite")
+        ignored = self._ledger.accept(sequence, result)
+        if ignored is None:
+            self._archive.append(version, sequence, result)
+        else:
+            log.info("result ignored", ticket=result.ticket, reason=ignored)
+
+    def _dead_letter(self, sequence: int, data: bytes, reason: str) -> None:
+        asyncio.get_running_loop().create_task(self._bus.dead_letter(self._stream, sequence, data, reason))
+
+    def _require_whole(self, before: StreamState, after: StreamState, position: int, archived: int) -> None:
+        if after.last_seq < position:
+            raise CheckpointError(
+                f"the checkpoint is at result {position}, but the stream of results ends at {after.last_seq}: "
+                "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
+            )
+        known = max(position, archived)
+        if before.first_seq > known + 1:
+            raise CheckpointError(
+                f"the results {known + 1} to {before.first_seq - 1} of run {self._bus.address.run} were used by another "
+                f"learner and are not in {self._folder.parent}: resume in the folder that holds its checkpoints, or put "
+                "back what is missing of them"
+            )
+
+
+def require_usable(result: Trajectory | Failure, run: str, rollout: RolloutConfig, vocabulary: int) -> None:
+    """Raises MessageError where `result` is not of `run`, or breaks what its tickets ask for.
+
+    Whoever may answer tickets can write whatever decodes: such a result would train on something else than this run's
+    policy sampled, or would stop the learner.
+
+    Args:
+        rollout: limits and sampling that every ticket of the run carries.
+        vocabulary: token ids of the model are below it.
+    """
+    if result.run != run:
+        raise MessageError(f"a result of run {result.run[:64]!r}, this is {run!r}")
+    if isinstance(result, Failure):
+        return
+    largest = np.maximum.reduce(result.tokens)
+    if largest >= vocabulary:
+        raise MessageError(f"token id {largest}, the model's end at {vocabulary - 1}")
+    if result.temperature != rollout.temperature:
+        raise MessageError(f"sampled at temperature {result.temperature}, the tickets ask for {rollout.temperature}")
+    if result.prompt_length > rollout.max_prompt_tokens or result.response_length > rollout.max_response_tokens:
+        raise MessageError(
+            f"{result.prompt_length} prompt and {result.response_length} response tokens, the limits are "
+            f"{rollout.max_prompt_tokens} and {rollout.max_response_tokens}"
+        )
