@@ -31,19 +31,18 @@ log = structlog.get_logger()
 STOPPED = 130
 
 
-def start(arguments: argparse.Namespace, config: RunConfig) -> int:
+def start(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status: 0 when every sample is there, 1 when some are missing, 130 when stopped."""
     from evaluation.plan import choose
     from tasks.problems import ProblemError
 
+    config: RunConfig = arguments.config
     if arguments.checkpoint and arguments.follow:
-        sys.stderr.write("zerotir: --follow is for a live run: a checkpoint has no next version\n")
-        return 2
+        raise UserError("--follow is for a live run: a checkpoint has no next version")
     try:
         chosen = choose(config, arguments.data, arguments.max_tool_calls, arguments.samples, arguments.limit)
     except ProblemError as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
+        raise UserError(str(error)) from error
     config = config.model_copy(update={"evaluation": chosen})
     if arguments.checkpoint:
         out = arguments.out or _folder_for(config, arguments.checkpoint)

@@ -25,21 +25,18 @@ from launch.views import say
 from runtime.files import try_lock, write_whole
 
 
-def start(arguments: argparse.Namespace) -> int:
-    """Runs the command that the command line names; returns the exit status, 2 for what the user has to fix."""
-    from scaling.runs import RunError
+def report_scaling(arguments: argparse.Namespace) -> int:
+    """Writes the report of the runs that the command line names; returns the exit status."""
+    return _report(arguments.runs, arguments.out)
 
-    try:
-        if arguments.command == "scaling":
-            return _report(arguments.runs, arguments.out)
-        matrix, runs = load_matrix(arguments.matrix, arguments.set)
-        folder = Path(runs[0].config.launch.runs_dir).resolve() / f"matrix-{matrix.name}"
-        if arguments.list:
-            return _list(folder, runs)
-        return _run_matrix(folder, runs)
-    except (ConfigError, RunError) as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
+
+def run_matrix(arguments: argparse.Namespace) -> int:
+    """Runs, or lists, the matrix that the command line names; returns the exit status."""
+    matrix, runs = load_matrix(arguments.matrix, arguments.set)
+    folder = Path(runs[0].config.launch.runs_dir).resolve() / f"matrix-{matrix.name}"
+    if arguments.list:
+        return _list(folder, runs)
+    return _run_matrix(folder, runs)
 
 
 def _report(folders: list[Path], out: Path | None) -> int:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus.messages import Metrics
-from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.rank_launcher import end_with_launcher, rank, run_rank, start_ranks
@@ -23,17 +22,13 @@ if TYPE_CHECKING:
 def start(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status, 2 for what the user has to fix."""
     run: Path = arguments.run.resolve()
-    try:
-        recorded = load_config(str(run / "config.yaml"))
-        config = load_config(str(run / "config.yaml"), arguments.set)
-        from learner.replay import SAME_IN_REPLAY
+    recorded = load_config(str(run / "config.yaml"))
+    config = load_config(str(run / "config.yaml"), arguments.set)
+    from learner.replay import SAME_IN_REPLAY
 
-        changed = [name for name in SAME_IN_REPLAY if getattr(config.learner, name) != getattr(recorded.learner, name)]
-        if changed:
-            raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
-    except ConfigError as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
+    changed = [name for name in SAME_IN_REPLAY if getattr(config.learner, name) != getattr(recorded.learner, name)]
+    if changed:
+        raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()
@@ -46,9 +41,9 @@ def start(arguments: argparse.Namespace) -> int:
             return 0
         out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return _replay(config, run, out.resolve(), same=same)
-    except UserError as error:
+    except UnstableError as error:
         sys.stderr.write(f"zerotir: {error}\n")
-        return 1 if isinstance(error, UnstableError) else 2
+        return 1
 
 
 def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:

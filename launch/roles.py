@@ -53,29 +53,45 @@ def new_id(role: str) -> str:
     return f"{role}-{secrets.token_hex(3)}"
 
 
-def start(arguments: argparse.Namespace, config: RunConfig) -> int:
-    """Runs the role that the command line names; returns the exit status."""
-    if arguments.command == "bus":
-        from launch import bus_role
+def start_bus(arguments: argparse.Namespace) -> int:
+    """Runs the bus, or writes the files of a cluster's servers; returns the exit status."""
+    from launch import bus_role
 
-        if arguments.init:
-            return guarded(lambda stop: bus_role.initialise(config, arguments.init))
-        folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
-        return guarded(lambda stop: bus_role.serve(config, folder, stop))
-    if arguments.command == "sandbox" and (arguments.check or arguments.run):
+    config: RunConfig = arguments.config
+    if arguments.init:
+        return guarded(lambda stop: bus_role.initialise(config, arguments.init))
+    folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
+    return guarded(lambda stop: bus_role.serve(config, folder, stop))
+
+
+def start_sandbox(arguments: argparse.Namespace) -> int:
+    """Runs a sandbox, or tries one jail; returns the exit status."""
+    config: RunConfig = arguments.config
+    if arguments.check or arguments.run:
         from launch.jail_tools import check_isolation, run_program
 
         return guarded(lambda stop: run_program(config, arguments.run) if arguments.run else check_isolation(config))
-    role = arguments.command
+    return _start("sandbox", _sandbox, arguments)
+
+
+def start_actor(arguments: argparse.Namespace) -> int:
+    """Runs an actor; returns the exit status."""
+    return _start("actor", _actor, arguments)
+
+
+def start_learner(arguments: argparse.Namespace) -> int:
+    """Runs the learner or, where a launcher says so, another rank of it; returns the exit status."""
+    if arguments.ranks:
+        return start_ranks(arguments.ranks)
+    end_with_launcher()
+    if rank() > 0:
+        return guarded(lambda stop: _rank(arguments.config, arguments.bus, stop))
+    return _start("learner", _learner, arguments)
+
+
+def _start(role: str, play: Role, arguments: argparse.Namespace) -> int:
     id = arguments.id or new_id(role)
-    if role == "learner":
-        if arguments.ranks:
-            return start_ranks(arguments.ranks)
-        end_with_launcher()
-        if rank() > 0:
-            return guarded(lambda stop: _follow(config, arguments.bus, stop))
-    play = {"sandbox": _sandbox, "actor": _actor, "learner": _learner}[role]
-    return guarded(lambda stop: join(role, play, id, config, arguments.bus, stop))
+    return guarded(lambda stop: join(role, play, id, arguments.config, arguments.bus, stop))
 
 
 def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int:
@@ -262,7 +278,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     await asyncio.to_thread(trainer.close)
 
 
-async def _follow(config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
+async def _rank(config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
     """A rank of the learner other than the first: needs no bus, carries out rank 0's commands."""
     address = BusAddress.read(address_file)
     id = f"learner-rank-{rank()}"

@@ -9,6 +9,7 @@ something of the user. In every case all roles are stopped
 and their process groups cleared before the command returns.
 """
 
+import argparse
 import asyncio
 import signal
 import sys
@@ -44,8 +45,16 @@ class RunFailedError(RuntimeError):
     """The run cannot go on; the text says which role ended, and how."""
 
 
-def up(config: RunConfig, resume: Path | None) -> int:
-    """Runs everything; returns the exit status."""
+def start(arguments: argparse.Namespace) -> int:
+    """Runs every role, or goes on with the run that `--resume` names; returns the exit status."""
+    if arguments.config is None:
+        if arguments.resume is None:
+            raise ConfigError("up needs a CONFIG, or --resume with the folder of a run")
+        arguments.config = load_config(str(arguments.resume / "config.yaml"), arguments.set)
+    return _up(arguments.config, arguments.resume)
+
+
+def _up(config: RunConfig, resume: Path | None) -> int:
     try:
         given = shares(config, [] if config.emulated else visible_gpus())
     except DevicesError as error:

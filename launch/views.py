@@ -1,5 +1,6 @@
 """What people see of a run: a line a step, the status, the metrics as they come, the summary at the end."""
 
+import argparse
 import asyncio
 import sys
 import time
@@ -90,15 +91,15 @@ def sandbox_line(service: dict[str, Any]) -> str:
     )
 
 
-def show_status(address_file: Path, *, watch: bool) -> int:
+def show_status(arguments: argparse.Namespace) -> int:
     """Prints who is in the run and the balance of tickets, once or until Ctrl-C; 1 where the balance does not close."""
 
     async def show() -> None:
-        address = BusAddress.read(address_file).for_role("observer")
+        address = BusAddress.read(arguments.bus).for_role("observer")
         async with open_bus(address, BusConfig(timeout_s=10), "status") as bus:
             await bus.require_streams()
             sys.stdout.write(await _status(bus))
-            while watch:
+            while arguments.watch:
                 await asyncio.sleep(WATCH_EVERY_S)
                 text = await _status(bus)
                 sys.stdout.write((CLEAR_SCREEN if sys.stdout.isatty() else "") + text)
@@ -150,17 +151,17 @@ async def _steps(bus: Bus) -> list[dict[str, Any]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def show_metrics(address_file: Path, role: str | None, *, as_json: bool) -> int:
+def show_metrics(arguments: argparse.Namespace) -> int:
     """Prints metrics as they come, until Ctrl-C."""
 
     async def show() -> None:
-        address = BusAddress.read(address_file).for_role("observer")
+        address = BusAddress.read(arguments.bus).for_role("observer")
         async with open_bus(address, BusConfig(timeout_s=10), "metrics") as bus:
             await bus.require_streams()
             async for sequence, metrics in follow_metrics(bus):
-                if role not in (None, metrics.role):
+                if arguments.role not in (None, metrics.role):
                     continue
-                if as_json:
+                if arguments.json:
                     line = metrics_line(metrics, sequence, address.run)
                 else:
                     values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.values.items())

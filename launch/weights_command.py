@@ -1,5 +1,6 @@
 """`zerotir weights`: what a run's weight log holds, how far its followers are behind, and one version as a checkpoint."""
 
+import argparse
 import asyncio
 import shutil
 import sys
@@ -18,10 +19,10 @@ from weights.follower import WeightFollower
 from weights.log import newest, read_manifests
 
 
-def show_weights(run: Path, export: tuple[str, str] | None) -> int:
-    """Prints the log of the run in folder `run`, or writes one version (`newest` or such as `0.12`) to a folder."""
+def start(arguments: argparse.Namespace) -> int:
+    """Prints the log of a run, or writes one version (`newest` or such as `0.12`) to a folder; returns the exit status."""
     try:
-        asyncio.run(_show(run, export))
+        asyncio.run(_show(arguments.run, arguments.export))
     except (AddressError, BusError, ConfigError, ModelError, WeightsError) as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2

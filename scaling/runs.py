@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from bus.metrics import steps_of
+from configs.errors import UserError
 from scaling.data import Floats, Ints, Points
 
 QUANTITIES = {
@@ -50,7 +51,7 @@ MANY = 3
 """Fields in which settings of one name may differ, and still be told apart by them in a label."""
 
 
-class RunError(ValueError):
+class RunError(UserError, ValueError):
     """A folder that is no run with measurements; the text says which and why."""
 
 

@@ -1,5 +1,6 @@
 """`zerotir weights`: what people see of the log, and a version as a checkpoint that transformers loads."""
 
+from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from bus.messages import WeightVersion
 from bus.presence import Announcer
 from configs.bus import BusConfig, WeightsConfig
 from configs.loading import dump_config, load_config
-from launch.weights_command import _show, show_weights
+from launch.weights_command import _show, start
 from runtime.models import model_folder
 from weights.codec import Layout, WeightsError
 from weights.writer import WeightWriter
@@ -78,5 +79,5 @@ async def test_a_version_that_is_not_there_is_named(run: Path, version: str):
 
 
 def test_a_folder_without_a_run_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert show_weights(tmp_path, None) == 2
+    assert start(Namespace(run=tmp_path, export=None)) == 2
     assert "zerotir up" in capsys.readouterr().err

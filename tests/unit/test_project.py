@@ -108,7 +108,7 @@ def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_imports_nothing_heavy():
     code = (
         "import sys, launch.cli\n"
-        "try: launch.cli._parser().parse_args(['--help'])\n"
+        "try: launch.cli.parser().parse_args(['--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(any(name in sys.modules for name in ('torch', 'vllm', 'nats', 'pydantic', 'deepspeed')))"
     )
