@@ -6,6 +6,19 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from configs.section import Fraction, Section
 
+EFFECTIVE_WITH: dict[str, dict[str, tuple[str, ...]]] = {
+    "advantage": {
+        "gamma": ("gae", "vtrace"),
+        "gae_lambda": ("gae", "vtrace"),
+        "vtrace_rho_cap": ("vtrace",),
+        "vtrace_c_cap": ("vtrace",),
+        "grpo_std": ("grpo",),
+        "grpo_length": ("grpo",),
+    },
+    "loss": {"token_weights": ("decoupled_ppo",)},
+}
+"""Fields that only some choices of another field read; a value that nothing would read is refused."""
+
 
 class AlgorithmConfig(Section):
     """Advantages, policy loss and off-policy correction; each formula with its source is in algorithms.md."""
@@ -57,6 +70,18 @@ class AlgorithmConfig(Section):
     def group_relative(self) -> bool:
         """Whether an advantage is relative to its group, which then needs two trajectories."""
         return self.advantage in ("reinforce++-baseline", "grpo")
+
+    @model_validator(mode="after")
+    def effective(self) -> Self:
+        for choice, fields in EFFECTIVE_WITH.items():
+            for name, values in fields.items():
+                chosen, default = getattr(self, choice), type(self).model_fields[name].default
+                if chosen not in values and getattr(self, name) != default:
+                    raise ValueError(
+                        f"learner.algorithm.{name} has no effect with {choice} {chosen}, only with "
+                        f"{' or '.join(values)}: leave it at {default}"
+                    )
+        return self
 
     @model_validator(mode="after")
     def ordered(self) -> Self:

@@ -101,7 +101,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         *parents, last = first["loc"]
         text = f"unknown field {field}{nearest(str(last), _fields_at(root, tuple(parents)))}"
     else:
-        text = f"{field}: {first['msg']}" if field else first["msg"]
+        said = first["msg"].removeprefix("Value error, ")
+        # Our own checks name the field themselves where it is not the section's as a whole.
+        text = said if said.startswith(field) else f"{field}: {said}"
         if first["type"] not in ("missing", "value_error"):
             text += f" (got {first['input']!r})"
     more = error.error_count() - 1

@@ -46,6 +46,12 @@ def test_a_baseline_differs_in_tools_and_prompt_alone(name: str):
         ("learner.steps=0", r"learner.steps: .*greater than 0 \(got 0\)"),
         ("rollout.top_p=0.9", "top_p must be 1"),
         ("rollout.temperature=.nan", "rollout.temperature"),
+        ("learner.algorithm.gamma=0.5", "^tiny: learner.algorithm.gamma has no effect with advantage reinforce"),
+        (
+            "learner.algorithm={advantage: gae, grpo_std: false}",
+            "grpo_std has no effect with advantage gae, only with grpo",
+        ),
+        ("learner.algorithm={loss: ppo, token_weights: false}", "token_weights has no effect with loss ppo"),
         ("learner.steps", "write it as field.name=value"),
         ("name.x=1", "name is a value, not a section"),
         ("tasks.problems.file=x.jsonl", "name exactly one of recipe, mix, file and dataset"),

@@ -122,7 +122,10 @@ def test_the_measured_configuration_loads():
     [
         (["--samples", "0"], "argument --samples: '0' is not a positive number"),
         (["--limit", "-3"], "argument --limit: '-3' is not a positive number"),
-        (["--max-tool-calls", "0,two"], "argument --max-tool-calls: '0,two' is not a list of numbers such as 0,1,2,4,8"),
+        (
+            ["--max-tool-calls", "0,two"],
+            "argument --max-tool-calls: '0,two' is not a list of numbers such as 0,1,2,4,8",
+        ),
         (["--checkpoint", "random-tiny", "--follow"], "zerotir: --follow is for a live run"),
         (["--set", "evaluation.data={a b: {file: x.jsonl}}"], "evaluation.data.a b"),
         (["--set", "evaluation.evry=3"], "unknown field evaluation.evry: did you mean every?"),

@@ -72,9 +72,8 @@ def test_a_critics_advantages_are_whitened_over_the_batchs_tokens(estimator: str
     ],
 )
 def test_discount_lambda_and_caps_are_those_of_the_configuration(estimator: str, expected: list[float]):
-    algorithm = AlgorithmConfig.model_validate(
-        {"advantage": estimator, "gamma": 0.5, "gae_lambda": 0.25, "vtrace_rho_cap": 2.0, "vtrace_c_cap": 1.0}
-    )
+    caps = {"vtrace_rho_cap": 2.0, "vtrace_c_cap": 1.0} if estimator == "vtrace" else {}
+    algorithm = AlgorithmConfig.model_validate({"advantage": estimator, "gamma": 0.5, "gae_lambda": 0.25} | caps)
     values, log_ratios = torch.tensor([0.0, 0.5]), torch.tensor([4.0, 0.5]).log()
     one = torch.ones(1, dtype=torch.float64)
     _, returns = batch_advantages(algorithm, one, torch.zeros(1, dtype=torch.int64), [values], [log_ratios], [2])
