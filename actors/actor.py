@@ -171,7 +171,7 @@ class Actor:
             await asyncio.wait(self._rollouts, timeout=HAND_BACK_S)
 
     async def _serve(self, leased: LeasedTicket) -> None:
-        """One ticket to its end: a stored result and an acknowledgement, or a hand-back."""
+        """Works on one ticket to its end: a stored result and an acknowledgement, or a hand-back."""
         ticket = leased.ticket
         try:
             async with leased.kept_alive():
@@ -351,7 +351,7 @@ class BusyClock:
         self._since, self._busy = now, busy
 
     def share(self) -> float:
-        """Between 0 and 1; starts a new period."""
+        """Returns the busy share of the period, between 0 and 1; starts a new period."""
         self.set(self._busy)
         now = time.monotonic()
         share = self._total / max(now - self._asked, 1e-9)

@@ -30,7 +30,7 @@ class Admission:
 
     @property
     def slots(self) -> int:
-        """Rollouts that may run at once; at least one."""
+        """Returns the number of rollouts that may run at once; at least one."""
         length = self._config.max_response_tokens
         if len(self._lengths) >= ENOUGH:
             length = sorted(self._lengths)[int(0.95 * len(self._lengths))]

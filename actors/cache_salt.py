@@ -11,7 +11,10 @@ from typing import Any
 
 
 def install() -> None:
-    """Called by vLLM. Raises AttributeError where its scheduler is not the one that this was written for."""
+    """Changes vLLM's scheduler; vLLM calls this as a plugin.
+
+    Raises AttributeError where the scheduler is not the one that this was written for.
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
 

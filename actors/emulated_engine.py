@@ -88,7 +88,7 @@ class EmulatedEngine:
 
     @property
     def version(self) -> WeightVersion | None:
-        """Newest version that was loaded."""
+        """Returns the newest version that was loaded."""
         return self._loaded[-1][1] if self._loaded else None
 
     async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
@@ -124,10 +124,10 @@ class EmulatedEngine:
         return 0.0
 
     async def stop(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is no process to end."""
 
     def _turn(self, random: Random, stop: Sequence[str]) -> tuple[list[int], str | None]:
-        """What the model would write up to the end or a stop string, and that string."""
+        """Returns what the model would write up to the end or a stop string, and that string."""
         if tuple(stop) == (CLOSING_FENCE,):
             a, b = random.randrange(100), random.randrange(100)
             code = f"\nimport time\ntime.sleep({self._config.call_s:g})\nprint({a} * {b})\n{CLOSING_FENCE}"
@@ -142,7 +142,7 @@ class EmulatedEngine:
         return [*written, *answer, self.tokenizer.eos_token_id], None
 
     def _spans(self, started: float, length: int) -> list[VersionSpan]:
-        """Each token's version is the newest that was loaded when the token was due."""
+        """Returns the version of each token: the newest that was loaded when the token was due."""
         first = max(0, bisect_right(self._loaded, started, key=lambda load: load[0]) - 1)
         spans: list[VersionSpan] = []
         ends = [loaded_at for loaded_at, _ in self._loaded[first + 1 :]]

@@ -26,7 +26,7 @@ class DeadlineError(TimeoutError):
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How one request is sampled, and what ends it."""
+    """Says how one request is sampled, and what ends it."""
 
     max_tokens: int
     stop: Sequence[str]
@@ -41,7 +41,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Completion:
-    """What an engine sampled for one request of n tokens."""
+    """Says what an engine sampled for one request of n tokens."""
 
     tokens: list[int]
     logprobs: list[float]

@@ -45,7 +45,7 @@ class LeasedTicket:
 
     @property
     def lapsed(self) -> bool:
-        """The lease ran out at some time (a suspended process, a lost bus): another actor may hold the ticket as well."""
+        """Returns whether the lease has run out at some time: another actor may hold the ticket as well."""
         return self._lapsed or time.monotonic() - self._renewed_at > self._lease_s
 
     @contextlib.asynccontextmanager
@@ -67,11 +67,11 @@ class LeasedTicket:
             renewing.cancel()
 
     async def done(self) -> None:
-        """The result is stored: the ticket leaves the stream."""
+        """Takes the ticket off its stream: the result is stored."""
         await self._tell(self._message.ack)
 
     async def hand_back(self) -> None:
-        """Another actor, or this one later, gets it, with its `failures` so far."""
+        """Offers the ticket to all actors again, with its `failures` so far."""
 
         async def offer_again() -> None:
             subject = self._bus.names.retry(self.ticket.number)
@@ -99,7 +99,7 @@ class TicketSource:
         self._refused_since: float | None = None
 
     async def pull(self, count: int, timeout_s: float) -> list[LeasedTicket]:
-        """At most `count` tickets; an empty list when none came within `timeout_s`.
+        """Returns at most `count` tickets; an empty list when none came within `timeout_s`.
 
         Raises BusError when the server has refused to give any for `bus.reconnect_s` seconds.
         """
@@ -168,7 +168,7 @@ class _Queue:
         return leased
 
     async def forget(self) -> None:
-        """The next pull subscribes again."""
+        """Ends the subscription: the next pull subscribes again."""
         subscription, self._subscription = self._subscription, None
         if subscription is not None:
             with contextlib.suppress(nats.errors.Error):

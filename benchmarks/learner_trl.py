@@ -95,7 +95,7 @@ class Trl:
         )
 
     def train(self) -> list[float]:
-        """Seconds of every batch but the first."""
+        """Returns the seconds of every batch but the first."""
         self._trainer.train()
         ends = self._marks[self._updates - 1 :: self._updates]
         return [end - begin for begin, end in itertools.pairwise(ends)]

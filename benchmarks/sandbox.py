@@ -117,7 +117,7 @@ async def executor(way: str) -> AsyncIterator[Pool]:
 
 
 async def serve(way: str, address: BusAddress) -> None:
-    """The service's process: until its standard input ends."""
+    """Runs the service in this process until its standard input ends."""
     async with open_bus(address, BusConfig(), "service") as bus, executor(way) as pool:
         service = SandboxService(bus.client, bus.names.execution, pool, configuration(way), way)
         await service.start()

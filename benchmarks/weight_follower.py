@@ -19,7 +19,7 @@ from weights.follower import WeightFollower
 
 
 def peak_mb() -> float:
-    """Peak of this process's resident memory, MiB."""
+    """Returns the peak of this process's resident memory, MiB."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(found[1]) / 1024 if found else 0.0
 

@@ -48,7 +48,7 @@ class Steps:
         self._generator = torch.Generator().manual_seed(0)
 
     def step(self, micro_batches: int = 1) -> float:
-        """A policy gradient step on so many times 8 sequences of 128 tokens; returns its seconds."""
+        """Makes a policy gradient step on so many times 8 sequences of 128 tokens; returns its seconds."""
         started = time.perf_counter()
         for _ in range(micro_batches):
             ids = torch.randint(100, 40_000, (8, 128), generator=self._generator)
@@ -68,7 +68,7 @@ class Steps:
         return time.perf_counter() - started
 
     def copy(self, state: WeightState) -> float:
-        """Into host memory, as the learner does it; returns its seconds."""
+        """Copies the weights into host memory, as the learner does it; returns the seconds."""
         started = time.perf_counter()
         self.policy.copy_weights(torch.from_numpy(state.image))
         return time.perf_counter() - started
@@ -95,7 +95,7 @@ def recorded(folder: Path) -> tuple[Layout, list[Path]]:
 
 
 async def lost(address: Path) -> dict:
-    """What publishing costs the learner at the quickstart's rate: the copy, and how it slows the steps beside it.
+    """Measures what publishing costs the learner at the quickstart's rate: the copy, and how it slows the steps beside it.
 
     Steps alone and beside a version's publishing take turns. Where a step's time varies by more than publishing can cost,
     the CPU seconds of publishing say what it costs at most: each is one that the step lacks.
@@ -142,7 +142,7 @@ async def lost(address: Path) -> dict:
 
 
 async def pause(address: Path, images: Path) -> dict:
-    """How long a running engine stands still for an update, with 32 requests in flight."""
+    """Measures how long a running engine stands still for an update, with 32 requests in flight."""
     from actors.engine import Sampling
     from actors.vllm_engine import VllmEngine
     from actors.weight_loader import WeightLoader
@@ -187,7 +187,7 @@ async def pause(address: Path, images: Path) -> dict:
 
 
 async def billion(address: Path) -> dict:
-    """A synthetic state of 1.07 G parameters, moved by 1e-6 tensor by tensor, to one follower."""
+    """Measures a synthetic state of 1.07 G parameters, moved by 1e-6 tensor by tensor, to one follower."""
     layout = Layout.of([(f"layer.{n}", "bfloat16", (4096, 4096), 2 * 4096**2) for n in range(64)])
     generator = torch.Generator().manual_seed(0)
 

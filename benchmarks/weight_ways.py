@@ -51,7 +51,7 @@ class Followers:
 
 @contextlib.asynccontextmanager
 async def followers(count: int, *arguments: str) -> AsyncIterator[Followers]:
-    """So many processes of `benchmarks.weight_follower`, up and waiting."""
+    """Starts so many processes of `benchmarks.weight_follower`; yields them once they wait."""
     command = [sys.executable, "-m", "benchmarks.weight_follower", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
@@ -70,7 +70,7 @@ async def followers(count: int, *arguments: str) -> AsyncIterator[Followers]:
 
 @contextlib.asynccontextmanager
 async def fresh_run(server: BusAddress, name: str, folder: Path) -> AsyncIterator[tuple[Bus, Path]]:
-    """A run with streams of its own, and its address file."""
+    """Yields a run with streams of its own, and its address file."""
     address = server.model_copy(update={"run": name})
     path = folder / f"{name}.json"
     address.write(path)
@@ -90,7 +90,7 @@ async def over_the_log(
     images: Sequence[Path],
     chunk_bytes: int = WeightsConfig().chunk_bytes,
 ) -> dict:
-    """Median seconds from the copy in host memory to the last follower that holds it, over all versions but the first."""
+    """Returns the median seconds from the copy in host memory to the last follower, over all versions but the first."""
     name = f"{kind.__name__.lower()}-{count}-{time.time_ns()}"
     async with (
         fresh_run(server, name, folder) as (bus, address),
@@ -114,7 +114,7 @@ async def over_the_log(
 
 
 async def over_files(folder: Path, count: int, layout: Layout, images: Sequence[Path]) -> dict:
-    """The same by safetensors files, written by one process and read by all others, on a disk that they share."""
+    """Measures the same by safetensors files, written by one process and read by all others, on a disk that they share."""
     import torch
     from safetensors.torch import save_file
 

@@ -94,7 +94,7 @@ async def main(parts: list[str], counts: list[int]) -> None:
 
 
 def show(results: dict) -> None:
-    """The table, and the other phases' numbers."""
+    """Prints the table and the other phases' numbers."""
     files = {row["followers"]: row["seconds"] for row in results["ways"] if row["way"] == "files"}
     print(
         f"{'way':<16} {'followers':>9} {'MiB':>8} {'of full':>8} {'seconds':>8} {'slowest':>8} {'x files':>8} "

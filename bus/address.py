@@ -30,7 +30,7 @@ class AddressError(UserError):
 
 
 class BusAddress(BaseModel):
-    """How one role joins a run."""
+    """Says how one role joins a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     run: str
@@ -53,16 +53,19 @@ class BusAddress(BaseModel):
 
     @classmethod
     def new(cls, run: str, url: str, tls: TlsConfig = TlsConfig()) -> Self:  # noqa: B008 (immutable)
-        """The master's address of a new run, with a key of its own."""
+        """Returns the master's address of a new run, with a key of its own."""
         return cls(run=run, url=url, role=MASTER, seed=_seed(os.urandom(32)), tls=tls)
 
     @property
     def public_key(self) -> str:
-        """By which the server knows the role."""
+        """Returns the key by which the server knows the role."""
         return nkeys.from_seed(bytearray(self.seed.encode())).public_key.decode()
 
     def for_role(self, role: str) -> Self:
-        """The same run for `role`. Raises AddressError where this address is neither that role's nor the master's."""
+        """Returns the same run for `role`.
+
+        Raises AddressError where this address is neither that role's nor the master's.
+        """
         if role == self.role:
             return self
         if self.role != MASTER:
@@ -98,7 +101,7 @@ class BusAddress(BaseModel):
 
 
 def run_folder(path: Path) -> Path:
-    """The run's folder on this host, by the file through which a role joins: logs and results go there."""
+    """Returns the run's folder on this host, by the file through which a role joins: logs and results go there."""
     folder = path.resolve().parent
     return folder.parent if folder.name == CREDENTIALS else folder
 

@@ -46,7 +46,7 @@ BoolArray = Annotated[np.ndarray, _array_of("|u1")]
 
 
 def _pack(value: Any) -> msgpack.ExtType | dict[str, Any]:
-    """What msgpack cannot pack by itself: arrays, and the messages and configurations inside a message."""
+    """Returns as plain types what msgpack cannot pack by itself: arrays, messages and configurations inside a message."""
     if isinstance(value, np.ndarray):
         code = _CODES.get(value.dtype)
         if code is None or value.ndim != 1:

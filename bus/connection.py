@@ -190,7 +190,7 @@ def _tls(address: BusAddress) -> ssl.SSLContext | None:
 
 @contextlib.asynccontextmanager
 async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIterator[Bus]:
-    """A connected `Bus` whose buffered messages are flushed at the end.
+    """Yields a connected `Bus` whose buffered messages are flushed at the end.
 
     Raises BusError where there is none, and AccessDeniedError, in the middle of whatever is awaited, once the server
     refuses something that the role is not allowed.

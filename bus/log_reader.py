@@ -143,7 +143,10 @@ class LogReader:
         return self._bus.client.is_connected
 
     async def read(self, batch: int, timeout_s: float) -> list[tuple[int, bytes]]:
-        """The next messages as (sequence, data), at most `batch`; an empty list when none came within `timeout_s`."""
+        """Returns the next messages as (sequence, data), at most `batch`.
+
+        The list is empty when none came within `timeout_s`.
+        """
         try:
             await self._wait(batch, timeout_s)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError, _InterruptedError) as error:
@@ -171,7 +174,7 @@ class LogReader:
         return read
 
     async def exhausted(self) -> bool:
-        """Whether everything that the stream holds now has been read; False where that cannot be told."""
+        """Returns whether everything that the stream holds now has been read; False where that cannot be told."""
         sent = await self._sent()
         return sent is not None and sent == (self._delivered, 0)
 
@@ -185,7 +188,10 @@ class LogReader:
             await self.close()
 
     async def _sent(self) -> tuple[int, int] | None:
-        """How many messages the server has sent to this consumer and how many are left; None where it does not say."""
+        """Returns how many messages the server has sent to this consumer and how many are left.
+
+        Returns None where the server does not say.
+        """
         if self._subscription is None:
             return None
         try:
@@ -195,14 +201,14 @@ class LogReader:
         return (info.delivered.consumer_seq or 0) if info.delivered else 0, info.num_pending or 0
 
     async def follow(self, batch: int = 100, timeout_s: float = 1.0) -> AsyncIterator[tuple[int, bytes]]:
-        """All messages, past and to come, until cancelled."""
+        """Yields all messages, past and to come, until cancelled."""
         while True:
             for item in await self.read(batch, timeout_s):
                 yield item
 
 
 def _sequences(reply: str) -> tuple[int, int]:
-    """Of a delivery, in its stream and of its consumer.
+    """Returns a delivery's sequences: in its stream, and of its consumer.
 
     The subject to acknowledge it ends with ...STREAM-SEQUENCE.CONSUMER-SEQUENCE.TIME.PENDING, and has one more part after
     them in the form that names a domain (ADR-15). `Msg.metadata` reads all of it, for several times the work.

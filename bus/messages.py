@@ -60,7 +60,7 @@ class VersionSpan(Message):
 
 
 class Outcome(StrEnum):
-    """How an execution ended."""
+    """Says how an execution ended."""
 
     EXITED = "exited"
     TIMEOUT = "timeout"
@@ -82,13 +82,13 @@ class ExecutionRequest(Message):
 
 
 class CancelExecution(Message):
-    """Nobody waits for this execution any more; sent to all services of the run."""
+    """Ends an execution for which nobody waits any more; sent to all services of the run."""
 
     id: str
 
 
 class ExecutionResult(Message):
-    """What came of one program."""
+    """Says what came of one program."""
 
     outcome: Outcome = Field(strict=False)
     exit_code: int | None
@@ -126,7 +126,7 @@ class ToolCall(Message):
 
 
 class FinishReason(StrEnum):
-    """Why a response ended."""
+    """Says why a response ended."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -170,12 +170,12 @@ class Trajectory(Message):
 
     @property
     def response_length(self) -> int:
-        """R."""
+        """Returns R, the number of response tokens."""
         return len(self.loss_mask)
 
     @property
     def lowest_version(self) -> int:
-        """The oldest weights in it, as `WeightVersion.n`."""
+        """Returns the oldest weights in it, as `WeightVersion.n`."""
         return min(span.version.n for span in self.versions)
 
     @model_validator(mode="after")
@@ -224,7 +224,7 @@ class Failure(Message):
 
 
 class TensorEntry(Message):
-    """Where a tensor lies in an image of the weights."""
+    """Says where a tensor lies in an image of the weights."""
 
     name: str
     dtype: str
@@ -235,7 +235,7 @@ class TensorEntry(Message):
 
 
 class Encoding(IntEnum):
-    """How a segment's new bits are written."""
+    """Says how a segment's new bits are written."""
 
     FULL = 0
     """As they are."""
@@ -262,7 +262,7 @@ class WeightChunk(Message):
 
 
 class ManifestKind(StrEnum):
-    """What a manifest's chunks hold."""
+    """Says what a manifest's chunks hold."""
 
     SNAPSHOT = "snapshot"
     """The whole state."""
@@ -310,7 +310,7 @@ class Metrics(Message):
 
 
 class Presence(Message):
-    """Who is alive."""
+    """Says that a process is alive, and what it does."""
 
     role: str
     id: str
@@ -336,7 +336,7 @@ class DeadLetter(Message):
 
 
 def wire_schema_digest() -> str:
-    """Digest of every message's name, version and fields: equal for processes that understand each other."""
+    """Returns the digest of every message's name, version and fields: equal for processes that understand each other."""
     kinds = sorted(
         f"{kind.__name__} {kind.VERSION} {sorted(kind.model_fields)}"
         for kind in Message.__subclasses__()

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 
 
 def measured(role: str, id: str, values: dict[str, float], step: int | None) -> Metrics:
-    """What `values` hold now; those that are not finite are left out."""
+    """Returns what `values` hold now; those that are not finite are left out."""
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
     return Metrics(role=role, id=id, time=time.time(), step=step, values=finite)
 
@@ -52,7 +52,7 @@ class MetricsWriter:
 
 
 async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, Metrics]]:
-    """All metrics from sequence `start` on, past and to come, as (sequence, metrics)."""
+    """Yields all metrics from sequence `start` on, past and to come, as (sequence, metrics)."""
     stream = bus.names.stream("METRICS")
     reader = LogReader(bus, stream, f"{bus.names.metrics}.*.*", start)
     async for sequence, data in reader.follow():
@@ -63,7 +63,7 @@ async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, M
 
 
 def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
-    """One line of `metrics.jsonl`, without the line end."""
+    """Returns one line of `metrics.jsonl`, without the line end."""
     record = {
         "run": run,
         "seq": sequence,
@@ -77,7 +77,7 @@ def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
-    """The learner's records in the `metrics.jsonl` of a run's folder, one a step, in order.
+    """Returns the learner's records in the `metrics.jsonl` of a run's folder, one a step, in order.
 
     A step that was trained again counts once, the last time; a last line that is still being written does not count.
     """
@@ -95,7 +95,7 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
 
 def run_of(path: Path) -> str | None:
-    """The run that a `metrics.jsonl` is of; None where it holds no whole line."""
+    """Returns the run that a `metrics.jsonl` is of; None where it holds no whole line."""
     if not path.exists():
         return None
     with path.open() as file:
@@ -104,7 +104,7 @@ def run_of(path: Path) -> str | None:
 
 
 def last_sequence(path: Path) -> int:
-    """Sequence of the last whole line of a `metrics.jsonl`, 0 where there is none."""
+    """Returns the sequence of the last whole line of a `metrics.jsonl`, 0 where there is none."""
     if not path.exists():
         return 0
     last = 0

@@ -28,7 +28,7 @@ RUN, ALIVE = "KV_{run_bucket}", "KV_{alive_bucket}"
 
 @dataclass(frozen=True)
 class Rule:
-    """What `roles` may do. Subjects are NATS patterns with the fields of `_fields` in braces."""
+    """Says what `roles` may do. Subjects are NATS patterns with the fields of `_fields` in braces."""
 
     what: str
     roles: tuple[str, ...]
@@ -49,7 +49,7 @@ def _info(*streams: str) -> tuple[str, ...]:
 
 
 def _read(stream: str, subject: str) -> tuple[str, ...]:
-    """Reading a stream as a log, with consumers of one's own."""
+    """Returns the subjects for reading a stream as a log, with consumers of one's own."""
     return (
         f"{API}.CONSUMER.CREATE.{stream}.*.{subject}",
         *(f"{API}.CONSUMER.{verb}.{stream}.*" for verb in ("INFO", "DELETE", "MSG.NEXT")),
@@ -57,12 +57,12 @@ def _read(stream: str, subject: str) -> tuple[str, ...]:
 
 
 def _get(*streams: str) -> tuple[str, ...]:
-    """Single messages: a key's value, the newest manifest."""
+    """Returns the subjects for getting single messages: a key's value, the newest manifest."""
     return tuple(f"{API}.STREAM.MSG.GET.{stream}" for stream in streams)
 
 
 def _work(stream: str) -> tuple[str, ...]:
-    """Taking messages from the consumer that all actors share."""
+    """Returns the subjects for taking messages from the consumer that all actors share."""
     return (
         *(f"{API}.CONSUMER.{verb}.{stream}.{ACTOR_CONSUMER}" for verb in ("INFO", "MSG.NEXT")),
         f"$JS.ACK.{stream}.{ACTOR_CONSUMER}.>",
@@ -145,7 +145,7 @@ TABLE = (
 
 
 def permissions(run: str, role: str) -> Permissions:
-    """What `role` may do in `run`."""
+    """Returns what `role` may do in `run`."""
     fields = _fields(Names(run), role)
     rules = [rule for rule in TABLE if role in rule.roles]
     return Permissions(
@@ -155,7 +155,7 @@ def permissions(run: str, role: str) -> Permissions:
 
 
 def account(run: str, public_keys: dict[str, str]) -> dict[str, Any]:
-    """A run's account as nats-server's configuration takes it; a role's key is public and by its name."""
+    """Returns a run's account as nats-server's configuration takes it; a role's key is public and by its name."""
     users: list[dict[str, Any]] = []
     for role, key in public_keys.items():
         user: dict[str, Any] = {"nkey": key}

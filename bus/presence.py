@@ -81,7 +81,7 @@ class Announcer:
 
 
 async def who_is_alive(bus: Bus) -> list[Presence]:
-    """All entries that have not expired, by role and id. Raises TimeoutError after `bus.timeout_s` seconds."""
+    """Returns all entries that have not expired, by role and id. Raises TimeoutError after `bus.timeout_s` seconds."""
     # The client's listing has no bound of its own: a bus that goes away in the middle of it would hang the caller.
     async with asyncio.timeout(bus.config.timeout_s):
         return await _entries(bus)
@@ -106,7 +106,7 @@ async def _entries(bus: Bus) -> list[Presence]:
 
 
 async def last_sign(bus: Bus, role: str) -> str:
-    """When a process of `role` was last seen and what it was doing, for the error of whoever waited for it in vain."""
+    """Says when a process of `role` was last seen and what it was doing, for the error of whoever waited for it in vain."""
     now = time.time()
     try:
         alive = [presence for presence in await who_is_alive(bus) if presence.role == role]

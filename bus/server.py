@@ -34,7 +34,10 @@ class ServerError(UserError):
 
 
 def server_binary() -> str:
-    """Path of nats-server: the environment's own before the system's. Raises ServerError where there is none."""
+    """Returns the path of nats-server: the environment's own before the system's.
+
+    Raises ServerError where there is none.
+    """
     beside = Path(sys.executable).parent / "nats-server"
     found = str(beside) if beside.exists() else shutil.which("nats-server")
     if found is None:
@@ -43,12 +46,12 @@ def server_binary() -> str:
 
 
 def run_account(master: BusAddress) -> dict[str, Any]:
-    """The account of the run whose master `master` is, as nats-server's configuration takes it."""
+    """Returns the account of the run whose master `master` is, as nats-server's configuration takes it."""
     return account(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
 
 
 def common_settings(store: str) -> dict[str, Any]:
-    """What every server is told, embedded or not."""
+    """Returns what every server is told, embedded or not."""
     return {
         "max_payload": MAX_MESSAGE_BYTES,
         "max_pending": 16 * MAX_MESSAGE_BYTES,
@@ -64,7 +67,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_file: Path) -> str:
-    """nats-server writes the ports that it took to a file named after itself."""
+    """Waits for the file to which nats-server writes the ports that it took; returns its address."""
     ports = folder / f"nats-server_{process.pid}.ports"
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT_S):

@@ -25,7 +25,7 @@ class Store:
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
 
     async def put(self, subject: str, data: bytes) -> int:
-        """The sequence that the message got. One try; raises what nats-py raises, and TimeoutError."""
+        """Returns the sequence that the message got. One try; raises what nats-py raises, and TimeoutError."""
         if not self._inbox:
             inbox = self._client.new_inbox()
             await self._client.subscribe(f"{inbox}.*", cb=self._answered)

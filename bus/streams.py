@@ -49,12 +49,12 @@ class Names:
     run: str
 
     def stream(self, kind: str) -> str:
-        """`kind` is TICKETS, RETRIES, RESULTS, WEIGHTS, METRICS or DEADLETTERS."""
+        """Returns the name of the stream `kind`: TICKETS, RETRIES, RESULTS, WEIGHTS, METRICS or DEADLETTERS."""
         return f"zerotir-{self.run}-{kind}"
 
     @property
     def root(self) -> str:
-        """Prefix of every subject."""
+        """Returns the prefix of every subject."""
         return f"zerotir.{self.run}"
 
     @property
@@ -63,11 +63,11 @@ class Names:
 
     @property
     def retries(self) -> str:
-        """Of tickets that are offered once more, whichever they are."""
+        """Returns the subject of all tickets that are offered once more."""
         return self.retry("*")
 
     def retry(self, number: int | str) -> str:
-        """Of one ticket that is offered once more."""
+        """Returns the subject of one ticket that is offered once more."""
         return f"{self.root}.retries.{number}"
 
     @property
@@ -76,7 +76,7 @@ class Names:
 
     @property
     def weights(self) -> str:
-        """Prefix of the subjects of manifests and chunks."""
+        """Returns the prefix of the subjects of manifests and chunks."""
         return f"{self.root}.weights"
 
     @property
@@ -84,12 +84,12 @@ class Names:
         return f"{self.weights}.manifest"
 
     def chunks(self, version: str, kind: str, writing: str) -> str:
-        """Subject of the chunks of one weight version's snapshot or delta, as one attempt wrote them."""
+        """Returns the subject of the chunks of one weight version's snapshot or delta, as one attempt wrote them."""
         return f"{self.weights}.{kind}.{version.replace('.', '-')}.{writing}"
 
     @property
     def snapshot_requests(self) -> str:
-        """Where a follower that cannot go on asks the learner for a snapshot; not a stream."""
+        """Returns where a follower that cannot go on asks the learner for a snapshot; not a stream."""
         return f"{self.root}.snapshot-requests"
 
     @property
@@ -102,7 +102,7 @@ class Names:
 
     @property
     def execution(self) -> str:
-        """Subject of the sandbox services."""
+        """Returns the subject of the sandbox services."""
         return f"{self.root}.sandbox.execute"
 
     @property

@@ -36,7 +36,7 @@ class Change:
 
 
 def changes(recorded: RunConfig, config: RunConfig) -> list[Change]:
-    """The fields in which `config` differs from the run's own, in the schema's order."""
+    """Returns the fields in which `config` differs from the run's own, in the schema's order."""
     return list(_changes("", recorded.model_dump(mode="json"), config.model_dump(mode="json")))
 
 

@@ -63,12 +63,12 @@ class AlgorithmConfig(Section):
 
     @property
     def has_critic(self) -> bool:
-        """Whether the advantages need a critic."""
+        """Returns whether the advantages need a critic."""
         return self.advantage in ("gae", "vtrace")
 
     @property
     def group_relative(self) -> bool:
-        """Whether an advantage is relative to its group, which then needs two trajectories."""
+        """Returns whether an advantage is relative to its group, which then needs two trajectories."""
         return self.advantage in ("reinforce++-baseline", "grpo")
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class AlgorithmConfig(Section):
 
 
 class FiltersConfig(Section):
-    """What of a finished group is not trained on. Each reason is counted: `filtered_*` in metrics.md."""
+    """Says what of a finished group is not trained on. Each reason is counted: `filtered_*` in metrics.md."""
 
     no_signal: bool = True
     """Leave out groups whose rewards are all equal, where advantages are relative to the group: they carry no gradient."""

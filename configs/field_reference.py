@@ -17,7 +17,7 @@ Made from the schema (`configs/schema.py`) by `scripts/document_configuration`. 
 
 
 def configuration_reference() -> str:
-    """docs/configuration.md."""
+    """Returns the text of docs/configuration.md."""
     return HEADER + "".join(_section(RunConfig, ""))
 
 
@@ -45,12 +45,12 @@ def _is_section(kind: Any) -> bool:
 
 
 def _named_section(kind: Any) -> type[BaseModel] | None:
-    """The section that a mapping gives to each name."""
+    """Returns the section that a mapping gives to each name."""
     return get_args(kind)[1] if get_origin(kind) is dict and _is_section(get_args(kind)[1]) else None
 
 
 def _type(kind: Any, limits: Sequence[Any]) -> str:
-    """`kind` in words, with `limits`, pydantic's or those of an `Annotated`."""
+    """Returns `kind` in words, with `limits`, pydantic's or those of an `Annotated`."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _type(inner[0], inner[1:])

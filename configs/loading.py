@@ -21,7 +21,7 @@ class ConfigError(UserError, ValueError):
 
 
 def shipped_names(folder: Path = SHIPPED) -> list[str]:
-    """Names of the configurations, or other documents, that come with the project."""
+    """Returns the names of the configurations, or other documents, that come with the project."""
     return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
@@ -37,7 +37,7 @@ def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
 
 
 def dump_config(config: RunConfig) -> str:
-    """The whole configuration as YAML, defaults included; `load_config` reads it back."""
+    """Returns the whole configuration as YAML, defaults included; `load_config` reads it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -50,7 +50,7 @@ def parse_config(text: str) -> RunConfig:
 
 
 def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
-    """What a YAML file, or the document shipped in `folder` under that name, says. Raises ConfigError."""
+    """Returns what a YAML file, or the document shipped in `folder` under that name, says. Raises ConfigError."""
     path = Path(name)
     if not path.suffix:
         path = folder / f"{name}.yaml"
@@ -84,7 +84,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads 1e-6 as a string; people mean a number."""
+    """Returns as a number what YAML reads as a string, 1e-6 for one."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -94,7 +94,7 @@ def _number(value: Any) -> Any:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """One sentence about the first error of a document whose schema is `root`."""
+    """Returns one sentence about the first error of a document whose schema is `root`."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
@@ -111,7 +111,7 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
 
 
 def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the section at a location; none where that is no section."""
+    """Returns the names of the fields of the section at a location; none where that is no section."""
     kind: Any = root
     for part in location:
         if _is_section(kind):

@@ -78,7 +78,7 @@ class RolloutConfig(Section):
 
     @property
     def deadline_s(self) -> float:
-        """Seconds of generation that one rollout may take."""
+        """Returns the seconds of generation that one rollout may take."""
         return self.max_response_tokens / self.slowest_tokens_per_s
 
 
@@ -272,7 +272,7 @@ class RunConfig(Section):
 
     @property
     def emulated(self) -> bool:
-        """Nothing is learned in this run: tokens are made up, or nothing is computed from them."""
+        """Returns whether nothing is learned in this run: tokens are made up, or nothing is computed from them."""
         return self.actor.engine.kind == "emulated" or self.learner.trainer == "emulated"
 
     @model_validator(mode="after")

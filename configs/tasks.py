@@ -8,7 +8,7 @@ from configs.section import Section
 
 
 class PromptConfig(Section):
-    """How a problem is asked."""
+    """Says how a problem is asked."""
 
     template: str = "zerotir"
     """Name of a shipped template (`zerotir`, `few-shot`, `plain`, `plain-text`, `zerotir-text`, `tiny`) or path of a text
@@ -44,7 +44,7 @@ class MixedSource(Section):
 
 
 class ProblemsConfig(Section):
-    """Where problems come from; exactly one of the four sources is named."""
+    """Says where problems come from; exactly one of the four sources is named."""
 
     recipe: str | None = None
     """A reasoning-gym recipe (`gsm_symbolic`, `products`, ...)."""
@@ -73,7 +73,7 @@ class ProblemsConfig(Section):
 
 
 class GradingConfig(Section):
-    """How an answer is judged: on tokens that the model sampled, outside code blocks."""
+    """Says how an answer is judged: on tokens that the model sampled, outside code blocks."""
 
     rule: Literal["boxed", "last_number"] = "boxed"
     """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number of the last whole `\\boxed{}`, or

@@ -59,7 +59,7 @@ class DeepSpeedConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """What survives the learner."""
+    """Says what survives the learner."""
 
     every: PositiveInt = 10
     """Steps between checkpoints; the last step always writes one."""

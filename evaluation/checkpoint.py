@@ -33,7 +33,7 @@ class CheckpointImage:
 
     @property
     def path(self) -> str:
-        """Under which other processes of this user map it."""
+        """Returns the path under which other processes of this user map the image."""
         return f"/proc/{os.getpid()}/fd/{self.descriptor}"
 
     @classmethod
@@ -71,7 +71,7 @@ class CheckpointImage:
 
 
 def _entries(path: Path, begin: int) -> list[TensorEntry]:
-    """Where the tensors of a safetensors file lie that is put at `begin`.
+    """Returns where the tensors of a safetensors file lie that is put at `begin`.
 
     The format: the header's length in eight bytes, little-endian, the header as JSON, then the tensors.
     """

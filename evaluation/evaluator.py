@@ -129,7 +129,7 @@ class Evaluator:
                 journal.append(sample)
 
     async def _sample(self, job: Job) -> Sample | None:
-        """A graded sample; None where infrastructure failed too often."""
+        """Returns a graded sample; None where infrastructure failed too often."""
         prompt = self._prompt(job.problem)
         reason = ""
         for attempt in range(1, ATTEMPTS + 1):
@@ -188,7 +188,7 @@ class Evaluator:
 
 
 def passages(response: Response, tokenizer: Any) -> Iterable[Passage]:
-    """A response as text, cut wherever the hand that wrote it changes."""
+    """Yields a response as text, cut wherever the hand that wrote it changes."""
     begins = [0]
     for mask, run in groupby(response.loss_mask):
         begins.append(begins[-1] + len(list(run)))

@@ -30,7 +30,7 @@ _BLOCK = re.compile(r"```(python|output).*?(?:```|\Z)", re.DOTALL | re.IGNORECAS
 def page(
     title: str, plan: Plan, table: Sequence[Sequence[str]], notes: Sequence[str], samples: Mapping[Key, Sample]
 ) -> str:
-    """The whole page; where the transcripts are too long for one, as many samples of every problem as fit."""
+    """Returns the whole page; where the transcripts are too long for one, as many samples of every problem as fit."""
     shown, whole = _transcripts(plan, samples)
     remarks = list(notes)
     if len(shown) < whole:
@@ -50,13 +50,13 @@ def page(
 
 
 def inert_json(value: Any) -> str:
-    """JSON that contains nothing that means something to an HTML parser."""
+    """Returns JSON that contains nothing that means something to an HTML parser."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def pieces(sample: Sample) -> Iterator[tuple[str, str, str]]:
-    """A transcript as (kind, text, label).
+    """Yields a transcript as (kind, text, label).
 
     Kinds: `text` and `code`, which the model wrote; `claimed`, output that the model made up; `output`, which was
     inserted, labelled by how the program ended.
@@ -91,7 +91,7 @@ def _problems(plan: Plan) -> list[dict[str, str]]:
 
 
 def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[str, Any]], int]:
-    """The samples that are shown, in the plan's order, and how many there are."""
+    """Returns the samples that are shown, in the plan's order, and how many there are."""
     order = {
         key: index
         for index, key in enumerate((data.name, problem.id) for data in plan.data for problem in data.problems)

@@ -59,7 +59,7 @@ class Plan:
     """Of every sample, but for `max_tool_calls`, which is the job's."""
 
     def jobs(self) -> list[Job]:
-        """All samples, in the order in which they are begun."""
+        """Returns all samples, in the order in which they are begun."""
         placed = [
             ((index + 0.5) / len(data.problems), Job(data, problem, budget, number))
             for data in self.data
@@ -70,11 +70,11 @@ class Plan:
         return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
 
     def limits(self, job: Job) -> RolloutConfig:
-        """The limits and sampling of a job's rollout."""
+        """Returns the limits and sampling of a job's rollout."""
         return self.rollout.model_copy(update={"max_tool_calls": job.max_tool_calls})
 
     def settings(self, weights: str) -> dict[str, Any]:
-        """What every sample of this evaluation has in common; `weights` says of which weights it is.
+        """Returns what every sample of this evaluation has in common; `weights` says of which weights it is.
 
         More samples, budgets, problems and data sets can be added to an evaluation; these cannot be changed.
         """
@@ -92,7 +92,7 @@ class Plan:
 def choose(
     config: RunConfig, data: Sequence[str], max_tool_calls: Sequence[int], samples: int | None, limit: int | None
 ) -> EvaluationConfig:
-    """The configuration's evaluation with what the command line says instead; what is empty or None stays as it is.
+    """Returns the configuration's evaluation with what the command line says instead; what is empty or None stays as it is.
 
     Each of `data` is the name of one of the configuration's data sets, a file, or a Hugging Face `name:split`. Raises
     ProblemError for two of one name.
@@ -149,12 +149,12 @@ def _source(text: str) -> tuple[str, EvaluationData]:
 
 
 def _plain(name: str) -> str:
-    """Names are part of the subjects on which metrics travel."""
+    """Checks and returns a name, which becomes part of the subjects on which metrics travel."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 
 def _own(config: RunConfig) -> dict[str, EvaluationData]:
-    """The source that the run trains on."""
+    """Returns the source that the run trains on."""
     problems = config.tasks.problems
     name = problems.recipe or (problems.file and Path(problems.file).stem) or problems.dataset or "mix"
     return {_plain(name): EvaluationData(**problems.model_dump())}

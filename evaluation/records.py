@@ -137,7 +137,7 @@ class Journal:
 
 
 def _differences(begun: dict[str, Any], settings: dict[str, Any], path: str = "") -> list[str]:
-    """Names of the settings that both have and that differ; what only one has does not."""
+    """Returns the names of the settings that both have and that differ; what only one has does not."""
     differing = []
     for name in sorted(begun.keys() & settings.keys()):
         before, now = begun[name], settings[name]

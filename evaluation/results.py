@@ -50,7 +50,7 @@ def write_report(
 
 
 def markdown(title: str, rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    """The table with what must be known to read it."""
+    """Returns the table with what must be known to read it."""
     head, *body = table(rows)
     lines = [f"# {title}", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *body)]
@@ -58,7 +58,7 @@ def markdown(title: str, rows: Sequence[Row], remarks: Sequence[str]) -> str:
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
-    """The table as text, its head first."""
+    """Returns the table as text, its head first."""
     head = ["data set", "problems", "calls allowed", "avg@k", "pass@k", "against fewest calls", "code ratio"]
     head += ["calls/response", "calls ok", "tokens", "truncated"]
     body = []
@@ -83,7 +83,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 
 def notes(plan: Plan, rows: Sequence[Row], left_out: Sequence[LeftOut], missing: int) -> list[str]:
-    """Sentences below the table; `missing` samples of the plan are not there."""
+    """Returns the sentences below the table; `missing` samples of the plan are not there."""
     rollout = plan.rollout
     sentences = [
         f"{plan.samples} samples a problem at temperature {rollout.temperature:g}, top-p {rollout.top_p:g}, at most "

@@ -18,7 +18,7 @@ from grading.grader import Grader
 
 @dataclass(frozen=True)
 class Scores:
-    """What came of it."""
+    """Says what came of scoring one version."""
 
     rows: list[Row]
     finished: bool

@@ -30,7 +30,7 @@ class Estimate:
 
 
 def pass_at_k(samples: int, correct: int, k: int) -> float:
-    """Probability that at least one of k samples is right, from n `samples` of which c are `correct`.
+    """Returns the probability that at least one of k samples is right, from n `samples` of which c are `correct`.
 
     The unbiased estimator 1 - C(n - c, k) / C(n, k) (Chen et al. 2021, arXiv 2107.03374, equation 1), exact. With k = 1 it
     is c / n. Raises ValueError unless 1 <= k <= n and 0 <= c <= n.
@@ -41,7 +41,7 @@ def pass_at_k(samples: int, correct: int, k: int) -> float:
 
 
 def estimate(values: Floats, least: float = 0.0, most: float = 1.0, draws: int = DRAWS) -> Estimate:
-    """The mean of one value a problem, [P] between `least` and `most`, with its interval.
+    """Returns the mean of one value a problem, [P] between `least` and `most`, with its interval.
 
     A BCa bootstrap over problems (Efron 1987), with draws that depend on nothing but the values. Where all values are equal
     there is nothing to resample, and an interval of width 0 would claim too much: then at most a share

@@ -14,7 +14,7 @@ from evaluation.statistics import Estimate, estimate, pass_at_k
 
 @dataclass(frozen=True)
 class Row:
-    """What one data set came to under one limit of tool calls; shares and means are over samples unless said otherwise."""
+    """Says what one data set came to under one limit of tool calls; shares and means are over samples, if not noted."""
 
     data: str
     max_tool_calls: int
@@ -49,7 +49,7 @@ class Row:
     rollout_seconds: float
 
     def metrics(self) -> dict[str, float]:
-        """As it travels in a run's metrics log."""
+        """Returns the row as it travels in a run's metrics log."""
         values = {
             "accuracy": self.accuracy.value,
             "accuracy_low": self.accuracy.low,
@@ -79,7 +79,7 @@ class Row:
 
 
 def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str, str]]) -> list[Row]:
-    """The rows of `plan`, by data set and limit of tool calls; one without any sample is absent.
+    """Returns the rows of `plan`, by data set and limit of tool calls; one without any sample is absent.
 
     `left_out`: (data set, problem) of those that are not asked.
     """
@@ -143,7 +143,7 @@ def _row(
 
 
 def _pass_at(problems: Sequence[Sequence[Sample]], most: int) -> dict[int, Estimate]:
-    """For powers of two up to `most`, and `most`; a k that no problem has enough samples for is absent."""
+    """Returns pass@k for powers of two up to `most`, and for `most`, without a k that no problem has enough samples for."""
     wanted = sorted({2**i for i in range(most.bit_length())} | {most})
     found = {}
     for k in wanted:

@@ -31,7 +31,7 @@ _BASED = re.compile(r"(\d+)\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+))")
 
 
 def plain(answer: str) -> str:
-    """`answer` without what does not change its value."""
+    """Returns `answer` without what does not change its value."""
     text = answer.replace(r"\$", "").replace("$", "")
     text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
     text = _TEXT.sub(r"\1", _unwrapped(text)).strip()
@@ -47,7 +47,10 @@ def plain(answer: str) -> str:
 
 
 def equal_at_sight(gold: str, answer: str) -> bool | None:
-    """Whether two plain answers are equal; None where that takes algebra. Numbers that are written out are equal exactly."""
+    """Returns whether two plain answers are equal; None where that takes algebra.
+
+    Numbers that are written out are equal exactly.
+    """
     base = _BASED.fullmatch(gold)
     if base:
         # Problems name the base that they ask for, so the digits alone will do.
@@ -61,7 +64,7 @@ def equal_at_sight(gold: str, answer: str) -> bool | None:
 
 
 def _unwrapped(text: str) -> str:
-    """Without the commands of style and their braces."""
+    """Returns `text` without the commands of style and their braces."""
     pieces: list[str] = []
     styles: list[bool] = []
     """Of each open brace: whether it is a style's."""
@@ -82,7 +85,7 @@ def _unwrapped(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The decimal or fraction that the whole of `text` is; None if it is neither."""
+    """Returns the decimal or fraction that the whole of `text` is; None if it is neither."""
     match = _NUMBER.fullmatch(text)
     if match is None:
         return None

@@ -44,14 +44,16 @@ class Block:
 
     @property
     def program(self) -> str:
-        """The code, without the rest of the opening line (`3` of `python3`), empty lines around it and, where its first line
-        is indented as a whole block in a list is, that indentation."""
+        """Returns the code without the rest of the opening line (`3` of `python3`) and without empty lines around it.
+
+        Where its first line is indented, as a block in a list is, that indentation is taken off every line.
+        """
         code = _INFO_STRING.sub("", self.content, count=1).strip("\n")
         return dedent(code).strip("\n") if code[:1].isspace() else code
 
 
 def find_blocks(text: str) -> Iterator[Block]:
-    """The blocks of `text` in order.
+    """Yields the blocks of `text` in order.
 
     A block ends behind its closing fence, before a fence that opens the next block, or unclosed with the text.
     """

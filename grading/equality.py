@@ -22,7 +22,7 @@ Comparison = Callable[[Any, Any, int, int], bool]
 
 
 def far_apart(gold: Any, answer: Any) -> bool:
-    """Whether two numbers, or expressions of the same symbols, differ by more than the gold answer's form allows.
+    """Returns whether two numbers, or expressions of the same symbols, differ by more than the gold answer's form allows.
 
     False also where that cannot be told. Symbols are given values, so a difference that only some values have may be missed.
     """
@@ -41,7 +41,7 @@ def far_apart(gold: Any, answer: Any) -> bool:
 
 
 def strictly(compare: Comparison) -> Comparison:
-    """math-verify's comparison of two numbers, without those that are far apart."""
+    """Returns math-verify's comparison of two numbers, made to refuse those that are far apart."""
 
     def strict(gold: Any, answer: Any, float_rounding: int, numeric_precision: int) -> bool:
         # A percent sign may be left out on either side.

@@ -48,11 +48,11 @@ class Grade:
 
     @property
     def reward(self) -> float:
-        """1 for a right answer, less the penalties."""
+        """Returns the reward: 1 for a right answer, less the penalties."""
         return self.parts["correct"] + sum(value for part, value in self.parts.items() if part.endswith("_penalty"))
 
     def with_length(self, length: int, limit: int, truncated: bool, config: GradingConfig) -> "Grade":
-        """With the penalty for a response of `length` tokens where `limit` are allowed (DAPO, arXiv 2503.14476, eq. 13)."""
+        """Adds the penalty for a response of `length` tokens where `limit` are allowed (DAPO, arXiv 2503.14476, eq. 13)."""
         if not config.overlong_penalty:
             return self
         excess = length - (limit - config.overlong_tokens)
@@ -116,7 +116,7 @@ class Grader:
         self._gradable.add((gold, config.rule))
 
     async def _grade_box(self, box: str | None, gold: str, timeout_s: float) -> tuple[Grade, bool]:
-        """The grade, and whether the box could be read."""
+        """Returns the grade, and whether the box could be read."""
         if not box:
             return _grade(None), False
         if len(box) > MAX_ANSWER_LENGTH or (_CHOKING.search(box) and not _CHOKING.search(gold)):
@@ -129,7 +129,7 @@ class Grader:
 
 
 def void_turns(turns: Sequence[str], config: GradingConfig) -> int:
-    """How many turns close no code block and hold no answer (SimpleTIR, arXiv 2509.02479), with or without the tag."""
+    """Counts the turns that close no code block and hold no answer, tagged or not (SimpleTIR, arXiv 2509.02479)."""
 
     def void(turn: str) -> bool:
         text = own_text([turn])
@@ -164,7 +164,7 @@ def _grade_number(text: str, gold: str) -> tuple[Grade, bool]:
 
 
 def _stated_number(text: str) -> Decimal | None:
-    """The last number of the last box, if that is whole; of the text where it is not or there is none."""
+    """Returns the last number of the last box, if that is whole; of the text where it is not or there is none."""
     boxes = last_boxes(text)
     if not boxes:
         return last_number(text)

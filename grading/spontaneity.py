@@ -8,7 +8,7 @@ from grading.text import numbers_in, own_text
 
 
 def code_unused(turns: Sequence[str], outputs: Sequence[str], answer: str) -> bool:
-    """Whether the answer stood in the model's own text before its first call, or no output holds it.
+    """Returns whether the answer stood in the model's own text before its first call, or no output holds it.
 
     `turns` are the texts that the model sampled, `outputs` what its calls gave, at least one. An observation, no proof: a
     small number stands in many texts by chance, and an output may be used without being repeated.

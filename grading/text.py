@@ -28,12 +28,12 @@ _NUMBER = re.compile(
 
 
 def strip_code(text: str) -> str:
-    """`text` with each python or output block, closed or not, replaced by a line break."""
+    """Returns `text` with each python or output block, closed or not, replaced by a line break."""
     return "\n".join(_own_pieces(text))
 
 
 def own_text(turns: Sequence[str]) -> str:
-    """The model's own text of all turns, its pieces separated by `BREAK`."""
+    """Returns the model's own text of all turns, its pieces separated by `BREAK`."""
     return BREAK.join(piece for turn in turns for piece in _own_pieces(turn))
 
 
@@ -46,7 +46,7 @@ def _own_pieces(text: str) -> Iterator[str]:
 
 
 def last_tagged(text: str) -> str | None:
-    """What stands inside the last complete `<answer> </answer>`; None without one."""
+    """Returns what stands inside the last complete `<answer> </answer>`; None without one."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, max(end, 0))
     return text[start + len("<answer>") : end] if start >= 0 else None
@@ -62,13 +62,13 @@ class _Box(NamedTuple):
 
 
 def last_boxed(text: str) -> str | None:
-    """The model's boxed answer: the contents of `last_boxes`, joined by commas; None without one."""
+    """Returns the model's boxed answer: the contents of `last_boxes`, joined by commas; None without one."""
     boxes = last_boxes(text)
     return ", ".join(boxes) if boxes else None
 
 
 def last_boxes(text: str) -> list[str]:
-    """The content of the box (`\\boxed{}` or `\\fbox{}`) that begins last; nothing without one, or if it is never closed.
+    """Returns the content of the box (`\\boxed{}` or `\\fbox{}`) that begins last; nothing if there is none, or it is open.
 
     Before it, in order, the contents of boxes that only a comma, a semicolon, "and" or "or" stand between. Escaped braces do
     not count.
@@ -101,7 +101,7 @@ def last_boxes(text: str) -> list[str]:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number, such as -5, 1,234 or 0.5, exactly; None without one.
+    """Returns the last number, such as -5, 1,234 or 0.5, exactly; None without one.
 
     A minus sign belongs to the number only where it can't be a subtraction, the full stop of a sentence never does.
     """
@@ -110,12 +110,12 @@ def last_number(text: str) -> Decimal | None:
 
 
 def numbers_in(text: str) -> set[Decimal]:
-    """All numbers of `text`, as `last_number` reads them."""
+    """Returns all numbers of `text`, as `last_number` reads them."""
     return {_decimal(match) for match in _NUMBER.finditer(text)}
 
 
 def as_number(text: str) -> Decimal | None:
-    """The number that the whole of `text` is; None if it is not one."""
+    """Returns the number that the whole of `text` is; None if it is not one."""
     match = _NUMBER.fullmatch(text.strip())
     return _decimal(match) if match else None
 

@@ -22,7 +22,10 @@ MEMORY_BYTES = 2 * 1024**3
 
 
 def compare(gold: str, answer: str) -> dict[str, bool]:
-    """Whether the contents of two boxes are equal, and whether the answer's could be read. Has no time limit."""
+    """Returns whether the contents of two boxes are equal, and whether the answer's could be read.
+
+    Has no time limit.
+    """
     gold, answer = plain(gold), plain(answer)
     sight = equal_at_sight(gold, answer)
     if sight is not None:

@@ -12,7 +12,7 @@ COUNTS = {"trained": "trained_trajectories", "filtered": "filtered", "failed": "
 
 
 def account_lines(steps: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines for people from the values of all steps in order; none before the first step.
+    """Returns the lines for people from the values of all steps in order; none before the first step.
 
     Raises BalanceError where the newest step's tickets do not add up.
     """

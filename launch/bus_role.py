@@ -69,7 +69,7 @@ def _record(config: RunConfig, path: Path) -> None:
 async def _serve_once(
     config: RunConfig, folder: Path, run: str, known: BusAddress | None, state: str, stop: asyncio.Event
 ) -> int | None:
-    """Server (embedded unless `bus.url` is set), streams, bus.json; returns None after `stop`, a dead server's status."""
+    """Runs the server (unless `bus.url` is set), makes the streams; returns a dead server's status, None after `stop`."""
     async with contextlib.AsyncExitStack() as stack:
         if config.bus.url:
             if known is None:

@@ -254,7 +254,7 @@ def _limits(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Entry point of the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
+    """Runs the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
     isolate_interpreter()
     arguments = parser().parse_args()
     try:

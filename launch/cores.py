@@ -29,7 +29,7 @@ class DevicesError(UserError):
 
 @dataclass(frozen=True)
 class Share:
-    """What one process is given."""
+    """Says what one process is given."""
 
     affinity: frozenset[int]
     environment: dict[str, str] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Share:
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` takes them."""
+    """Returns the names of the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` takes them."""
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return []  # Importing PyTorch to ask takes seconds.
     import torch
@@ -78,7 +78,7 @@ def shares(config: RunConfig, gpus: Sequence[str]) -> dict[str, Share]:
 
 
 def _devices(config: RunConfig, engines: Sequence[str], gpus: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The environment that leaves each role its GPUs; nothing where there are none."""
+    """Returns the environment that leaves each role its GPUs; nothing where there are none."""
     if not gpus:
         return {}
     each = config.actor.engine.tensor_parallel

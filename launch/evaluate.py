@@ -57,7 +57,7 @@ def start(arguments: argparse.Namespace) -> int:
 
 
 def _folder_for(config: RunConfig, checkpoint: str) -> Path:
-    """Of a checkpoint's evaluation, by the last two parts of its path: `model` alone would name every run's."""
+    """Returns the folder of a checkpoint's evaluation, by the last two parts of its path: `model` would name every run's."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(Path(checkpoint).parts[-2:])).strip("-.")
     return Path(config.launch.runs_dir) / f"evaluation-{config.name}-{name}"
 
@@ -163,7 +163,7 @@ def _conclude(scores: "Scores", out: Path, remedy: str) -> None:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """A table for a terminal."""
+    """Returns a table for a terminal."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

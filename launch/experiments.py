@@ -129,7 +129,7 @@ class _Stop:
 
     @contextlib.contextmanager
     def forwarded_to(self, child: "subprocess.Popen[bytes]") -> Iterator[None]:
-        """While it is on, `child` is told."""
+        """Passes the signals on to `child` while the body runs."""
         self._child = child
         if self.asked:
             child.send_signal(signal.SIGINT)
@@ -137,7 +137,7 @@ class _Stop:
         self._child = None
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """The handler of both signals."""
+        """Handles both signals."""
         self.asked = True
         if self._child is not None:
             self._child.send_signal(signal.SIGINT)
@@ -145,7 +145,7 @@ class _Stop:
 
 @contextlib.contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Both signals go to what it yields; afterwards to whom they went before."""
+    """Takes both signals while the body runs; yields what has taken them."""
     stop = _Stop()
     before = {number: signal.signal(number, stop.on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

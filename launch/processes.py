@@ -69,7 +69,7 @@ class RoleProcess:
 
     @property
     def code(self) -> int | None:
-        """Exit status, None while it runs."""
+        """Returns the exit status, None while it runs."""
         assert self._process is not None
         return self._process.returncode
 
@@ -79,7 +79,7 @@ class RoleProcess:
         return await self._process.wait()
 
     async def stop(self) -> None:
-        """SIGTERM, a bounded wait, then SIGKILL to whatever is left of its process group."""
+        """Sends SIGTERM, waits for a bounded time, then sends SIGKILL to whatever is left of its process group."""
         if self._process is None:
             return
         if self.code is None:
@@ -94,7 +94,7 @@ class RoleProcess:
         await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
 
     def ending(self) -> str:
-        """How it ended, in words, with the error that it reported; without one, the end of what it printed."""
+        """Returns how it ended, in words, with the error that it reported; without one, the end of what it printed."""
         assert self.code is not None
         if self.code < 0:
             number = -self.code
@@ -109,7 +109,7 @@ class RoleProcess:
         )
 
     def _reported_error(self) -> str | None:
-        """The last error in its log since it was started."""
+        """Returns the last error in its log since it was started."""
         log_file = self._output.with_suffix(".jsonl")
         if not log_file.exists():
             return None

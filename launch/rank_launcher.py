@@ -17,12 +17,12 @@ log = structlog.get_logger()
 
 
 def rank() -> int:
-    """This process's among those that were launched together; 0 where it was started alone."""
+    """Returns this process's rank among those that were launched together; 0 where it was started alone."""
     return int(os.environ.get("RANK", "0"))
 
 
 def rank_count() -> int:
-    """How many were launched together."""
+    """Returns how many were launched together."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -52,7 +52,7 @@ def start_ranks(count: int) -> int:
 
 
 def end_with_launcher() -> None:
-    """A rank whose launcher was killed ends as well: nobody else would stop it."""
+    """Makes a rank end when its launcher is killed: nobody else would stop it."""
     if "TORCHELASTIC_RUN_ID" in os.environ:
         die_with_parent()
 

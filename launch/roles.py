@@ -44,12 +44,12 @@ Role = Callable[[RunConfig, Bus, Announcer, Path, asyncio.Event], Coroutine[None
 
 
 def new_run_id(name: str) -> str:
-    """Sortable by time within a configuration; the suffix keeps two runs of one second apart."""
+    """Returns an id that sorts by time within a configuration; a suffix keeps two runs of one second apart."""
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
 def new_id(role: str) -> str:
-    """Name of a process in a run, where the user gives none."""
+    """Returns the name of a process in a run, where the user gives none."""
     return f"{role}-{secrets.token_hex(3)}"
 
 
@@ -279,7 +279,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
 
 async def _rank(config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
-    """A rank of the learner other than the first: needs no bus, carries out rank 0's commands."""
+    """Runs a rank of the learner other than the first: it needs no bus and carries out rank 0's commands."""
     address = BusAddress.read(address_file)
     id = f"learner-rank-{rank()}"
     set_up_logs("learner", id, address.run, address_file.resolve().parent / "logs" / f"{id}.jsonl")
@@ -287,7 +287,7 @@ async def _rank(config: RunConfig, address_file: Path, stop: asyncio.Event) -> N
 
 
 def _weights_bus(bus: Bus, announcer: Announcer) -> contextlib.AbstractAsyncContextManager[Bus]:
-    """A connection for weights alone: no heartbeat waits behind them."""
+    """Opens a connection for weights alone: no heartbeat waits behind them."""
     return open_bus(bus.address, bus.config, f"{announcer.id}-weights")
 
 

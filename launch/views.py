@@ -26,13 +26,13 @@ CLEAR_SCREEN = "\x1b[2J\x1b[H"
 
 
 def say(text: str) -> None:
-    """One line of progress."""
+    """Prints one line of progress."""
     sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
     sys.stdout.flush()
 
 
 def step_line(metrics: Metrics, steps: int) -> str:
-    """One training step for people; a dash for what the step did not measure."""
+    """Returns one training step for people; a dash for what the step did not measure."""
 
     def value(name: str, form: str) -> str:
         width = int(form.partition(".")[0] or 0)
@@ -49,7 +49,7 @@ def step_line(metrics: Metrics, steps: int) -> str:
 
 
 def summary(folder: Path, plots: list[Path]) -> str:
-    """What came of a run, and where it lies. Raises BalanceError where its tickets do not add up."""
+    """Returns what came of a run, and where it lies. Raises BalanceError where its tickets do not add up."""
     steps = steps_of(folder)
     emulated = " by an emulated engine: no figure here is a model's" if steps and steps[-1].get("emulated") else ""
     lines = [f"summary of {folder.name}: {len(steps)} steps{emulated}"]
@@ -82,7 +82,7 @@ def summary(folder: Path, plots: list[Path]) -> str:
 
 
 def sandbox_line(service: dict[str, Any]) -> str:
-    """One sandbox service's statistics for people."""
+    """Returns one sandbox service's statistics for people."""
     return (
         f"  sandbox   {service['name']:<18} {service['in_flight']} of {service['slots']} slots in use, "
         f"{service['executions']} executions ({service['failures']} failed, {service['refused']} refused as busy, "
@@ -128,7 +128,7 @@ async def _status(bus: Bus) -> str:
 
 
 def presence_line(presence: Presence) -> str:
-    """One role that is alive, for people."""
+    """Returns one role that is alive, for people."""
     rates = "  ".join(f"{name} {value:.4g}" for name, value in presence.rates.items())
     return (
         f"{presence.role:<8} {presence.id:<18} {presence.state:<36} weights {presence.version or '-':<8} "
@@ -137,7 +137,7 @@ def presence_line(presence: Presence) -> str:
 
 
 async def _steps(bus: Bus) -> list[dict[str, Any]]:
-    """The values of each of the learner's steps, in order; of a step that was trained again, the last."""
+    """Returns the values of each of the learner's steps, in order; of a step that was trained again, the last."""
     steps: dict[int, dict[str, Any]] = {}
     reader = LogReader(bus, bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*")
     while messages := await reader.read(500, 0.5):

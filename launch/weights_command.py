@@ -79,7 +79,7 @@ async def _export(bus: Bus, head: Manifest, run: Path, version: str, folder: str
 
 
 def _write_checkpoint(state: WeightState, model: str, folder: Path) -> None:
-    """A Hugging Face checkpoint: the base model's configuration and tokenizer, with these weights."""
+    """Writes a Hugging Face checkpoint: the base model's configuration and tokenizer, with these weights."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig

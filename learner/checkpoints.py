@@ -37,7 +37,7 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint."""
+        """Returns the newest whole checkpoint."""
         return max(self._whole(), default=None)
 
     def newest_state(self) -> tuple[Path, dict[str, Any]] | None:
@@ -53,7 +53,7 @@ class Checkpoints:
             return self.newest_state()  # A learner that still lives has written a newer one.
 
     def best(self) -> Path | None:
-        """The one with the highest value of the metric that the configuration names, the earliest of equals."""
+        """Returns the one with the highest value of the metric that the configuration names, the earliest of equals."""
         values = {path: _value(path, self._config.best) for path in self._whole()}
         return max(sorted(path for path in values if values[path] > -math.inf), key=lambda p: values[p], default=None)
 
@@ -91,14 +91,14 @@ class Checkpoints:
 
     @staticmethod
     def read(path: Path) -> dict[str, Any]:
-        """The learner's state of a checkpoint. Raises CheckpointError."""
+        """Returns the learner's state of a checkpoint. Raises CheckpointError."""
         try:
             return msgpack.unpackb((path / STATE).read_bytes(), strict_map_key=False)
         except (OSError, ValueError, msgpack.UnpackException) as error:
             raise CheckpointError(f"{path} is not a usable checkpoint: {error}") from error
 
     def _unused(self, step: int) -> Path:
-        """A further checkpoint after the same step stands beside the one before, sorted behind it, until that goes."""
+        """Returns a path for a checkpoint after `step`: one of the same step is kept until the new one is whole."""
         plain = f"step-{step:06d}"
         same = [path.name for path in self._whole() if path.name.startswith(plain)]
         if not same:

@@ -8,7 +8,7 @@ from bus.messages import Trajectory
 
 
 def spontaneity_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Metrics over at least one trajectory; means over none are left out."""
+    """Returns the metrics over at least one trajectory; means over none are left out."""
     values = {
         "hallucinated_output_ratio": fmean(trajectory.hallucinated_outputs > 0 for trajectory in trajectories),
         "void_turn_ratio": fmean(trajectory.void_turns > 0 for trajectory in trajectories),

@@ -95,7 +95,7 @@ class Learner:
         return done
 
     async def _train_until(self, stop: asyncio.Event) -> bool:
-        """`_train`, but for no longer than `STOP_S` after `stop`: what it is in then ends with the process, as by a kill."""
+        """Trains, but for no longer than `STOP_S` after `stop`: what it is in then ends with the process, as by a kill."""
         training = asyncio.create_task(self._train(stop))
         try:
             if await done_or_stopped(training, stop, STOP_S):

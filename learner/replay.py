@@ -27,7 +27,7 @@ SAME_IN_REPLAY = ("batch_groups", "group_size", "max_staleness", "steps")
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two Hugging Face checkpoints."""
+    """Says how two Hugging Face checkpoints differ."""
 
     weights: int
     """How many there are."""

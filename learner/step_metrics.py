@@ -10,7 +10,7 @@ from learner.tickets.ledger import Batch
 
 
 def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
-    """Metrics over every trajectory that the step took, filtered ones included; failures are counted apart.
+    """Returns the metrics over every trajectory that the step took, filtered ones included; failures are counted apart.
 
     Means over no trajectory are left out. Staleness is counted in versions, lengths in tokens, ages in seconds at `taken_at`
     (a time as of `time.time`), when the batch was complete; None, in a replay, leaves ages out.
@@ -61,7 +61,7 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
 
 
 def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
-    """How the step's tickets ended and why, and what tells those that were left out from those that were trained on."""
+    """Returns how the step's tickets ended and why, and how those that were left out differ from those trained on."""
     failed = [result for group in batch.taken for result in group if isinstance(result, Failure)]
     values: dict[str, float] = {}
     for end, parts in (("trained", batch.trained), ("filtered", tuple(batch.filtered.values()))):

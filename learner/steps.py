@@ -25,7 +25,7 @@ class UnstableError(UserError):
 
 
 class Steps:
-    """Where training stands, apart from the weights."""
+    """Says where training stands, apart from the weights."""
 
     def __init__(self, config: RunConfig, trainer: "Trainer", folder: Path) -> None:
         """`folder` takes the batch on which training had to stop."""
@@ -66,7 +66,7 @@ class Steps:
         return trained
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint must hold beside the trainer's part, as msgpack takes it."""
+        """Returns everything that a checkpoint must hold beside the trainer's part, as msgpack takes it."""
         return {
             "ledger": self.ledger.state(),
             "skipped": self._skipped,

@@ -94,7 +94,7 @@ class WeightPublisher:
                 self._snapshot_wanted.clear()
 
     def metrics(self) -> dict[str, float]:
-        """Of the newest copy and of the newest version that was published."""
+        """Returns the metrics of the newest copy and of the newest version that was published."""
         return dict(self._metrics)
 
     def _copy(self) -> WeightState:

@@ -35,7 +35,7 @@ def die_with_parent() -> None:
 
 
 def engine_process() -> None:
-    """vLLM calls this, as a plugin, in every process of an engine: without it they would outlive an actor that is killed."""
+    """Makes a process of an engine end with its actor, however that ends; vLLM calls this as a plugin in each."""
     actor = multiprocessing.parent_process()
     if actor is None:
         return  # This is the actor itself.

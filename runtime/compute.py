@@ -56,7 +56,7 @@ def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Dtype:
 
 
 def _gflops(name: str) -> float:
-    """Of the fastest of a few products: whatever else runs on the machine can only make one slower."""
+    """Measures the fastest of a few products: whatever else runs on the machine can only make one slower."""
     import torch
 
     dtype: torch.dtype = getattr(torch, name)

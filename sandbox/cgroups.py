@@ -46,14 +46,14 @@ class CgroupsUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """Where one controller's groups are made: this process's own folder."""
+    """Says where one controller's groups are made: this process's own folder."""
 
     version: int
     folder: Path
 
 
 def find_hierarchies(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
-    """The needed controllers' hierarchies, all of one version; version 1 where it has them, as a mixed host uses it.
+    """Returns the needed controllers' hierarchies, all of one version; version 1 where it has them, as a mixed host uses it.
 
     Args:
         mountinfo: text of `/proc/self/mountinfo`.
@@ -87,14 +87,14 @@ def find_hierarchies(mountinfo: str, membership: str) -> dict[str, Hierarchy]:
 
 
 def _inside(path: str, root: str, point: str) -> Path:
-    """The folder of group `path`, where the file system's folder `root` is mounted at `point`."""
+    """Returns the folder of group `path`, where the file system's folder `root` is mounted at `point`."""
     relative = os.path.relpath(path, root)
     # In a container the group may lie above what is mounted: the mount's own root is then all that can be used.
     return Path(point) if relative.startswith("..") else Path(point, relative)
 
 
 def settings(version: int, config: SandboxConfig) -> dict[str, dict[str, str]]:
-    """What is written into the files of a jail's group, in this order, by controller."""
+    """Returns what is written into the files of a jail's group, in this order, by controller."""
     memory = str((config.memory_mb + OVERHEAD_MB) * 1024**2)
     quota = str(int(config.cpus * PERIOD_US))
     # nsjail itself is the one process more.
@@ -118,7 +118,7 @@ SWAP_FILES = ("memory.memsw.limit_in_bytes", "memory.swap.max")
 
 
 def kills(text: str) -> int:
-    """How many processes the kernel killed for want of memory, by a group's counters or `/proc/vmstat`."""
+    """Returns how many processes the kernel killed for want of memory, by a group's counters or `/proc/vmstat`."""
     found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
     return int(found[1]) if found else 0
 
@@ -163,7 +163,7 @@ class JailGroup:
 
     @property
     def memory_kills(self) -> int:
-        """Processes of its present jail that the kernel killed for want of memory."""
+        """Returns how many processes of its present jail the kernel killed for want of memory."""
         return kills(_read(self._counter)) - self._kills_before
 
     async def give_back(self) -> None:
@@ -216,7 +216,7 @@ def _write(file: str, value: str) -> None:
 
 
 def end_processes(file: str) -> bool:
-    """Whether a group holds processes, by its file of them; they have been sent SIGKILL then."""
+    """Returns whether a group holds processes, by its file of them; they have been sent SIGKILL then."""
     found = _read(file).split()
     for pid in map(int, found):
         # 0 stands for a process that this PID namespace does not see.
@@ -253,7 +253,7 @@ class Cgroups:
             raise CgroupsUnavailable(f"cgroup v{self.version}: {error}: {remedy}") from error
 
     def take(self) -> JailGroup:
-        """A group for one jail, without processes. Raises OSError."""
+        """Returns a group for one jail, without processes. Raises OSError."""
         if self._idle:
             return self._idle.pop()
         number = str(next(self._numbers))
@@ -262,7 +262,7 @@ class Cgroups:
 
 
 def delegated(own: Path) -> Path:
-    """The folder of version 2 below which groups can be made, from this process's own.
+    """Returns the folder of version 2 below which groups can be made, from this process's own.
 
     There only leaves may hold processes, so this process moves into one. Raises CgroupsUnavailable where that does not
     do, because controllers are not handed down or other processes are there; nothing is changed then. Raises OSError.
@@ -296,7 +296,7 @@ def _enable(folder: Path) -> None:
 
 
 def _make_service_group(owner: object, bases: Mapping[str, Path]) -> dict[str, Path]:
-    """A group that is locked until `owner` ends, after the groups that nobody holds are gone.
+    """Returns a group that is locked until `owner` ends, after the groups that nobody holds are gone.
 
     Each hierarchy has a lock of its own: on version 1 two services may share one and be apart in another.
     """

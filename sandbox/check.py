@@ -78,7 +78,10 @@ async def check(jail: Jail) -> str:
 
 
 def _look_from_outside(waiting: IdleJail) -> list[str]:
-    """The namespaces that a jail has for itself, read where the jail cannot write. Raises SandboxUnavailable."""
+    """Returns the namespaces that a jail has for itself, read where the jail cannot write.
+
+    Raises SandboxUnavailable.
+    """
     pid = _child_of(waiting.pid)
     shared = [
         name for name in NAMESPACES if os.readlink(f"/proc/{pid}/ns/{name}") == os.readlink(f"/proc/self/ns/{name}")

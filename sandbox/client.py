@@ -64,7 +64,7 @@ class SandboxClient:
             ) from None
 
     async def _ask(self, code: str, timeout_s: float) -> ExecutionResult | str:
-        """One request: the result, or why there is none."""
+        """Sends one request; returns the result, or why there is none."""
         id = secrets.token_hex(8)
         request = encode(ExecutionRequest(id=id, code=code, timeout_s=timeout_s))
         try:
@@ -102,7 +102,7 @@ class SandboxClient:
 
 
 async def statistics(connection: Client, subject: str) -> list[dict[str, Any]]:
-    """What every sandbox service on `subject` says of itself, by id: see `SandboxService.statistics`.
+    """Returns what every sandbox service on `subject` says of itself, by id: see `SandboxService.statistics`.
 
     Asks by NATS' service protocol and takes the answers that come within `DISCOVERY_S` seconds.
     """

@@ -90,7 +90,7 @@ class Jail:
         self._loaded = nsjail_config(config, mounts, *outside, imports=config.packages).encode()
 
     async def start(self, *, loaded: bool) -> "IdleJail":
-        """A jail that waits for its program, with all packages imported if `loaded`.
+        """Starts a jail that waits for its program, with all packages imported if `loaded`.
 
         Raises JailError where it did not start, OSError where the machine has no more processes or descriptors.
         """
@@ -231,7 +231,7 @@ class IdleJail:
 
 
 def failure(detail: str) -> ExecutionResult:
-    """The answer where a program was not run as it should have been, for a reason outside it."""
+    """Returns the answer where a program was not run as it should have been, for a reason outside it."""
     return ExecutionResult(
         outcome=Outcome.SANDBOX_FAILURE,
         exit_code=None,
@@ -245,7 +245,7 @@ def failure(detail: str) -> ExecutionResult:
 
 
 def warn_unless_compiled(packages: list[Path]) -> None:
-    """Jails see packages read-only: what is not compiled now is compiled anew by each program that imports it."""
+    """Warns where packages lack byte code: jails see them read-only, so each program that imports one compiles it anew."""
     for package in packages:
         if package.is_dir() and (package / "__init__.py").exists() and not (package / "__pycache__").is_dir():
             log.warning(

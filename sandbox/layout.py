@@ -45,7 +45,7 @@ class Mount:
 
 
 def interpreter_mounts() -> list[Mount]:
-    """The base interpreter that this environment was made from: executable, shared library, standard library."""
+    """Returns the base interpreter that this environment was made from: executable, shared library, standard library."""
     executable = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     stdlib = Path(os.__file__).resolve().parent
     # What is installed beside the standard library is not part of it.
@@ -61,7 +61,7 @@ def interpreter_mounts() -> list[Mount]:
 
 
 def package_mounts(packages: Sequence[str]) -> list[Mount]:
-    """The importable packages and the shared libraries that their wheels carry. Raises SandboxUnavailable."""
+    """Returns the importable packages and the shared libraries that their wheels carry. Raises SandboxUnavailable."""
     mounts = []
     for name in packages:
         spec = importlib.util.find_spec(name)
@@ -80,7 +80,7 @@ def package_mounts(packages: Sequence[str]) -> list[Mount]:
 
 
 def library_mounts() -> list[Mount]:
-    """The folders where the dynamic loader and the C library are, at the loader's default paths."""
+    """Returns the folders where the dynamic loader and the C library are, at the loader's default paths."""
     triplet = sysconfig.get_config_var("MULTIARCH") or ""
     folders = (
         ["/lib64", "/usr/lib64", f"/lib/{triplet}", f"/usr/lib/{triplet}"] if triplet else ["/lib64", "/usr/lib64"]
@@ -96,7 +96,7 @@ def library_mounts() -> list[Mount]:
 def nsjail_config(
     config: SandboxConfig, mounts: Sequence[Mount], outside_uid: int, outside_gid: int, imports: Sequence[str]
 ) -> str:
-    """nsjail's configuration in protobuf's text form.
+    """Returns nsjail's configuration in protobuf's text form.
 
     The interpreter imports `imports` before it asks for its program, which it finds on descriptor 0; 1 and 3 are pipes, and
     nsjail's log goes to its descriptor 2. Limits of the jail as a whole are not here but in `sandbox.cgroups`.

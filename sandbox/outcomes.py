@@ -22,21 +22,21 @@ _PROBLEM = re.compile(rb"^\[[EFW]\].*|.*error while loading shared libraries.*|.
 
 @dataclass(frozen=True)
 class Ending:
-    """What nsjail says of the program: its exit code or the signal that ended it, or neither."""
+    """Says what nsjail says of the program: its exit code or the signal that ended it, or neither."""
 
     exit_code: int | None
     signal: int | None
 
     @classmethod
     def read(cls, record: bytes) -> "Ending | None":
-        """From nsjail's log; None where nsjail was ended before the program."""
+        """Reads the ending from nsjail's log; returns None where nsjail was ended before the program."""
         ended = _ENDED.search(record)
         if ended is None:
             return None
         return cls(int(ended[1]) if ended[1] else None, int(ended[2]) if ended[2] else None)
 
     def outcome(self, out_of_memory: bool) -> Outcome:
-        """How a program ended that was not ended by us.
+        """Returns how a program ended that was not ended by us.
 
         A program is process 1 of its namespace, where no SIGKILL of its own reaches it: that came from the kernel, for
         want of memory or at the CPU limit.
@@ -53,13 +53,13 @@ class Ending:
 
 
 def problems(record: bytes) -> str:
-    """nsjail's own words about what went wrong, in one line."""
+    """Returns nsjail's own words about what went wrong, in one line."""
     lines = [line.decode(errors="replace") for line in _PROBLEM.findall(record)]
     return " | ".join(lines[-4:]) or record[-300:].decode(errors="replace").strip()
 
 
 def remedy(detail: str, is_root: bool) -> str:
-    """The message for a set-up failure: what is missing and the one command that fixes it."""
+    """Returns the message for a set-up failure: what is missing and the one command that fixes it."""
     library = re.search(r"loading shared libraries: (\S+?):", detail)
     if library:
         return f"nsjail lacks {library[1]}: `apt-get install libnl-route-3-200`"
@@ -74,7 +74,7 @@ def remedy(detail: str, is_root: bool) -> str:
 
 
 def _namespace_command() -> str:
-    """The command that allows user namespaces, by what the kernel has."""
+    """Returns the command that allows user namespaces, by what the kernel has."""
     for switch, wanted in (
         ("kernel/apparmor_restrict_unprivileged_userns", "0"),
         ("kernel/unprivileged_userns_clone", "1"),

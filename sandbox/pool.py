@@ -34,7 +34,7 @@ FIRST_GUESS_MB = {False: 16.0, True: 128.0}
 
 
 def imports_any(code: str, packages: Sequence[str]) -> bool:
-    """Whether `code` seems to import one of `packages`.
+    """Returns whether `code` seems to import one of `packages`.
 
     A guess that costs time where it is wrong, never correctness, so it reads import statements as text, in time linear
     in the code's length: Python's own parser, with hostile code before it, belongs into the jail.

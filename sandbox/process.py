@@ -124,7 +124,7 @@ class JailProcess:
 
     @property
     def running(self) -> bool:
-        """nsjail has not ended."""
+        """Returns whether nsjail has not ended."""
         return not self.exited.is_set()
 
     async def configure(self, configuration: bytes) -> None:

@@ -15,12 +15,12 @@ SERVICE_NAME = "zerotir-sandbox"
 
 
 def cancel_subject(subject: str) -> str:
-    """On which cancellations travel to all services of `subject`."""
+    """Returns the subject on which cancellations travel to all services of `subject`."""
     return f"{subject}.cancel"
 
 
 def refusal(code: str, config: SandboxConfig) -> ExecutionResult | None:
-    """The answer to a program that cannot be run as it is, the model's mistake; None for any other.
+    """Returns the answer to a program that cannot be run as it is, the model's mistake; None for any other.
 
     Refused are programs longer than `max_code_bytes` in UTF-8, those that have no UTF-8 form (lone surrogates) or hold a
     NUL, and those without anything in them. Every other fault of a program is left to the interpreter.

@@ -57,11 +57,11 @@ class SandboxService:
 
     @property
     def in_flight(self) -> int:
-        """Programs that run now."""
+        """Returns the number of programs that run now."""
         return len(self._tasks)
 
     def statistics(self) -> dict[str, Any]:
-        """What `zerotir status` shows of it."""
+        """Returns what `zerotir status` shows of this service."""
         return {
             "name": self._name,
             "slots": self._config.concurrency,

@@ -21,7 +21,7 @@ MOST_LAGS = 5
 
 @dataclass(frozen=True)
 class Relation:
-    """How two series of a setting go together."""
+    """Says how two series of a setting go together."""
 
     x: str
     y: str
@@ -46,7 +46,7 @@ class Growth:
 
 @dataclass(frozen=True)
 class SettingAnalysis:
-    """All about one setting."""
+    """Holds the analysis of one setting."""
 
     setting: Setting
     trends: list[Relation]
@@ -58,13 +58,13 @@ class SettingAnalysis:
     """Quantity to its change points."""
 
     def growth(self, axis: str, quantity: str) -> Growth:
-        """The one of an axis and a quantity."""
+        """Returns the one of an axis and a quantity."""
         return next(growth for growth in self.growths if (growth.axis, growth.quantity) == (axis, quantity))
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """All about a set of runs."""
+    """Holds the analysis of a set of runs."""
 
     settings: list[SettingAnalysis]
     comparisons: list[Comparison]

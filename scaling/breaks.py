@@ -61,7 +61,7 @@ class Course:
 
 
 def course(points: Points, seed: int = 0) -> Course:
-    """The breaks of y over training steps; the runs of a setting are averaged step by step.
+    """Returns the breaks of y over training steps; the runs of a setting are averaged step by step.
 
     Raises TooLittleDataError for fewer than 12 steps and for a constant y.
     """
@@ -87,18 +87,18 @@ def course(points: Points, seed: int = 0) -> Course:
 
 
 def _design(steps: Floats, knots: list[int]) -> Floats:
-    """[n, 2 + K]: constant, step, and the distance beyond each knot."""
+    """Returns [n, 2 + K]: constant, step, and the distance beyond each knot."""
     return np.column_stack([np.ones(len(steps)), steps, *(np.maximum(steps - knot, 0) for knot in knots)])
 
 
 def _candidates(steps: Floats, knots: list[int]) -> list[int]:
-    """Steps where a further break leaves every piece at least EDGE steps."""
+    """Returns the steps where a further break leaves every piece at least EDGE steps."""
     ends = [int(steps[0]) - 1, *knots, int(steps[-1])]
     return [int(step) for step in steps if all(abs(int(step) - end) >= EDGE for end in ends)]
 
 
 def _squares(design: Floats, values: Floats) -> Floats:
-    """Residual sums of squares [B] of the columns of `values` [n, B]."""
+    """Returns the residual sums of squares [B] of the columns of `values` [n, B]."""
     q, _ = np.linalg.qr(design)
     return (values**2).sum(axis=0) - ((q.T @ values) ** 2).sum(axis=0)
 
@@ -106,7 +106,7 @@ def _squares(design: Floats, values: Floats) -> Floats:
 def _best_break(
     steps: Floats, y: Floats, knots: list[int], candidates: list[int], rng: np.random.Generator
 ) -> tuple[int, float]:
-    """The best further place and its p-value."""
+    """Returns the best further knot and its p-value."""
     null = _design(steps, knots)
     alternatives = [_design(steps, [*knots, knot]) for knot in candidates]
     best = int(np.argmin([_squares(design, y[:, None])[0] for design in alternatives]))
@@ -153,7 +153,7 @@ def _pieces(steps: Floats, y: Floats, knots: list[int]) -> list[Piece]:
 
 
 def _autoregressive(rng: np.random.Generator, length: int, rho: float, draws: int) -> Floats:
-    """Unit-variance AR(1) noise [length, draws]."""
+    """Draws unit-variance AR(1) noise [length, draws]."""
     noise = rng.standard_normal((length, draws))
     for number in range(1, length):
         noise[number] = rho * noise[number - 1] + (1 - rho**2) ** 0.5 * noise[number]

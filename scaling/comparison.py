@@ -77,7 +77,7 @@ def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comp
 
 
 def pairs(settings: list[Setting]) -> list[tuple[Setting, Setting]]:
-    """(baseline, other): of the settings with the same model and problems, the one with the fewest calls against each."""
+    """Pairs the settings of one model and the same problems: the one with the fewest calls against each other one."""
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         groups.setdefault(repr(setting.problems), []).append(setting)
@@ -94,7 +94,7 @@ def _curve(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _reach(difference: Floats) -> float:
-    """Half the width of the interval of the mean, from what a straight line leaves: a difference that grows is no noise."""
+    """Returns half the width of the mean's interval, from the residuals of a line: a difference that grows is no noise."""
     grid = np.arange(len(difference))
     residuals = difference - np.polyval(np.polyfit(grid, difference, 1), grid)
     block = block_length([residuals])

@@ -47,7 +47,7 @@ class LaggedCorrelation:
 
 
 def correlate(points: Points, kind: Kind, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Correlation:
-    """The correlation of x and y.
+    """Returns the correlation of x and y.
 
     Raises TooLittleDataError for fewer than 8 steps and where x or y is constant, in any run.
     """
@@ -79,7 +79,7 @@ def correlate(points: Points, kind: Kind, level: float = 0.95, draws: int = DRAW
 
 
 def lagged(points: Points, kind: Kind, most: int, level: float = 0.95, draws: int = DRAWS) -> list[LaggedCorrelation]:
-    """Correlations of x with y `lag` steps later, for lags of -most to most.
+    """Returns the correlations of x with y `lag` steps later, for lags of -most to most.
 
     Of several lags the largest correlation is larger than any would be alone: an interval is that of its own lag.
     """
@@ -89,13 +89,13 @@ def lagged(points: Points, kind: Kind, most: int, level: float = 0.95, draws: in
 
 
 def changes(points: Points) -> Points:
-    """Differences from each step to the next, within runs: without the trend that two growing series share."""
+    """Returns the differences from each step to the next, within runs: without the trend that two growing series share."""
     parts = [(np.diff(run.x), np.diff(run.y), run.step[1:]) for run in points.by_run()]
     return Points.of_runs(parts)
 
 
 def _shifted(points: Points, lag: int) -> Points:
-    """Pairs of x at step t and y at step t + lag, of the same run."""
+    """Returns the pairs of x at step t and y at step t + lag, of the same run."""
     parts = []
     for run in points.by_run():
         _, here, there = np.intersect1d(run.step + lag, run.step, return_indices=True)
@@ -104,14 +104,14 @@ def _shifted(points: Points, lag: int) -> Points:
 
 
 def _residuals(run: Points, kind: Kind) -> Floats:
-    """What the straight line through the pairs, or their ranks, leaves of y."""
+    """Returns what the straight line through the pairs, or their ranks, leaves of y."""
     x, y = (stats.rankdata(run.x), stats.rankdata(run.y)) if kind == "spearman" else (run.x, run.y)
     x, y = x - x.mean(), y - y.mean()
     return y - x * float(x @ y) / float(x @ x)
 
 
 def _fisher(x: Floats, y: Floats, kind: Kind) -> Floats:
-    """Fisher's z [draws] of rows x and y [draws, n]; not a number where a row is constant."""
+    """Returns Fisher's z [draws] of rows x and y [draws, n]; not a number where a row is constant."""
     if kind == "spearman":
         x, y = stats.rankdata(x, axis=1), stats.rankdata(y, axis=1)
     x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)

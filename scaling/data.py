@@ -36,7 +36,7 @@ class Points:
 
     @classmethod
     def of_runs(cls, runs: list[tuple[Floats, Floats, Ints]]) -> Self:
-        """From (x, y, step) of each run; a pair with a value that is not finite is left out."""
+        """Makes points from (x, y, step) of each run; a pair with a value that is not finite is left out."""
         parts = []
         for number, (x, y, step) in enumerate(runs):
             keep = np.isfinite(x) & np.isfinite(y)
@@ -47,7 +47,7 @@ class Points:
 
     @classmethod
     def of_shares(cls, runs: list[tuple[Floats, Floats, Ints, Floats]]) -> Self:
-        """As `of_runs`, of y that are shares; the last of each run says of how many responses."""
+        """Makes points as `of_runs` does, of y that are shares; the last array of each run counts the responses."""
         points = cls.of_runs([(x, y, step) for x, y, step, _ in runs])
         samples = [samples[np.isfinite(x) & np.isfinite(y)] for x, y, _, samples in runs]
         return dataclasses.replace(points, samples=np.concatenate(samples))
@@ -56,12 +56,12 @@ class Points:
         return len(self.x)
 
     def where(self, keep: NDArray[np.bool_]) -> Self:
-        """The pairs that a mask [n] keeps."""
+        """Returns the pairs that a mask [n] keeps."""
         samples = None if self.samples is None else self.samples[keep]
         return type(self)(self.x[keep], self.y[keep], self.run[keep], self.step[keep], samples)
 
     def by_run(self) -> list[Self]:
-        """The points of each run apart."""
+        """Returns the points of each run apart."""
         return [self.where(self.run == number) for number in np.unique(self.run)]
 
     def require(self, least: int, what: str) -> None:

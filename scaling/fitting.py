@@ -53,33 +53,33 @@ class Fit:
     """A parameter lies at the edge of what was searched: the data do not say where it is."""
 
     def mean(self, x: Floats) -> Floats:
-        """The curve [m] at x [m]."""
+        """Returns the curve [m] at x [m]."""
         return self.form.mean(x / self.unit, self.values)
 
     def curve_error(self, x: Floats) -> Floats:
-        """Standard error [m] of the curve."""
+        """Returns the standard error [m] of the curve."""
         jacobian = _jacobian(self.form, x / self.unit, self.values)
         return np.sqrt(np.maximum(np.einsum("ip,pq,iq->i", jacobian, self.covariance, jacobian), 0.0))
 
     def noise(self, x: Floats) -> Floats:
-        """Standard deviation [m] of a measurement at x around the curve."""
+        """Returns the standard deviation [m] of a measurement at x around the curve."""
         if self.samples is None:
             return np.full(len(x), self.sigma)
         return np.sqrt(self.sigma**2 + _drawing(self.mean(x), np.full(len(x), self.samples)))
 
     def prediction(self, x: Floats, level: float) -> tuple[Floats, Floats]:
-        """Interval (low [m], high [m]) for one new measurement at each x, each by itself."""
+        """Returns the interval (low [m], high [m]) for one new measurement at each x, each by itself."""
         reach = stats.t.ppf(0.5 + level / 2, self.freedom) * np.hypot(self.curve_error(x), self.noise(x))
         mean = self.mean(x)
         return mean - reach, mean + reach
 
     def log_density(self, x: Floats, y: Floats) -> Floats:
-        """Log predictive density [m] of measurements y at x: Student's t around the curve."""
+        """Returns the log predictive density [m] of measurements y at x: Student's t around the curve."""
         scale = np.hypot(self.curve_error(x), self.noise(x))
         return stats.t.logpdf(y, self.freedom, loc=self.mean(x), scale=scale)
 
     def interval(self, level: float) -> list[tuple[str, float, float, float]]:
-        """(name, value, low, high) of each parameter, in the units of x."""
+        """Returns (name, value, low, high) of each parameter, in the units of x."""
         reach = stats.t.ppf(0.5 + level / 2, self.freedom) * np.sqrt(np.maximum(np.diag(self.covariance), 0.0))
         result = []
         for parameter, value, distance in zip(self.form.parameters, self.values, reach, strict=True):
@@ -90,7 +90,7 @@ class Fit:
 
 
 def fit(form: Form, points: Points) -> Fit:
-    """The least-squares fit of `form`.
+    """Returns the least-squares fit of `form`.
 
     Raises TooLittleDataError where the steps are fewer than its parameters and 4 more, and where y is constant.
     """
@@ -117,7 +117,7 @@ def fit(form: Form, points: Points) -> Fit:
 
 @dataclass(frozen=True)
 class _Noise:
-    """How measurements vary, as far as that is known."""
+    """Says how measurements vary, as far as that is known."""
 
     points: Points
     deviation: Floats
@@ -125,12 +125,12 @@ class _Noise:
     rho: float
 
     def whitened(self, values: Floats) -> Floats:
-        """Values [..., n] over their deviation, and without autocorrelation."""
+        """Returns the values [..., n] over their deviation, and without autocorrelation."""
         return whiten(values / self.deviation, self.points, self.rho)
 
 
 def _weighed(points: Points, mean: Floats, rho: float, freedom: int) -> tuple[float, _Noise]:
-    """Sigma, and the noise with it, around a curve [n]: the residuals have the variance 1 over their deviations, at most."""
+    """Estimates sigma, and the noise with it, around a curve [n]: scaled residuals have variance 1 at most."""
     drawing = np.zeros(len(mean)) if points.samples is None else _drawing(mean, points.samples)
 
     def noise(variance: float) -> _Noise:
@@ -154,13 +154,19 @@ def _weighed(points: Points, mean: Floats, rho: float, freedom: int) -> tuple[fl
 
 
 def _drawing(mean: Floats, samples: Floats) -> Floats:
-    """Variance [n] of shares of so many independent draws; where the curve leaves 0 to 1, as if half a response were."""
+    """Returns the variance [n] of shares of so many independent draws.
+
+    Where the curve leaves 0 to 1, it counts as half a response from there.
+    """
     p = np.clip(mean, 0.5 / samples, 1.0 - 0.5 / samples)
     return p * (1.0 - p) / samples
 
 
 def _best_of_grid(form: Form, u: Floats, points: Points, noise: _Noise) -> Floats:
-    """The values [p] of the least whitened squares over the grid of shapes; exact for a form without shape parameters."""
+    """Returns the values [p] of the least whitened squares over the grid of shapes.
+
+    The result is exact for a form without shape parameters.
+    """
     y = noise.whitened(points.y)
     ones = noise.whitened(np.ones(len(u)))
     if len(form.linear) == 1:
@@ -172,7 +178,7 @@ def _best_of_grid(form: Form, u: Floats, points: Points, noise: _Noise) -> Float
 
 
 def _search(form: Form, u: Floats, points: Points, noise: _Noise) -> Floats:
-    """The values [p] of the least whitened squares: the best of the grid, refined."""
+    """Returns the values [p] of the least whitened squares: the best of the grid, refined."""
     start = _best_of_grid(form, u, points, noise)
     if not form.shape_parameters:
         return start
@@ -191,7 +197,7 @@ def _search(form: Form, u: Floats, points: Points, noise: _Noise) -> Floats:
 
 
 def _bounds(form: Form, points: Points) -> tuple[Floats, Floats]:
-    """Least and largest values [p] that are searched: a curve may rise to ten times what was seen of it, no further."""
+    """Returns the bounds [p] of the search: a curve may rise to ten times what was seen of it, no further."""
     low, high = (np.array([getattr(parameter, side) for parameter in form.parameters]) for side in ("low", "high"))
     if form.shape_parameters:
         low[0], high[0] = points.y.min() - MOST_RISE * np.ptp(points.y), points.y.max() + MOST_RISE * np.ptp(points.y)
@@ -200,7 +206,7 @@ def _bounds(form: Form, points: Points) -> tuple[Floats, Floats]:
 
 
 def _straight(ones: Floats, shapes: Floats, y: Floats) -> tuple[Floats, Floats, Floats]:
-    """Offset [K], scale [K] and sum of squares [K] of y [n] regressed on `ones` [n] and each of `shapes` [K, n]."""
+    """Regresses y [n] on `ones` [n] and each of `shapes` [K, n]; returns offset, scale and sum of squares, each [K]."""
     a, b, c = ones @ ones, shapes @ ones, np.einsum("kn,kn->k", shapes, shapes)
     d, e = ones @ y, shapes @ y
     determinant = a * c - b**2
@@ -212,7 +218,7 @@ def _straight(ones: Floats, shapes: Floats, y: Floats) -> tuple[Floats, Floats, 
 
 
 def _jacobian(form: Form, u: Floats, values: Floats) -> Floats:
-    """Derivative [n, p] of the curve by its parameters; the shape's by central differences."""
+    """Returns the derivative [n, p] of the curve by its parameters; the shape's by central differences."""
     columns = [np.ones(len(u))]
     if len(form.linear) == 2:
         theta = values[2:]
@@ -226,7 +232,7 @@ def _jacobian(form: Form, u: Floats, values: Floats) -> Floats:
 
 
 def fit_or_word(form: Form, points: Points) -> Fit | str:
-    """The fit, or the word that says why there is none."""
+    """Returns the fit, or the word that says why there is none."""
     try:
         return fit(form, points)
     except TooLittleDataError as error:

@@ -17,7 +17,7 @@ LEVELS = (0.8, 0.95)
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a form, fitted to the first half, said of the second."""
+    """Says what a form, fitted to the first half, said of the second."""
 
     fit: Fit
     error: float
@@ -34,7 +34,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Forecasts:
-    """All forms' forecasts from one half."""
+    """Holds all forms' forecasts from one half."""
 
     last_fitted_step: int
     forecasts: list[Forecast]

@@ -41,11 +41,11 @@ class Form:
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """All, linear ones first."""
+        """Returns all parameters, linear ones first."""
         return self.linear + self.shape_parameters
 
     def mean(self, u: Floats, values: Floats) -> Floats:
-        """The curve [n] at u = x / unit."""
+        """Returns the curve [n] at u = x / unit."""
         if len(self.linear) == 1:
             return np.full(len(u), values[0])
         return values[0] + values[1] * self.shape(u, values[None, 2:])[0]

@@ -12,7 +12,7 @@ MAX_RHO = 0.95
 
 
 def whiten(values: Floats, points: Points, rho: float) -> Floats:
-    """Values [..., n] of the points, transformed so that AR(1) noise becomes independent with the same variance.
+    """Returns the values [..., n] of the points, transformed so that AR(1) noise becomes independent with the same variance.
 
     Gaps between steps are taken into account (the correlation over a gap of k steps is rho^k); runs are independent.
     """
@@ -24,7 +24,7 @@ def whiten(values: Floats, points: Points, rho: float) -> Floats:
 
 
 def estimate_rho(residuals: Floats, points: Points, parameters: int) -> float:
-    """Lag-1 autocorrelation of residuals [n] around a curve with `parameters` fitted parameters, at least 0.
+    """Estimates the lag-1 autocorrelation of residuals [n] around a curve with `parameters` fitted parameters, at least 0.
 
     Residuals of a fit are less correlated than the noise was; the first-order term of that bias, known for a mean and a
     straight line (Marriott and Pope 1954), is added back. Negative estimates count as 0, which errs to wide intervals.
@@ -39,7 +39,7 @@ def estimate_rho(residuals: Floats, points: Points, parameters: int) -> float:
 
 
 def block_length(series: list[Floats]) -> int:
-    """Length of the blocks of a bootstrap, from the persistence of the noise that it resamples.
+    """Returns the length of the blocks of a bootstrap, from the persistence of the noise that it resamples.
 
     The rule for AR(1) noise (Carlstein 1986), n^(1/3) (2 rho / (1 - rho^2))^(2/3), for the most persistent of the series
     given; at least 1 and at most a fifth of the shortest.
@@ -57,7 +57,7 @@ def block_length(series: list[Floats]) -> int:
 
 
 def block_draws(rng: np.random.Generator, length: int, block: int, draws: int) -> Ints:
-    """Indices [draws, length] of a circular block bootstrap of a series of `length` steps (Politis and Romano 1992)."""
+    """Draws the indices [draws, length] of a circular block bootstrap of `length` steps (Politis and Romano 1992)."""
     blocks = -(-length // block)
     starts = rng.integers(0, length, size=(draws, blocks, 1))
     return ((starts + np.arange(block)) % length).reshape(draws, -1)[:, :length]

@@ -71,7 +71,7 @@ def plot_analysis(analysis: Analysis, folder: Path) -> list[Path]:
 def _figure(
     path: Path, rows: int, columns: int, size: tuple[float, float], written: list[Path]
 ) -> Iterator[list[Axes]]:
-    """Axes to draw on; saved in both kinds, unless nothing was drawn."""
+    """Yields axes to draw on; saves the figure as PNG and SVG, unless nothing was drawn."""
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(np.ravel(figure.subplots(rows, columns)))
@@ -84,7 +84,7 @@ def _figure(
 
 
 def _growth(analysis: Analysis, axis: str, axes: list[Axes]) -> None:
-    """Each quantity over one axis: the runs' steps as points, the chosen form with its 95 % band."""
+    """Draws each quantity over one axis: the runs' steps as points, the chosen form with its 95 % band."""
     for ax, quantity in zip(axes, QUANTITIES, strict=True):
         for setting, colour in zip(analysis.settings, _colours(len(analysis.settings)), strict=True):
             growth = setting.growth(axis, quantity)
@@ -103,7 +103,7 @@ def _growth(analysis: Analysis, axis: str, axes: list[Axes]) -> None:
 
 
 def _forecast(growth: Growth, ax: Axes) -> None:
-    """What was measured, and each form's forecast of the second half; the band is the 95 % of the form of least error."""
+    """Draws what was measured, and each form's forecast of the second half, with the 95 % band of the best one."""
     _dress(ax, growth.axis, growth.quantity)
     if isinstance(growth.points, str):
         ax.text(0.5, 0.5, growth.points, transform=ax.transAxes, ha="center", color="0.4")
@@ -128,7 +128,7 @@ def _forecast(growth: Growth, ax: Axes) -> None:
 
 
 def _relations(analysis: Analysis, axes: list[Axes]) -> None:
-    """Accuracy against what may drive it: one point a step, darker the later."""
+    """Draws accuracy against what may drive it: one point a step, darker the later."""
     for ax, quantity in zip(axes, ("code_ratio", "calls_per_response", "response_length"), strict=True):
         for setting, colour in zip(analysis.settings, _colours(len(analysis.settings)), strict=True):
             points = setting.setting.points(quantity, "accuracy")
@@ -155,7 +155,7 @@ def _legend(analysis: Analysis, ax: Axes) -> None:
 
 
 def _scatter(ax: Axes, points: Points, colour: str) -> None:
-    """The steps of each run, every run with a marker of its own."""
+    """Draws the steps of each run, every run with a marker of its own."""
     for number, run in enumerate(points.by_run()):
         marker = "osD^v"[number % 5]
         ax.plot(run.x, run.y, marker, markersize=2.6, color=colour, alpha=0.7, markeredgewidth=0)
@@ -180,5 +180,5 @@ def _colours(count: int) -> list[str]:
 
 
 def setting_figure(analysis: Analysis, setting: SettingAnalysis) -> str:
-    """Name, without suffix, of the setting's own figure."""
+    """Returns the name, without suffix, of the setting's own figure."""
     return f"forecast-{analysis.settings.index(setting) + 1}"

@@ -40,7 +40,7 @@ def write_report(folders: list[Path], target: Path) -> str:
 
 
 def summary(analysis: Analysis) -> str:
-    """The main numbers, for a terminal."""
+    """Returns the main numbers, for a terminal."""
     lines = []
     for setting in analysis.settings:
         seeds = ", ".join(str(run.seed) for run in setting.setting.runs)
@@ -65,7 +65,7 @@ def summary(analysis: Analysis) -> str:
 
 
 def markdown(analysis: Analysis, figures: list[str]) -> str:
-    """The whole report."""
+    """Returns the whole report."""
     parts = ["# Scaling report\n", METHOD + "\n", "## Runs\n", _runs(analysis)]
     parts += [f"![{name}](plots/{name}.png)\n" for name in figures if name.startswith(("growth", "relations"))]
     if analysis.comparisons or analysis.not_compared:
@@ -85,7 +85,7 @@ def markdown(analysis: Analysis, figures: list[str]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The structure as JSON's types; what is not finite as null."""
+    """Returns the structure as JSON's types; what is not finite as null."""
     match value:
         case Form():
             return value.name

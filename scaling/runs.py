@@ -75,26 +75,26 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of its configuration."""
+        """Returns the name of its configuration."""
         return str(self.settings["name"])
 
     @property
     def seed(self) -> int:
-        """That it was run with."""
+        """Returns the seed that it was run with."""
         return int(self.settings["seed"])
 
     @property
     def model(self) -> str:
-        """Name or folder of its model."""
+        """Returns the name or folder of its model."""
         return str(self.settings["model.path"])
 
     @property
     def max_tool_calls(self) -> int:
-        """Executions that a response may ask for."""
+        """Returns how many tool calls a response may make."""
         return int(self.settings["rollout.max_tool_calls"])
 
     def fields(self, *sections: str) -> dict[str, Any]:
-        """The fields of some sections."""
+        """Returns the fields of some sections."""
         return {path: value for path, value in self.settings.items() if _within(path, sections)}
 
 
@@ -107,22 +107,22 @@ class Setting:
 
     @property
     def max_tool_calls(self) -> int:
-        """Executions that a response may ask for."""
+        """Returns how many tool calls a response may make."""
         return self.runs[0].max_tool_calls
 
     @property
     def problems(self) -> dict[str, Any]:
-        """What was asked of which model."""
+        """Returns what was asked of which model."""
         return self.runs[0].fields(*PROBLEMS)
 
     def points(self, x: str, y: str) -> Points:
-        """All runs' pairs of two series. Raises KeyError where a run has no such series, see `Run.missing`."""
+        """Returns all runs' pairs of two series. Raises KeyError where a run has no such series, see `Run.missing`."""
         if y in SHARES and all(np.isfinite(run.samples).all() for run in self.runs):
             return Points.of_shares([(run.series[x], run.series[y], run.steps, run.samples) for run in self.runs])
         return Points.of_runs([(run.series[x], run.series[y], run.steps) for run in self.runs])
 
     def missing(self, axis: str) -> str | None:
-        """Why the setting has no such axis, or None."""
+        """Returns why the setting has no such axis; None where it has one."""
         return next((run.missing[axis] for run in self.runs if axis in run.missing), None)
 
 
@@ -163,7 +163,7 @@ def read_run(folder: Path) -> Run:
 
 
 def pool(runs: Iterable[Run]) -> list[Setting]:
-    """Settings in the order of their first runs, labelled by name, with what tells settings of one name apart."""
+    """Returns the settings in the order of their first runs, labelled by name and what tells equal names apart."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr(sorted(_setting(run).items())), []).append(run)
@@ -183,7 +183,7 @@ def pool(runs: Iterable[Run]) -> list[Setting]:
 
 
 def _setting(run: Run) -> dict[str, Any]:
-    """What makes a setting."""
+    """Returns what makes a setting."""
     return {path: value for path, value in run.settings.items() if not _within(path, IRRELEVANT)}
 
 

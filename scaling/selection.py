@@ -18,7 +18,7 @@ LEAST_STEPS = 16
 
 @dataclass(frozen=True)
 class Score:
-    """How well a form foretells held-out steps."""
+    """Says how well a form foretells held-out steps."""
 
     form: Form
     mean: float
@@ -39,7 +39,7 @@ class Selection:
 
     @property
     def flat(self) -> bool:
-        """No form foretells better than a constant does."""
+        """Returns whether no form predicts better than a constant does."""
         return self.chosen.form is CONSTANT
 
 
@@ -74,7 +74,7 @@ def select(points: Points) -> Selection:
 
 
 def _held_out(form: Form, points: Points, block: np.ndarray) -> float:
-    """Mean log density of the block's points under a fit to the others."""
+    """Returns the mean log density of the block's points under a fit to the others."""
     held = np.isin(points.step, block)
     try:
         fitted = fit(form, points.where(~held))

@@ -7,7 +7,7 @@ from tasks.problems import Problem, ProblemError
 
 
 def overlap(training: Iterable[Problem], evaluation: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
-    """Pairs of an evaluation problem and a training problem of the same text, in the order of `evaluation`.
+    """Returns the pairs of an evaluation problem and a training problem of the same text, in the order of `evaluation`.
 
     Case, white space, dollar signs and closing punctuation make no difference; numbers do.
     """

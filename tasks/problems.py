@@ -30,7 +30,7 @@ class Problem:
 
 
 def load_problems(config: ProblemsConfig, seed: int) -> Sequence[Problem]:
-    """The problems of `config`, in the source's order; `seed` chooses those of a recipe.
+    """Returns the problems of `config`, in the source's order; `seed` chooses those of a recipe.
 
     Raises ProblemError for an unknown recipe, a missing file or field, a value that is no text or number, and no data.
     """
@@ -53,7 +53,10 @@ class ProblemOrder:
         """The epoch that was asked for last, and its order."""
 
     def __getitem__(self, group: int) -> Problem:
-        """The problem of group number `group`, from 0; a function of the problems, the seed and the number alone."""
+        """Returns the problem of group number `group`, from 0.
+
+        A function of the problems, the seed and the number alone.
+        """
         if group < 0:
             raise IndexError(f"there is no group {group}")
         epoch, position = divmod(group, len(self._problems))
@@ -66,7 +69,7 @@ class ProblemOrder:
 
 
 class _MixedProblems(Sequence[Problem]):
-    """Which source problem `number` is from is drawn from the seed and the number.
+    """Says which source problem `number` is from is drawn from the seed and the number.
 
     Recipes make the problem of that number when it is asked for; rows come in turn, again from the first after the last.
     """

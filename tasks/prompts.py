@@ -25,7 +25,7 @@ class PromptError(ValueError):
 
 
 def render_prompt(prompt: PromptConfig, problem: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Token ids of the prompt for `problem`.
+    """Returns the token ids of the prompt for `problem`.
 
     Plain prompts get the special tokens that the tokenizer itself adds, chat prompts those of the chat template, up to
     the beginning of the model's turn. Raises PromptError for an unusable template and for a missing chat template.
@@ -42,7 +42,7 @@ def render_prompt(prompt: PromptConfig, problem: str, tokenizer: "PreTrainedToke
 
 @lru_cache(maxsize=16)
 def load_template(name: str) -> str:
-    """The text of a shipped template, or of the file at path `name`. Raises PromptError."""
+    """Returns the text of a shipped template, or of the file at path `name`. Raises PromptError."""
     shipped = {path.stem: path for path in TEMPLATES.glob("*.txt")}
     path = shipped.get(name) or Path(name)
     try:

@@ -18,7 +18,7 @@ __all__ = ["DATASETS", "create_dataset"]
 
 @dataclass
 class SizedConfig:
-    """What every recipe is given."""
+    """Says what every recipe is given."""
 
     seed: int = 0
     size: int = 500

@@ -33,7 +33,7 @@ class WeightsError(RuntimeError):
 
 
 class Layout:
-    """Which tensor lies where, and where its segments begin and end."""
+    """Says which tensor lies where, and where its segments begin and end."""
 
     def __init__(self, tensors: Sequence[TensorEntry]) -> None:
         """Raises WeightsError where tensors overlap or are out of order."""
@@ -75,16 +75,16 @@ class WeightState:
 
     @property
     def checksum(self) -> str:
-        """xxh3-128 over the layout and the digests of all segments, hexadecimal."""
+        """Returns xxh3-128 over the layout and the digests of all segments, hexadecimal."""
         return xxhash.xxh3_128_hexdigest(self.layout.digest.encode() + self._digests.tobytes())
 
     def full(self) -> Iterator[Segment]:
-        """All segments as they are."""
+        """Yields all segments as they are."""
         for number, (start, end) in enumerate(self.layout.bounds):
             yield self._segment(number, Encoding.FULL, self.image[start:end].tobytes())
 
     def changes(self, after: "WeightState") -> Iterator[Segment]:
-        """What turns this state into `after`, which has the same layout.
+        """Yields what turns this state into `after`, which has the same layout.
 
         Digests of `after` are brought up to date on the way, so its checksum holds once this is exhausted.
         """

@@ -121,7 +121,7 @@ class WeightFollower:
             raise failed[1]
 
     async def _listen(self) -> asyncio.Event:
-        """Set whenever a manifest is written."""
+        """Returns an event that is set whenever a manifest is written."""
         if self._woken is None:
             event = self._woken = asyncio.Event()
 

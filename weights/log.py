@@ -17,7 +17,10 @@ HOLD = "zerotir-hold"
 
 
 async def newest(bus: Bus) -> tuple[int, bytes]:
-    """The newest manifest as (stream sequence, bytes); (0, nothing) while there is none. Raises what nats-py raises."""
+    """Returns the newest manifest as (stream sequence, bytes); (0, nothing) while there is none.
+
+    Raises what nats-py raises.
+    """
     try:
         # Not a direct get: a replica that lags would give an older head.
         message = await bus.js.get_last_msg(bus.names.stream("WEIGHTS"), bus.names.manifests)
@@ -27,7 +30,7 @@ async def newest(bus: Bus) -> tuple[int, bytes]:
 
 
 async def read_manifests(bus: Bus, start: int, end: int) -> list[tuple[int, Manifest]]:
-    """The readable manifests from sequence `start` to `end`, the newest one's, both included.
+    """Returns the readable manifests from sequence `start` to `end`, the newest one's, both included.
 
     What the bus does not give within `bus.timeout_s` is left out; a later call finds it.
     """

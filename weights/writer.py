@@ -57,7 +57,7 @@ class DeposedError(UserError):
 
 @dataclass(frozen=True)
 class Published:
-    """What became of one version."""
+    """Says what became of one version."""
 
     version: WeightVersion
     wire_bytes: int
@@ -77,7 +77,7 @@ class _Snapshot:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """What a manifest says of its chunks."""
+    """Says what a manifest says of its chunks."""
 
     writing: str = ""
     first: int = 0
@@ -87,7 +87,7 @@ class _Chunks:
 
 @dataclass(frozen=True)
 class _Weights:
-    """What a manifest says of the weights themselves."""
+    """Says what a manifest says of the weights themselves."""
 
     layout: str
     nbytes: int
@@ -131,7 +131,7 @@ class WeightWriter:
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
 
     def spare_state(self, layout: Layout) -> WeightState:
-        """A state to be filled with the next version; valid until it is published."""
+        """Returns a state to be filled with the next version; valid until it is published."""
         if self._spare is None or self._spare.layout.digest != layout.digest:
             self._spare = WeightState(layout)
         return self._spare
@@ -176,7 +176,7 @@ class WeightWriter:
         return self._logged.get(n, state.checksum) == state.checksum
 
     def _continues(self, n: int, state: WeightState) -> bool:
-        """The head is version n - 1 and this writer holds its state."""
+        """Returns whether the head is version n - 1 and this writer holds its state."""
         return (
             self._head is not None
             and self._base is not None

@@ -12,7 +12,7 @@ MIN_DEVIATION = 1e-8
 
 
 def group_baseline(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Reward minus the mean reward of its group.
+    """Returns the reward minus the mean reward of its group.
 
     Args:
         rewards: float [B].
@@ -28,7 +28,7 @@ def group_baseline(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
 
 
 def grpo(rewards: torch.Tensor, groups: torch.Tensor, divide_by_std: bool) -> torch.Tensor:
-    """Reward minus its group's mean, over its group's standard deviation.
+    """Returns the reward minus its group's mean, over its group's standard deviation.
 
     Args:
         rewards, groups: as for `group_baseline`.
@@ -48,7 +48,7 @@ def grpo(rewards: torch.Tensor, groups: torch.Tensor, divide_by_std: bool) -> to
 
 
 def grpo_length_scale(lengths: torch.Tensor) -> torch.Tensor:
-    """What each trajectory's tokens are multiplied by so that an average over tokens is GRPO's average over trajectories.
+    """Returns by what each trajectory's tokens are multiplied, so that a mean over tokens is GRPO's mean over trajectories.
 
     1 / (sum of n) sum_i sum_t scale_i l_it = 1 / B sum_i 1 / n_i sum_t l_it for scale_i = (mean n) / n_i.
 
@@ -67,7 +67,7 @@ def grpo_length_scale(lengths: torch.Tensor) -> torch.Tensor:
 def gae(
     rewards: torch.Tensor, values: torch.Tensor, mask: torch.Tensor, gamma: float, lam: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Generalised advantage estimation: A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t.
+    """Computes generalised advantages: A_t = sum_l (gamma lam)^l delta_{t+l}, delta_t = r_t + gamma V_{t+1} - V_t.
 
     t counts sampled tokens; r_t is 0 but at the last one, after which the value is 0.
 
@@ -99,7 +99,7 @@ def vtrace(
     rho_cap: float,
     c_cap: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """V-trace: targets v_s for the critic and advantages for the policy, of the policy pi from samples of mu.
+    """Computes V-trace: targets v_s for the critic and advantages for the policy, of the policy pi from samples of mu.
 
     v_s = V_s + sum_{t >= s} gamma^{t-s} (prod_{i=s}^{t-1} c_i) rho_t (r_t + gamma V_{t+1} - V_t) with
     rho_t = min(rho_cap, pi/mu) and c_t = lam min(c_cap, pi/mu); advantage_s = r_s + gamma v_{s+1} - V_s.
@@ -123,7 +123,7 @@ def vtrace(
 
 
 def whiten(advantages: torch.Tensor, centre: bool = False) -> torch.Tensor:
-    """Advantages over the standard deviation of the batch, less its mean if `centre`; zeros where the batch is constant.
+    """Returns the advantages over the batch's standard deviation, less its mean if `centre`; zeros for a constant batch.
 
     Estimators without a baseline of their own (a value per token, or none) need the mean taken off. After
     `group_baseline` it is 0 over trajectories by construction, and a mean over tokens instead would give trajectories
@@ -144,7 +144,7 @@ def whiten(advantages: torch.Tensor, centre: bool = False) -> torch.Tensor:
 
 
 def _group_mean(values: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """[B]: of each trajectory, the mean over its group."""
+    """Returns [B]: for each trajectory the mean over its group."""
     _, index = torch.unique(groups, return_inverse=True)
     total = torch.zeros(int(index.max()) + 1, dtype=values.dtype, device=values.device).index_add_(0, index, values)
     return (total / torch.bincount(index))[index]
@@ -158,7 +158,7 @@ def _traces(
     cs: torch.Tensor,
     gamma: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """v_s - V_s and r_s + gamma v_{s+1} - V_s of V-trace with the given rho and c, from the last token to the first.
+    """Returns v_s - V_s and r_s + gamma v_{s+1} - V_s of V-trace for the given rho and c.
 
     v_s - V_s = rho_s (r_s + gamma V_{s+1} - V_s) + gamma c_s (v_{s+1} - V_{s+1}); with rho = 1 and c = lambda it is GAE.
     """

@@ -12,14 +12,14 @@ float32 and would turn a zero advantage into NaN."""
 
 
 def log_ratio(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """log(pi / pi_reference), clamped to +-`MAX_LOG_RATIO`. Shapes [N]."""
+    """Returns log(pi / pi_reference), clamped to +-`MAX_LOG_RATIO`. Shapes [N]."""
     return (logprobs - reference_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def importance_weights(
     proximal_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, cap: float
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Truncated importance weights w = min(pi_prox / mu, cap), detached, and how far the two policies are apart.
+    """Returns the truncated importance weights w = min(pi_prox / mu, cap), detached, and how far the two policies are apart.
 
     Args:
         proximal_logprobs: float [N], log pi_prox of each sampled token.
@@ -51,7 +51,7 @@ def importance_weights(
 def sequence_ratios(
     proximal_logprobs: torch.Tensor, behaviour_logprobs: torch.Tensor, sequences: torch.Tensor
 ) -> torch.Tensor:
-    """Geometric mean over each trajectory's sampled tokens of pi_prox / mu, detached.
+    """Returns the geometric mean over each trajectory's sampled tokens of pi_prox / mu, detached.
 
     (prod_t pi_prox / mu)^(1 / n) = exp(1 / n sum_t (log pi_prox - log mu)); the mean is clamped like every log ratio.
 
@@ -72,7 +72,10 @@ def sequence_ratios(
 
 
 def in_band(ratios: torch.Tensor, band: tuple[float, float] | None) -> torch.Tensor:
-    """Which trajectories [S] (bool) keep their loss: whose ratio is in `band`, ends included; all without one."""
+    """Returns which trajectories [S] (bool) keep their loss: those whose ratio is in `band`, ends included.
+
+    Without a band all keep it.
+    """
     if band is None:
         return torch.ones_like(ratios, dtype=torch.bool)
     low, high = band

@@ -18,7 +18,7 @@ def decoupled_ppo_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """PPO around the proximal policy, weighted for tokens that an older behaviour policy sampled.
+    """Computes PPO's loss around the proximal policy, weighted for tokens that an older behaviour policy sampled.
 
     -sum_i w_i min(r_i A_i, clip(r_i, 1 - clip_low, 1 + clip_high) A_i) with r = pi / pi_prox; where A_i < 0 the minimum
     is at least `dual_clip` A_i.
@@ -51,7 +51,7 @@ def ppo_loss(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """PPO clipped straight against the behaviour policy: r = pi / mu, no further weight.
+    """Computes PPO's loss clipped straight against the behaviour policy: r = pi / mu, no further weight.
 
     Arguments, result, clips and sources as for `decoupled_ppo_loss`, `behaviour_logprobs` [N] being log mu.
     """
@@ -60,7 +60,7 @@ def ppo_loss(
 
 
 def reference_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> torch.Tensor:
-    """The k3 estimate of KL(pi || pi_ref) at each token: q - 1 - log q with q = pi_ref / pi; never negative.
+    """Returns the k3 estimate of KL(pi || pi_ref) at each token: q - 1 - log q with q = pi_ref / pi; never negative.
 
     Args:
         logprobs: float [N], log pi, with gradient.
@@ -79,7 +79,7 @@ def reference_kl(logprobs: torch.Tensor, reference_logprobs: torch.Tensor) -> to
 def value_loss(
     values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip: float | None
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """Half the squared error of the critic, pessimistic about moving further than `clip` from its old values.
+    """Returns half the squared error of the critic, pessimistic about moving further than `clip` from its old values.
 
     1/2 sum_i max((V_i - R_i)^2, (clip(V_i, V_old_i - clip, V_old_i + clip) - R_i)^2).
 
@@ -111,7 +111,7 @@ def _clipped_objective(
     clip_high: float,
     dual_clip: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The clipped objective [N] of `decoupled_ppo_loss`, unweighted, and whether a clip stops the token's gradient [N]."""
+    """Returns the clipped objective [N] of `decoupled_ppo_loss`, unweighted, and where a clip stops the gradient [N]."""
     ratio = log_ratio(logprobs, reference_logprobs.detach()).exp()
     objective = torch.minimum(ratio * advantages, ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages)
     clipped = ((advantages > 0) & (ratio > 1.0 + clip_high)) | ((advantages < 0) & (ratio < 1.0 - clip_low))

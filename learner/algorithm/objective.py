@@ -19,7 +19,7 @@ def batch_advantages(
     log_ratios: Sequence[torch.Tensor] | None = None,
     lengths: Sequence[int] = (),
 ) -> tuple[list[torch.Tensor], list[torch.Tensor] | None]:
-    """Advantages of a batch of B trajectories, whitened as the estimator asks, and what the critic is to learn.
+    """Returns the advantages of a batch of B trajectories, whitened as the estimator asks, and what the critic is to learn.
 
     Everything is computed in float64, so that equal rewards cancel.
 
@@ -65,7 +65,7 @@ def batch_advantages(
 
 
 def length_scale(algorithm: AlgorithmConfig, lengths: torch.Tensor) -> torch.Tensor:
-    """What each trajectory's tokens are multiplied by in the loss, [B], from the sampled tokens [B] of a minibatch's."""
+    """Returns by what each trajectory's tokens are multiplied in the loss, [B]; `lengths` [B] counts its sampled tokens."""
     if algorithm.advantage == "grpo" and algorithm.grpo_length:
         return grpo_length_scale(lengths)
     return torch.ones_like(lengths, dtype=torch.float32)
@@ -82,7 +82,7 @@ def policy_objective(
     scale: torch.Tensor,
     sequences: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss to minimise, summed over the N > 0 sampled tokens of a micro-batch.
+    """Returns the loss to minimise, summed over the N > 0 sampled tokens of a micro-batch.
 
     Args:
         logprobs: float [N], log pi, with gradient.

@@ -19,7 +19,7 @@ _HEADER = struct.Struct("<QI")
 
 
 class CheckpointError(UserError):
-    """What a run left in its folder cannot be gone on with; the text says what."""
+    """Says what a run left in its folder cannot be gone on with; the text says what."""
 
 
 class _Entry(NamedTuple):
@@ -88,7 +88,7 @@ class Archive:
 
 
 def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
-    """All results beyond sequence `after` as (sequence, packed message), in order."""
+    """Yields all results beyond sequence `after` as (sequence, packed message), in order."""
     last = 0
     for path in sorted(folder.glob("*.results")):
         for entry in _entries(path, last):
@@ -98,7 +98,7 @@ def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
 
 
 def last_archived(folder: Path, run: str) -> int:
-    """Sequence of the last whole result in the archive, 0 where there is none; changes nothing.
+    """Returns the sequence of the last whole result in the archive, 0 where there is none; changes nothing.
 
     Raises CheckpointError where its results are of another run than `run`.
     """
@@ -115,13 +115,13 @@ def last_archived(folder: Path, run: str) -> int:
 
 
 def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
-    """All results as (sequence, result), in order. Raises MessageError where one is damaged."""
+    """Yields all results as (sequence, result), in order. Raises MessageError where one is damaged."""
     for sequence, data in raw_archive(folder):
         yield sequence, decode(data, Trajectory, Failure)
 
 
 def _entries(path: Path, last: int) -> Iterator[_Entry]:
-    """The whole entries of one file beyond sequence `last`, up to one that is cut short or was never written."""
+    """Yields the whole entries of one file beyond sequence `last`, up to one that is cut short or was never written."""
     with path.open("rb") as file:
         begin = 0
         while len(header := file.read(_HEADER.size)) == _HEADER.size:

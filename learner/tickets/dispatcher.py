@@ -42,7 +42,7 @@ class Dispatcher:
                     await self._publish(ticket)
 
     def tickets(self, group: int) -> list[Ticket]:
-        """The tickets of a group; a function of its number, but for the time of issue."""
+        """Returns the tickets of a group; a function of its number, but for the time of issue."""
         problem = self._problems[group]
         config = self._config
         return [

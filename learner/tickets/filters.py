@@ -23,7 +23,7 @@ REASONS = (NOT_FINITE, OVERLONG, VOID_TURN, HALLUCINATED, TOO_SMALL, NO_SIGNAL, 
 
 
 def is_finite(trajectory: Trajectory) -> bool:
-    """Whether all its behaviour log-probabilities are numbers."""
+    """Returns whether all its behaviour log-probabilities are numbers."""
     return bool(np.isfinite(trajectory.logprobs[trajectory.loss_mask == 1]).all())
 
 
@@ -35,7 +35,7 @@ class Filters:
     group_relative: bool
 
     def apply(self, members: Sequence[Trajectory]) -> tuple[tuple[Trajectory, ...], dict[str, tuple[Trajectory, ...]]]:
-        """Which of a group's trajectories are trained on, in their order, and which are not, by reason.
+        """Returns which of a group's trajectories are trained on, in their order, and which are not, by reason.
 
         The accuracy of a group counts all its trajectories; its size and its signal those that are left.
         """

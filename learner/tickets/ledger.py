@@ -34,7 +34,7 @@ class BalanceError(RuntimeError):
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step takes out of the ledger."""
+    """Says what one step takes out of the ledger."""
 
     version: int
     """The weights that the step trains from."""
@@ -88,7 +88,7 @@ class Ledger:
         return new
 
     def issued_under(self, group: int) -> int:
-        """Version that was current when `group` was issued."""
+        """Returns the version that was current when `group` was issued."""
         return max(0, group // self.groups_per_batch - self.max_staleness)
 
     def deadline(self, group: int) -> int:
@@ -96,7 +96,7 @@ class Ledger:
         return self.issued_under(group) + self.max_staleness
 
     def tickets(self, group: int) -> range:
-        """Numbers of a group's tickets."""
+        """Returns the numbers of a group's tickets."""
         return range(group * self.group_size + 1, (group + 1) * self.group_size + 1)
 
     def accept(self, sequence: int, result: Result) -> str | None:
@@ -161,31 +161,31 @@ class Ledger:
 
     @property
     def issued(self) -> int:
-        """Tickets issued so far."""
+        """Returns the number of tickets issued so far."""
         return self.issued_groups * self.group_size
 
     @property
     def open(self) -> int:
-        """Tickets that have not ended: without a result, or waiting in a group for their batch."""
+        """Returns the number of tickets that have not ended: they have no result, or wait for their group or batch."""
         return len(self._open) * self.group_size
 
     def unanswered(self) -> list[int]:
-        """Numbers of the open tickets without a result, in order."""
+        """Returns the numbers of the open tickets without a result, in order."""
         return [
             ticket for group in sorted(self._open) for ticket in self.tickets(group) if ticket not in self._open[group]
         ]
 
     def group_of(self, ticket: int) -> int:
-        """The group that a ticket belongs to."""
+        """Returns the group that a ticket belongs to."""
         return (ticket - 1) // self.group_size
 
     @property
     def waiting(self) -> int:
-        """Results that wait for their group or batch."""
+        """Returns the number of results that wait for their group or batch."""
         return sum(len(results) for results in self._open.values())
 
     def balance(self) -> dict[str, int]:
-        """Tickets by their end. Raises BalanceError when they do not add up."""
+        """Returns the numbers of tickets by their end. Raises BalanceError when they do not add up."""
         filtered, failed = self.filtered.total(), self.failed.total()
         if self.issued != self.trained + filtered + failed + self.open:
             raise BalanceError(
@@ -202,12 +202,12 @@ class Ledger:
         }
 
     def progress(self) -> tuple[int, int]:
-        """Results at hand for the next batch's lowest-numbered groups, and how many that batch needs."""
+        """Returns how many results are there for the next batch's lowest-numbered groups, and how many it needs."""
         lowest = sorted(self._open)[: self.groups_per_batch]
         return sum(len(self._open[group]) for group in lowest), self.groups_per_batch * self.group_size
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint must hold, as msgpack takes it."""
+        """Returns everything that a checkpoint must hold, as msgpack takes it."""
         return {
             "position": self.position,
             "issued_groups": self.issued_groups,

@@ -39,16 +39,16 @@ class MicroBatch:
 
     @property
     def sequences(self) -> torch.Tensor:
-        """int64 [N] in [0, S), the sequence of each sampled token."""
+        """Returns int64 [N] in [0, S): the sequence of each sampled token."""
         return self.index // self.input_ids.shape[1]
 
     def to(self, device: torch.device) -> Self:
-        """The same on `device`."""
+        """Returns the micro-batch on `device`."""
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
 def sampled_tokens(trajectory: Trajectory) -> int:
-    """Number of its tokens that the model sampled: the ones that are trained on."""
+    """Returns the number of a trajectory's tokens that the model sampled: the ones that are trained on."""
     return int(trajectory.loss_mask.sum())
 
 

@@ -31,7 +31,10 @@ class TokenValues(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, input_ids: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        """Values [N], float32. `input_ids` is [S, L], padded on the right; `index` [N] points into its flat positions."""
+        """Returns the values [N], float32.
+
+        `input_ids` is [S, L], padded on the right; `index` [N] points into its flat positions.
+        """
         hidden = self.body(input_ids=input_ids, use_cache=False).last_hidden_state
         return self.head(hidden.flatten(0, 1)[index]).squeeze(1).float()
 
@@ -61,7 +64,10 @@ class Critic:
         self._engine = TrainingEngine(module, compute, critic.optimizer, deepspeed, total_steps, CHECKPOINT_TAG)
 
     def values(self, micro: MicroBatch) -> torch.Tensor:
-        """Value [N] of each sampled token, float32, on the critic's device; with gradient unless under `torch.no_grad()`."""
+        """Returns the value [N] of each sampled token, float32, on the critic's device.
+
+        With gradient unless under `torch.no_grad()`.
+        """
         micro = micro.to(self._engine.device)
         return self._engine(micro.input_ids, micro.index)
 

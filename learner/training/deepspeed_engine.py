@@ -26,7 +26,7 @@ REDUCE_BUCKET = 2**24
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimiser step did."""
+    """Says what an optimiser step did."""
 
     applied: bool
     """False where gradients were not finite: weights, moments and learning rate are as before."""
@@ -98,11 +98,14 @@ class TrainingEngine[M: nn.Module]:
 
     @property
     def module(self) -> M:
-        """The module; under ZeRO-3 its parameters are empty outside of a forward pass."""
+        """Returns the module; under ZeRO-3 its parameters are empty outside of a forward pass."""
         return self._engine.module
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The module's forward pass on inputs on `device`; with gradient unless called under `torch.no_grad()`."""
+        """Returns the module's forward pass on inputs on `device`.
+
+        With gradient unless called under `torch.no_grad()`.
+        """
         return self._engine(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -218,7 +221,7 @@ def _lay_out_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def learning_rate_factor(optimizer: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
-    """Factor of the learning rate by the number of steps done: up to 1 in the warm-up, then as the schedule says."""
+    """Returns the learning rate's factor by the number of steps done: up to 1 in the warm-up, then as the schedule says."""
     warmup = optimizer.warmup_steps
 
     def factor(step: int) -> float:
@@ -238,7 +241,7 @@ def learning_rate_factor(optimizer: OptimizerConfig, total_steps: int) -> Callab
 
 
 def _engine_config(optimizer: OptimizerConfig, deepspeed: DeepSpeedConfig, compute: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration: whoever calls scales the losses, and steps after any number of micro-batches."""
+    """Returns DeepSpeed's configuration: the caller scales the losses, and steps after any number of micro-batches."""
     cuda = torch.cuda.is_available()
     zero: dict[str, Any] = {
         # Stage 0 would sum bfloat16 gradients in bfloat16 and check nothing for infinity. On one rank stage 1 splits

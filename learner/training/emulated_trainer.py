@@ -27,7 +27,7 @@ class EmulatedTrainer:
         self._steps = 0
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
-        """Counts."""
+        """Counts the step."""
         self._steps = version + 1
         return {"skipped_updates": 0.0}
 
@@ -51,12 +51,12 @@ class EmulatedTrainer:
         self.save(folder)
 
     def copy_weights(self, image: torch.Tensor) -> None:
-        """The one tensor, [SIZE] float32, as `weight_layout` has it."""
+        """Fills the one tensor, [SIZE] float32, as `weight_layout` has it."""
         image.view(torch.float32).fill_(self._steps)
 
     def weight_layout(self) -> Layout:
-        """Of the one tensor."""
+        """Returns the layout of the one tensor."""
         return Layout.of([("counter", "float32", (SIZE,), 4 * SIZE)])
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: there is nothing to free."""

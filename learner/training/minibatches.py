@@ -26,7 +26,7 @@ class Minibatch:
 
     @property
     def tokens(self) -> int:
-        """Sampled tokens of the whole minibatch."""
+        """Returns the number of sampled tokens of the whole minibatch."""
         return sum(len(micro.targets) for micro in self.micros)
 
     def gather(self, of_batch: Mapping[int, torch.Tensor] | Sequence[torch.Tensor], micro: MicroBatch) -> torch.Tensor:

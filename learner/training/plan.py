@@ -32,7 +32,7 @@ class PlanError(UserError):
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model's configuration decides what it needs."""
+    """Says what of a model's configuration decides what it needs."""
 
     parameters: int
     """Tied ones once."""
@@ -50,13 +50,13 @@ class Shape:
 
     @property
     def cache_numbers(self) -> int:
-        """Keys and values of one token, in numbers."""
+        """Returns the keys and values of one token, in numbers."""
         return 2 * self.layers * self.key_value_heads * self.head
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What a rank of the learner has."""
+    """Says what a rank of the learner has."""
 
     cuda: bool
     memory: int
@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """What people are told; `faults` make it impossible, `doubts` may."""
+    """Says what people are told; `faults` make it impossible, `doubts` may."""
 
     lines: list[tuple[str, str]]
     faults: list[str]
@@ -114,7 +114,7 @@ def read_shape(path: str) -> Shape:
 
 
 def this_machine() -> Machine:
-    """The first GPU's memory, or this host's shared out among the ranks that it runs."""
+    """Returns the first GPU's memory, or this host's shared out among the ranks that it runs."""
     import torch
 
     if torch.cuda.is_available():
@@ -124,7 +124,7 @@ def this_machine() -> Machine:
 
 
 def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> Plan:
-    """The plan for a learner of `ranks` ranks, all on machines like `machine`."""
+    """Returns the plan for a learner of `ranks` ranks, all on machines like `machine`."""
     state, host = learner_state(config, shape, ranks, cuda=machine.cuda)
     activations = learner_activations(config, shape, cuda=machine.cuda)
     faults, doubts = _positions(config, shape.positions), []
@@ -226,7 +226,7 @@ def require_memory(config: RunConfig, model: Path, ranks: int) -> None:
 
 
 def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) -> tuple[int, int]:
-    """Bytes of weights, gradients and optimiser of one rank, and those of them that lie on the host instead."""
+    """Returns the bytes of weights, gradients and optimiser of one rank, and those of them that lie on the host instead."""
     learner = config.learner
     stage = max(1, learner.deepspeed.zero_stage)
     width = _compute_bytes(config, cuda=cuda)
@@ -245,7 +245,7 @@ def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) ->
 
 
 def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
-    """Bytes, about, of one micro-batch's activations, logits included. They grow with its tokens, and with the layers."""
+    """Estimates the bytes of one micro-batch's activations and logits. They grow with its tokens and with the layers."""
     from learner.training.policy import MAX_LOGITS
 
     deepspeed = config.learner.deepspeed
@@ -262,7 +262,7 @@ def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
 
 
 def layer_bytes(shape: Shape, width: int) -> int:
-    """Bytes that one layer keeps of one token for the backward pass, with numbers of `width` bytes.
+    """Returns the bytes that one layer keeps of one token for the backward pass, with numbers of `width` bytes.
 
     Both norms keep their input in float32, what they scale, and their result, which the projections share; attention keeps
     queries, keys, values, its result and, in float32, a sum for each head; the feed-forward part keeps its gate before and
@@ -274,7 +274,10 @@ def layer_bytes(shape: Shape, width: int) -> int:
 
 
 def _compute_bytes(config: RunConfig, *, cuda: bool) -> int:
-    """Bytes of a number that is computed with; those of float32 where only a measurement on the machine will tell."""
+    """Returns the bytes of a number that is computed with.
+
+    Returns those of float32 where only a measurement on the machine will tell.
+    """
     chosen = config.model.compute_dtype
     if chosen == "auto":
         chosen = config.model.dtype if cuda else "float32"

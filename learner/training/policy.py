@@ -38,7 +38,7 @@ class TokenLogprobs(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor
     ) -> torch.Tensor:
-        """Log-probabilities [N] of `targets` [N], float32, under logits over `temperatures` [N].
+        """Returns the log-probabilities [N] of `targets` [N], float32, under logits over `temperatures` [N].
 
         `input_ids` is [S, L], padded on the right; `index` [N] points into its flattened positions. More tokens than
         one chunk of logits holds are taken chunk by chunk, each computed again in the backward pass.
@@ -101,7 +101,7 @@ class Policy:
         self.device: torch.device = self._engine.device
 
     def token_logprobs(self, micro: MicroBatch) -> torch.Tensor:
-        """Log-probability [N] of each sampled token at its temperature, float32, on the policy's device.
+        """Returns the log-probability [N] of each sampled token at its temperature, float32, on the policy's device.
 
         With gradient unless called under `torch.no_grad()`.
         """
@@ -117,7 +117,7 @@ class Policy:
         return self._engine.step()
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight once, tied ones under their first name: Hugging Face name, copy on the CPU in the model's dtype.
+        """Yields every weight once, tied ones under the first name: Hugging Face name, CPU copy in the model's dtype.
 
         The order is the same in every process that loads the same model. Under ZeRO-3 one parameter is gathered at a time.
         """
@@ -142,7 +142,7 @@ class Policy:
                 yield name, parameter
 
     def weight_layout(self) -> Layout:
-        """Where each weight lies in an image of them, in the order of `named_weights`; gathers nothing."""
+        """Returns where each weight lies in an image of them, in the order of `named_weights`; gathers nothing."""
         size = self._dtype.itemsize
         dtype = str(self._dtype).removeprefix("torch.")
         # Under ZeRO-3 a parameter's own shape is empty while it is not gathered.

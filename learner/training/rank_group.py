@@ -29,7 +29,7 @@ WAIT_S = 60.0
 
 
 class Command(Message):
-    """What every rank does next."""
+    """Says what every rank does next."""
 
     what: Literal["wait", "train", "save", "load", "compare", "weights", "stop"]
     version: int = 0

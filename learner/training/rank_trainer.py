@@ -218,7 +218,7 @@ class RankTrainer:
         returns: Sequence[torch.Tensor],
         version: int,
     ) -> dict[str, float]:
-        """The critic's updates on one batch, and what they did."""
+        """Makes the critic's updates on one batch; returns what they did."""
         assert self._critic is not None
         parts = split(len(trajectories), self._critic_config.minibatches, f"critic {self._seed} {version}")
         minibatches = [self._passes.minibatch(trajectories, members, values) for members in parts]
@@ -244,7 +244,7 @@ class RankTrainer:
         values: Sequence[torch.Tensor],
         returns: Sequence[torch.Tensor],
     ) -> Update:
-        """One optimiser step on the critic."""
+        """Makes one optimiser step on the critic."""
 
         def objective(micro: MicroBatch, now: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
             old, target = (minibatch.gather(each, micro).to(now.device) for each in (values, returns))
@@ -348,7 +348,7 @@ class RankTrainer:
 
 
 def _agreed_compute_dtype(model: ModelConfig) -> str:
-    """Rank 0's choice, on every rank: two ranks that measure could differ."""
+    """Returns rank 0's choice, on every rank: two ranks that measure could differ."""
     ranks = Ranks()
     chosen = compute_dtype(model, on_cpu=not torch.cuda.is_available()) if ranks.rank == 0 else ""
     return ranks.broadcast(chosen.encode()).decode()
@@ -357,7 +357,10 @@ def _agreed_compute_dtype(model: ModelConfig) -> str:
 def _outcome(
     prefix: str, updates: Sequence[Update], minibatches: Sequence[Minibatch], version: int
 ) -> dict[str, float]:
-    """What the updates of one model did; loss and gradient's norm are means over those that were applied, if any was."""
+    """Returns what the updates of one model did.
+
+    Loss and gradient's norm are means over those that were applied, if any was.
+    """
     values = {
         f"{prefix}learning_rate": updates[-1][0].learning_rate,
         f"{prefix}skipped_updates": float(sum(not result.applied for result, _ in updates)),

@@ -53,18 +53,18 @@ def leave_process_group() -> None:
 
 
 class Ranks:
-    """This process among those of the process group, which must have been joined."""
+    """Exchanges data with the other processes of the process group, which must have been joined."""
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.count = dist.get_world_size()
 
     def share(self, micros: Sequence[MicroBatch]) -> list[MicroBatch]:
-        """This rank's part of the micro-batches that all ranks hold; see `share`."""
+        """Returns this rank's part of the micro-batches that all ranks hold; see `share`."""
         return share(micros, self.rank, self.count)
 
     def collect(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What all ranks computed for the micro-batches of one `share`, in the order of the whole list.
+        """Returns what all ranks computed for the micro-batches of one `share`, in the order of the whole list.
 
         Args:
             parts: float32 [N] on any device, one for each of this rank's micro-batches, N its sampled tokens.
@@ -89,7 +89,7 @@ class Ranks:
         return [part for part in mine if len(part)]
 
     def total(self, values: dict[str, float]) -> dict[str, float]:
-        """The sum of each value over all ranks; all give the same names."""
+        """Returns the sum of each value over all ranks; all give the same names."""
         if self.count == 1:
             return values
         numbers = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
@@ -97,7 +97,10 @@ class Ranks:
         return dict(zip(sorted(values), numbers.tolist(), strict=True))
 
     def broadcast(self, data: bytes = b"") -> bytes:
-        """Rank 0's `data`, on every rank. Raises RuntimeError where a rank is gone or does not answer in `TIMEOUT`."""
+        """Returns rank 0's `data`, on every rank.
+
+        Raises RuntimeError where a rank is gone or does not answer in `TIMEOUT`.
+        """
         length = torch.tensor([len(data)])
         dist.broadcast(length, src=0)
         content = torch.empty(int(length), dtype=torch.uint8)
@@ -108,7 +111,7 @@ class Ranks:
 
 
 def share(micros: Sequence[MicroBatch], rank: int, count: int) -> list[MicroBatch]:
-    """Every `count`-th of at least one micro-batch, from the one numbered `rank` on.
+    """Returns every `count`-th of at least one micro-batch, from the one numbered `rank` on.
 
     All ranks get equally many, since the engine's collectives wait for each other: where they do not come out even, the
     last ones are micro-batches without sampled tokens.
@@ -119,6 +122,6 @@ def share(micros: Sequence[MicroBatch], rank: int, count: int) -> list[MicroBatc
 
 
 def _empty(like: MicroBatch) -> MicroBatch:
-    """One token of padding and no sampled token: its loss, and so its gradient, is exactly zero."""
+    """Returns a micro-batch of one token of padding and no sampled token: its loss, and so its gradient, is exactly zero."""
     flat = {name: getattr(like, name)[:0] for name in vars(like)}
     return MicroBatch(**flat | {"input_ids": like.input_ids[:1, :1]})

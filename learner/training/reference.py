@@ -26,6 +26,6 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def token_logprobs(self, micro: MicroBatch) -> torch.Tensor:
-        """Log-probability [N] of each sampled token at its temperature, float32, on the reference's device."""
+        """Returns the log-probability [N] of each sampled token at its temperature, float32, on the reference's device."""
         micro = micro.to(self._device)
         return self._module(micro.input_ids, micro.index, micro.targets, micro.temperatures)

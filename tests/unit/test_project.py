@@ -64,6 +64,13 @@ def test_lists_of_our_packages_are_whole():
     assert [set(names.split()) for names in compiled] == [packages]
 
 
+def test_every_functions_docstring_begins_with_a_verb():
+    shape = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "shape"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert shape.returncode == 0, shape.stdout
+
+
 def folder_of(name: str) -> str | None:
     """Returns the innermost of our folders that holds the module `name`; None for a module of somebody else."""
     parts = name.split(".")
