@@ -20,7 +20,7 @@ _runs = itertools.count(1)
 TOGETHER = {
     "tests/end_to_end": "machine",
     "tests/integration/sandbox": "machine",
-    "tests/integration/test_engine.py": "engine",
+    "tests/integration/test_engine": "engine",
     "tests/integration/test_evaluation.py": "engine",
 }
 """Files that one worker of `pytest -n 2` takes, one after another: they share an engine, or load the whole machine."""

@@ -11,7 +11,7 @@ import pytest
 from tests.chaos import faults
 from tests.chaos.rounds import draw
 from tests.chaos.run import Fault, play
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.processes import processes_of
 
 SEED = 1
 

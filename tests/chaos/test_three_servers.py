@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.run import Run, playing
-from tests.integration.test_cluster import free_ports, make_certificates, servers
+from tests.integration.servers import free_ports, make_certificates, servers
 
 
 @pytest.mark.slow

@@ -2,15 +2,13 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from bus.metrics import steps_of
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.processes import ZEROTIR, processes_of
 
-ZEROTIR = [sys.executable, "-m", "launch.cli"]
 # Mean k3 a token between engine and learner on the same weights: passes in float32 agree to rounding; bfloat16 rounds in
 # other places in each.
 AGREEMENT = {"float32": 1e-7, "bfloat16": 3e-3}

@@ -9,9 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +20,9 @@ from bus.metrics import steps_of
 from learner.tickets.archive import read_archive
 from tests.bad_results import BAD, unusable
 from tests.integration.intruder import GARBAGE, intrude
+from tests.processes import TIMEOUT_S, ZEROTIR, processes_of, wait_for, words_of
 
 STEPS, GROUPS, SAMPLES = 8, 6, 4
-TIMEOUT_S = 300
-"""Bound of every wait: far above what any of them takes on a busy machine."""
-ZEROTIR = [sys.executable, "-m", "launch.cli"]
 
 
 @dataclass
@@ -44,21 +39,6 @@ class FinishedRun:
     trajectories: list[Trajectory]
     left: list[str]
     letters: list[DeadLetter]
-
-
-def processes_of(folder: Path) -> list[str]:
-    """Command lines of living processes that name this run's folder, or are engines (vLLM renames its processes)."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                environment = (entry / "environ").read_bytes().decode(errors="replace")
-            except OSError:
-                continue
-            if str(folder) in command or f"ZEROTIR_TEST_RUN={folder}" in environment:
-                found.append(f"{entry.name} {command}")
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -135,22 +115,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
         left=processes_of(home),
         letters=letters,
     )
-
-
-def wait_for[T](condition: Callable[[], T | None], up: "subprocess.Popen[bytes]", output: Path) -> T:
-    """What `condition` returns once that is true; fails, with every role's last words, when `up` ends before."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (value := condition()):
-        assert up.poll() is None, f"the run ended early, with status {up.returncode}:\n{words_of(output)}"
-        assert time.monotonic() < deadline, f"waited in vain:\n{words_of(output)}"
-        time.sleep(0.1)
-    return value
-
-
-def words_of(output: Path) -> str:
-    """The end of what `up` and each of its roles printed."""
-    printed = [output, *sorted(output.parent.glob("runs/*/logs/*.out"))]
-    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in printed)
 
 
 def read_a_line_and_leave(command: list[str]) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """A tiny vLLM engine that the tests of several files share: it takes half a minute to start."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from actors.vllm_engine import VllmEngine
 from configs.schema import EngineConfig, ModelConfig
 from runtime.models import model_folder
+from tests.integration.reference import Reference
 
 MAX_LENGTH = 512
 MODEL = ModelConfig(path="random-tiny", dtype="float32")
@@ -28,3 +30,18 @@ async def tiny_engine(folder: Path) -> AsyncIterator[VllmEngine]:
     engine = await VllmEngine.start(folder, MODEL, CONFIG, MAX_LENGTH, seed=1)
     yield engine
     await engine.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_reference(folder: Path) -> Iterator[Reference]:
+    memory = Path(f"/dev/shm/zerotir-test-{os.getpid()}")
+    yield Reference(folder, memory)
+    memory.unlink(missing_ok=True)
+
+
+@pytest.fixture
+async def reference(tiny_engine: VllmEngine, shared_reference: Reference) -> Reference:
+    """The reference, with its first weights in it and in the engine."""
+    shared_reference.restore()
+    await tiny_engine.load(*shared_reference.publish())
+    return shared_reference

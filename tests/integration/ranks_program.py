@@ -19,7 +19,8 @@ from learner.training.rank_group import RankGroup, serve_rank
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks, join_process_group
 from runtime.models import model_folder
-from tests.integration.test_trainer import GRADIENT, TRAIN, batch
+from tests.factories import random_batch
+from tests.integration.plain import GRADIENT, TRAIN
 
 BUDGETS = (1, 100, 4096)
 STAGES = (1, 2, 3)
@@ -80,19 +81,19 @@ def weights(group: RankGroup) -> dict[str, torch.Tensor]:
 def work(group: RankGroup, stage: int, budget: int, folder: Path) -> dict[str, object]:
     before = weights(group)
     time.sleep(0.5)  # Rank 0 says meanwhile that it has no order yet.
-    metrics = group.train(batch(), 1)
+    metrics = group.train(random_batch(), 1)
     after = weights(group)
     gradient = {name: before[name] - weight for name, weight in after.items()}
-    skipped = group.train(batch(temperature=1e-44), 2)["skipped_updates"]
+    skipped = group.train(random_batch(temperature=1e-44), 2)["skipped_updates"]
     unchanged = all(torch.equal(weight, after[name]) for name, weight in weights(group).items())
     checkpoint = folder / f"checkpoint-{stage}-{budget}"
     checkpoint.mkdir()
     group.save(checkpoint)
-    group.train(batch(5), 3)
+    group.train(random_batch(5), 3)
     once = weights(group)
     group.load(checkpoint)
     restored = all(torch.equal(weight, after[name]) for name, weight in weights(group).items())
-    group.train(batch(5), 3)
+    group.train(random_batch(5), 3)
     repeated = all(torch.equal(weight, once[name]) for name, weight in weights(group).items())
     return {
         "gradient": gradient,
@@ -128,7 +129,7 @@ def main() -> None:
         serve_rank(trainer)
     else:
         group = RankGroup(trainer)
-        results["metrics"] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+        results["metrics"] = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
         group.close()
     for name in VARIANTS:
         for dtype in ("float32", "bfloat16") if name in OF_BFLOAT16 else ("float32",):
@@ -137,7 +138,7 @@ def main() -> None:
                 serve_rank(trainer)
                 continue
             group = RankGroup(trainer)
-            results[name, dtype] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+            results[name, dtype] = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
             group.close()
     for advantage, stage, budget in CRITICS:
         trainer = RankTrainer(
@@ -149,11 +150,11 @@ def main() -> None:
         group = RankGroup(trainer)
         checkpoint = folder / f"checkpoint-{advantage}"
         checkpoint.mkdir()
-        results[advantage] = [group.train(batch(seed), seed + 1) for seed in range(2)]
+        results[advantage] = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
         group.save(checkpoint)
-        results[f"{advantage} once"] = group.train(batch(2), 3)
+        results[f"{advantage} once"] = group.train(random_batch(2), 3)
         group.load(checkpoint)
-        results[f"{advantage} again"] = group.train(batch(2), 3)
+        results[f"{advantage} again"] = group.train(random_batch(2), 3)
         group.close()
     if Ranks().rank == 0:
         torch.save(results, folder / "results.pt")

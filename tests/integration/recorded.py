@@ -1,13 +1,15 @@
 """The folder that a run of the tiny model leaves, written by hand: three steps of made-up results."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 
 from bus.messages import Failure, Trajectory, VersionSpan, WeightVersion
 from configs.loading import dump_config, load_config
+from launch.replay_command import start
 from learner.tickets.archive import Archive
-from tests.integration.test_trainer import trajectory
+from tests.factories import random_trajectory
 
 SETTINGS = (
     "learner.steps=3",
@@ -22,7 +24,7 @@ ORDER = (0, 2, 1, 3, 4, 5)
 
 
 def _result(ticket: int, group: int, rng: np.random.Generator, temperature: float, reward: float) -> Trajectory:
-    item = trajectory(group, ticket % 2 * reward, rng, temperature)
+    item = random_trajectory(group, ticket % 2 * reward, rng, temperature)
     version = WeightVersion(epoch=0, n=max(0, group // 2 - 1))
     span = VersionSpan(version=version, start=0, end=item.response_length)
     return item.model_copy(update={"ticket": ticket, "versions": (span,)})
@@ -43,3 +45,10 @@ def write_run(
                 archive.append(position // 2, sequence, late)
             else:
                 archive.append(position // 2, sequence, _result(ticket, group, rng, temperature, reward))
+
+
+def replay(run: Path, *overrides: str, out: str = "out") -> Path:
+    folder = run / out
+    arguments = argparse.Namespace(run=run, set=list(overrides), ranks=None, out=folder)
+    assert start(arguments) == 0
+    return folder

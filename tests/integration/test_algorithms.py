@@ -15,11 +15,11 @@ from configs.training import OptimizerConfig
 from learner.training.batches import MicroBatch, micro_batches
 from learner.training.rank_trainer import CRITIC_METRICS, POLICY_METRICS, RankTrainer
 from runtime.models import model_folder
-from tests.integration.test_trainer import (
+from tests.factories import random_batch
+from tests.integration.plain import (
     GRADIENT,
     TRAIN,
     Weights,
-    batch,
     behave_like,
     difference,
     plain_logprobs,
@@ -84,7 +84,7 @@ def flat(groups: list[list[Trajectory]]) -> list[Trajectory]:
 
 def on_policy(trainer: RankTrainer, seed: int = 0) -> list[list[Trajectory]]:
     """A batch that the trainer's policy could have sampled."""
-    return [behave_like(trainer.policy, group) for group in batch(seed)]
+    return [behave_like(trainer.policy, group) for group in random_batch(seed)]
 
 
 def values_of(trainer: RankTrainer, items: list[Trajectory]) -> torch.Tensor:
@@ -135,7 +135,7 @@ def test_one_minibatch_clips_nothing_and_a_second_one_can(new_trainer, monkeypat
 @pytest.mark.parametrize("advantage", ESTIMATORS)
 def test_packing_changes_no_gradient(new_trainer, advantage):
     changes = []
-    for budget, groups in ((40, batch()), (4096, [group[::-1] for group in batch()[::-1]])):
+    for budget, groups in ((40, random_batch()), (4096, [group[::-1] for group in random_batch()[::-1]])):
         # The critic's values differ from 0 only once its head does.
         trainer = new_trainer(
             GRADIENT, budget, {"optimizer": GRADIENT.model_dump(), "minibatches": 1}, advantage=advantage
@@ -199,7 +199,7 @@ def test_ratios_are_measured_whether_or_not_the_loss_uses_them(new_trainer):
         {"dual_clip": 2.0},
     )
     for algorithm in variants:
-        metrics = new_trainer(**algorithm).train(batch(), 1)
+        metrics = new_trainer(**algorithm).train(random_batch(), 1)
         measured.append({name: metrics[name] for name in names})
     for other in measured[1:]:
         masked = other.pop("sequence_masked")
@@ -210,7 +210,7 @@ def test_ratios_are_measured_whether_or_not_the_loss_uses_them(new_trainer):
 
 
 def test_weights_that_are_off_leave_plain_ppo(folder, new_trainer):
-    trainer, groups = new_trainer(GRADIENT, token_weights=False), batch()
+    trainer, groups = new_trainer(GRADIENT, token_weights=False), random_batch()
     before = weights(trainer)
     trainer.train(groups, 1)
     items = flat(groups)
@@ -228,7 +228,7 @@ def test_the_reference_is_the_first_policy_and_pulls_back_to_it(new_trainer):
         metrics = [trainer.train(on_policy(trainer), version) for version in (1, 2, 3)]
         reference = new_trainer(kl_coefficient=1.0)._reference
         assert reference is not None
-        [micro] = micro_batches(flat(batch()), torch.zeros(12), 4096)
+        [micro] = micro_batches(flat(random_batch()), torch.zeros(12), 4096)
         with torch.no_grad():
             gap = reference.token_logprobs(micro) - trainer.policy.token_logprobs(micro)
         distances.append(float((gap.exp() - 1 - gap).mean()))
@@ -263,7 +263,7 @@ def test_the_critic_learns_the_return_while_the_policy_is_frozen(new_trainer):
 def test_values_are_of_the_state_before_the_token_and_clipped(new_trainer):
     trainer = new_trainer(advantage="gae", critic={"value_clip": 1e-3})
     torch.nn.init.normal_(trainer._critic._engine.module.head.weight, generator=torch.Generator().manual_seed(0))
-    items = flat(batch())
+    items = flat(random_batch())
     before = values_of(trainer, items[:1])
     # Another last token changes no value: nothing comes after it.
     tokens = items[0].tokens.copy()
@@ -275,21 +275,21 @@ def test_values_are_of_the_state_before_the_token_and_clipped(new_trainer):
     tokens[1] = (tokens[1] + 7) % 80 + 4
     assert (values_of(trainer, [items[0].model_copy(update={"tokens": tokens})]) != before).all()
     # Its first update starts from the old values and is clipped nowhere; the second one is, where the first has helped.
-    assert 0.0 < trainer.train(batch(), 1)["value_clip_fraction"] < 0.6
+    assert 0.0 < trainer.train(random_batch(), 1)["value_clip_fraction"] < 0.6
 
 
 def test_a_restored_critic_continues_bit_for_bit(new_trainer, tmp_path):
     trainer = new_trainer(advantage="vtrace", minibatches=2)
-    trainer.train(batch(1), 1)
+    trainer.train(random_batch(1), 1)
     trainer.save(tmp_path)
-    expected = trainer.train(batch(2), 2)
+    expected = trainer.train(random_batch(2), 2)
     restored = new_trainer(advantage="vtrace", minibatches=2)
     restored.load(tmp_path)
-    metrics = restored.train(batch(2), 2)
+    metrics = restored.train(random_batch(2), 2)
     assert {k: v for k, v in metrics.items() if "train_" not in k} == {
         k: v for k, v in expected.items() if "train_" not in k
     }
-    items = flat(batch(3))
+    items = flat(random_batch(3))
     assert torch.equal(values_of(restored, items), values_of(trainer, items))
     assert all(torch.equal(weight, weights(trainer)[name]) for name, weight in weights(restored).items())
 
@@ -304,9 +304,9 @@ def test_a_critics_update_that_is_not_finite_is_left_out(new_trainer):
     trainer = new_trainer(advantage="gae")
     groups = on_policy(trainer)
     groups[0][0] = groups[0][0].model_copy(update={"reward": float("inf")})
-    before = values_of(trainer, flat(batch()))
+    before = values_of(trainer, flat(random_batch()))
     assert trainer.train(groups, 1)["critic_skipped_updates"] >= 1
-    assert values_of(trainer, flat(batch())).isfinite().all()
+    assert values_of(trainer, flat(random_batch())).isfinite().all()
     assert before.isfinite().all()
 
 

@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import os
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 
 from actors.leases import TicketSource
 from bus.address import BusAddress
-from bus.cluster import ROUTES_ABOVE, ClusterError, initialise
+from bus.cluster import ClusterError, initialise
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
@@ -30,44 +28,12 @@ from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.filters import Filters
 from learner.tickets.ledger import Ledger
 from tasks.problems import ProblemOrder, load_problems
+from tests.integration.servers import free_ports, make_certificates, servers
 from weights.codec import Layout
 from weights.follower import WeightFollower
 from weights.writer import WeightWriter
 
 LAYOUT = Layout.of([("w", "float32", (1024,), 4096)])
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free, and those for the servers' neighbours above them as well."""
-    found: list[int] = []
-    while len(found) < count:
-        with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
-            one.bind(("127.0.0.1", 0))
-            port = one.getsockname()[1]
-            other.bind(("127.0.0.1", port + ROUTES_ABOVE))
-            if port not in found:
-                found.append(port)
-    return found
-
-
-@contextlib.asynccontextmanager
-async def servers(folder: Path, config: BusConfig) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
-    """The run's servers by name; the living ones are stopped at the end."""
-    files = initialise(folder, config)
-    with (folder.parent / "servers.log").open("wb") as output:
-        processes = {
-            f"{folder.name}-{path.stem}": await asyncio.create_subprocess_exec(
-                server_binary(), "-c", str(path), cwd=folder.parent, stdout=output, stderr=output
-            )
-            for path in files
-        }
-        try:
-            yield processes
-        finally:
-            for process in processes.values():
-                if process.returncode is None:
-                    process.kill()
-                await process.wait()
 
 
 def failure(ticket: int) -> Failure:
@@ -223,20 +189,6 @@ async def test_tls_is_asked_for_and_nothing_else_is_taken(tmp_path: Path):
     with pytest.raises(BusError, match=r"absent\.pem"):
         async with open_bus(missing, config, "missing"):
             pass
-
-
-def make_certificates(folder: Path) -> None:
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], check=True, capture_output=True, cwd=folder)
-
-    for name in ("ca", "other-ca"):
-        openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-                "-keyout", f"{name}.key", "-out", f"{name}.pem", "-subj", f"/CN={name}")  # fmt: skip
-    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-keyout", "server.key",
-            "-out", "server.csr", "-subj", "/CN=localhost")  # fmt: skip
-    (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
-    openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
-            "-extfile", "names", "-out", "server.pem")  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from bus.metrics import steps_of
-from tests.end_to_end.test_end_to_end import processes_of, wait_for
-
-ZEROTIR = [sys.executable, "-m", "launch.cli"]
+from tests.processes import ZEROTIR, processes_of, wait_for
 
 
 def start(home: Path, *settings: str, resume: Path | None = None) -> tuple["subprocess.Popen[bytes]", Path]:

@@ -27,7 +27,7 @@ from sandbox.client import SandboxError
 from sandbox.jail import Jail
 from sandbox.pool import Pool
 from sandbox.service import SandboxService
-from tests.integration.test_weight_updates import Source
+from tests.integration.source import Source
 
 CONFIG = load_config("tiny", ["evaluation.samples=2", "evaluation.every=2"])
 

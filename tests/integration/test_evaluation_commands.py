@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.processes import ZEROTIR, processes_of
 
 pytestmark = pytest.mark.slow
 
-ZEROTIR = [sys.executable, "-m", "launch.cli"]
 TIMEOUT_S = 240
 
 

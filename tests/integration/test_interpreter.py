@@ -10,7 +10,7 @@ import pytest
 
 from bus.metrics import steps_of
 from tests import environment
-from tests.end_to_end.test_end_to_end import processes_of, wait_for
+from tests.processes import processes_of, wait_for
 from tests.user_folder import ZEROTIR, write_user_folder
 
 TIMEOUT_S = 200

@@ -22,9 +22,8 @@ from bus.metrics import steps_of
 from configs.loading import load_config
 from launch.replay_command import start
 from runtime.compute import SWITCH
-from tests.end_to_end.test_end_to_end import processes_of
-from tests.integration.test_resume import Roles
-from tests.integration.test_trainer import trajectory
+from tests.factories import random_trajectory
+from tests.processes import Roles, processes_of
 
 STEPS = 4
 # The published weights are bfloat16: they alone would not show all of what training goes on from.
@@ -41,7 +40,7 @@ TIMEOUT_S = 240
 
 def answer(ticket: Ticket, run: str) -> Trajectory:
     rng = np.random.default_rng(ticket.number)
-    made_up = trajectory(ticket.group, float(ticket.number % 2), rng, ticket.rollout.temperature)
+    made_up = random_trajectory(ticket.group, float(ticket.number % 2), rng, ticket.rollout.temperature)
     version = WeightVersion(epoch=0, n=ticket.min_version)
     span = VersionSpan(version=version, start=0, end=made_up.response_length)
     return made_up.model_copy(update={"ticket": ticket.number, "versions": (span,), "run": run})

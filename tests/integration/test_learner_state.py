@@ -23,7 +23,7 @@ from learner.tickets.archive import Archive, CheckpointError
 from learner.tickets.ledger import Ledger
 from learner.training.emulated_trainer import EmulatedTrainer
 from tasks.problems import ProblemOrder, load_problems
-from tests.unit.test_ledger import trajectory
+from tests.factories import answer
 from weights.writer import DeposedError, WeightWriter
 
 STEPS = 12
@@ -42,7 +42,7 @@ def make_learner(bus: Bus, folder: Path, config: RunConfig = CONFIG) -> Learner:
 
 
 def result(bus: Bus, ledger: Ledger, ticket: int) -> Trajectory:
-    return trajectory(ledger, ticket, reward=float(ticket % 2)).model_copy(update={"run": bus.address.run})
+    return answer(ledger, ticket, reward=float(ticket % 2)).model_copy(update={"run": bus.address.run})
 
 
 @contextlib.asynccontextmanager
@@ -126,7 +126,7 @@ async def test_another_runs_checkpoint_is_refused_before_anything_is_published(b
 async def test_another_runs_archive_is_refused_before_anything_is_published(bus: Bus, tmp_path: Path):
     (folder := tmp_path / "run").mkdir()
     ledger = ledger_of(CONFIG)
-    Archive(folder / "results").append(0, 1, trajectory(ledger, 1).model_copy(update={"run": "another"}))
+    Archive(folder / "results").append(0, 1, answer(ledger, 1).model_copy(update={"run": "another"}))
     with pytest.raises(ExceptionGroup) as caught:
         await make_learner(bus, folder).run(asyncio.Event())
     assert caught.group_contains(CheckpointError, match="holds results of run another")

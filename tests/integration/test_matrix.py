@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bus.metrics import steps_of
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.processes import processes_of
 
 STEPS = 12
 TIMEOUT_S = 420

@@ -17,10 +17,10 @@ from learner.replay import difference
 from learner.training.rank_group import RankGroup
 from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.factories import random_batch
+from tests.integration.plain import TRAIN, plain_gradient
 from tests.integration.ranks_program import BUDGETS, CRITICS, OF_BFLOAT16, STAGES, STEEP, VARIANTS, config, variant
-from tests.integration.test_resume import Roles
-from tests.integration.test_trainer import TRAIN, batch, plain_gradient
+from tests.processes import Roles, processes_of
 
 TIMEOUT_S = 240
 
@@ -44,7 +44,7 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
-    return plain_gradient(model_folder("random-tiny"), batch(), cap=2.0)
+    return plain_gradient(model_folder("random-tiny"), random_batch(), cap=2.0)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_two_ranks_give_the_gradient_of_plain_transformers(two_ranks, expected, 
 def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
     group = one_rank(config(2, 300, TRAIN, 2))
     for seed, theirs in enumerate(two_ranks["metrics"]):
-        assert_same_metrics(theirs, group.train(batch(seed), seed + 1))
+        assert_same_metrics(theirs, group.train(random_batch(seed), seed + 1))
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
 )
 def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, name, dtype):
     group = one_rank(variant(name, dtype))
-    steps = [group.train(batch(seed), seed + 1) for seed in range(2)]
+    steps = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
     for theirs, ours in zip(two_ranks[name, dtype], steps, strict=True):
         # Sums in another order round otherwise, and in the second step passes are of other weights.
         assert_same_metrics(theirs, ours, 2e-3 if dtype == "float32" else 2e-2)
@@ -110,7 +110,7 @@ def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, nam
 @pytest.mark.parametrize("advantage", [advantage for advantage, _, _ in CRITICS])
 def test_two_ranks_train_a_critic_and_the_policy_as_one_does(two_ranks, one_rank, advantage):
     group = one_rank(config(2, 300, STEEP, 2, advantage=advantage, kl_coefficient=0.1))
-    steps = [group.train(batch(seed), seed + 1) for seed in range(3)]
+    steps = [group.train(random_batch(seed), seed + 1) for seed in range(3)]
     for theirs, ours in zip([*two_ranks[advantage], two_ranks[f"{advantage} once"]], steps, strict=True):
         assert_same_metrics(theirs, ours)
     # Not a comparison of zeros.

@@ -18,7 +18,7 @@ from launch.replay_command import start
 from learner.tickets.archive import read_archive
 from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
-from tests.integration.recorded import BATCHES, ORDER, write_run
+from tests.integration.recorded import BATCHES, ORDER, replay, write_run
 
 
 @pytest.fixture
@@ -31,13 +31,6 @@ def record(tmp_path: Path) -> Callable[..., Path]:
         return run
 
     return write
-
-
-def replay(run: Path, *overrides: str, out: str = "out") -> Path:
-    folder = run / out
-    arguments = argparse.Namespace(run=run, set=list(overrides), ranks=None, out=folder)
-    assert start(arguments) == 0
-    return folder
 
 
 def trajectories(archive: Path) -> list[Trajectory]:

@@ -17,7 +17,7 @@ from bus.messages import Trajectory
 from bus.metrics import steps_of
 from learner.replay import difference
 from learner.tickets.archive import read_archive
-from tests.end_to_end.test_end_to_end import processes_of
+from tests.processes import Roles, processes_of
 
 STEPS = 10
 TIMEOUT_S = 300
@@ -91,51 +91,6 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_and_loses_nothing(tmp_path
     anew = [line for line in logs if line["event"].startswith("weights do not continue the log")]
     assert again or anew
     assert processes_of(tmp_path) == []
-
-
-class Roles:
-    """A run on the tiny model, each role started by hand."""
-
-    def __init__(self, folder: Path, *overrides: str) -> None:
-        self.folder = folder
-        # Control groups are not what these tests are about.
-        overrides = (*overrides, "sandbox.cgroups=off")
-        self._settings = [part for override in overrides for part in ("--set", override)]
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, role: str, *arguments: str) -> "subprocess.Popen[bytes]":
-        self.folder.mkdir(exist_ok=True)
-        where = ["--folder", str(self.folder)]
-        if role != "bus":
-            where = ["--bus", str(self.folder / "bus.json"), "--id", role]
-        # A replay sums with as many threads as the learner had; one is the same on every machine.
-        environment = {**os.environ, "ZEROTIR_TEST_RUN": str(self.folder), "OMP_NUM_THREADS": "1"}
-        with (self.folder / f"{role}.txt").open("ab") as output:
-            self._running[role] = subprocess.Popen(
-                [sys.executable, "-m", "launch.cli", role, "tiny", *self._settings, *where, *arguments],
-                stdout=output,
-                stderr=output,
-                env=environment,
-                start_new_session=True,
-            )
-        return self._running[role]
-
-    def start_all_but_the_learner(self, deadline: float) -> None:
-        self.start("bus")
-        while not (self.folder / "bus.json").exists():
-            assert time.monotonic() < deadline, self.output("bus")
-            time.sleep(0.05)
-        self.start("sandbox")
-        self.start("actor")
-
-    def output(self, role: str) -> str:
-        return (self.folder / f"{role}.txt").read_text()[-3000:]
-
-    def stop(self) -> None:
-        for role in ("learner", "actor", "sandbox", "bus"):
-            if role in self._running and self._running[role].poll() is None:
-                self._running[role].terminate()
-                self._running[role].wait(timeout=60)
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
@@ -20,14 +19,19 @@ from learner.training.batches import micro_batches
 from learner.training.policy import Policy, TokenLogprobs
 from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
+from tests.factories import random_batch
+from tests.integration.plain import (
+    GRADIENT,
+    TRAIN,
+    behave_like,
+    difference,
+    plain_gradient,
+    plain_logprobs,
+    weights,
+)
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
-VOCABULARY = 80
-# With an epsilon that dwarfs every gradient, AdamW's first step is lr / eps times the gradient: the weights show it.
-GRADIENT = OptimizerConfig(lr=1e4, eps=1e4, max_grad_norm=1e9)
-TRAIN = OptimizerConfig(lr=1e-3)
-Weights = dict[str, torch.Tensor]
 Arithmetic = dict[str, str]
 ARITHMETIC: dict[str, Arithmetic] = {
     "float32": {"dtype": "float32", "compute": "float32"},
@@ -80,92 +84,9 @@ def new_trainer(folder: Path) -> Iterator[Callable[..., RankTrainer]]:
         trainer.close()
 
 
-def trajectory(group: int, reward: float, rng: np.random.Generator, temperature: float = 0.7) -> Trajectory:
-    """Random tokens, with a stretch of inserted ones; behaviour log-probabilities near a random model's."""
-    prompt, response = int(rng.integers(2, 12)), int(rng.integers(6, 40))
-    mask = np.ones(response, np.uint8)
-    mask[response // 3 : response // 2] = 0
-    return Trajectory(
-        ticket=1,
-        group=group,
-        tokens=rng.integers(4, VOCABULARY, prompt + response).astype(np.int32),
-        prompt_length=prompt,
-        loss_mask=mask,
-        logprobs=(rng.normal(-4.4, 0.5, response) * mask).astype(np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=response),),
-        temperature=temperature,
-        reward=reward,
-        reward_parts={},
-        tool_calls=(),
-        finish_reason=FinishReason.STOP,
-        actor="a",
-        seed=0,
-        issued_at=0.0,
-        started_at=0.0,
-        first_token_at=0.0,
-        published_at=0.0,
-    )
-
-
-def batch(seed: int = 0, temperature: float = 0.7) -> list[list[Trajectory]]:
-    rng = np.random.default_rng(seed)
-    return [[trajectory(group, float(sample % 3 == 0), rng, temperature) for sample in range(4)] for group in range(3)]
-
-
-def weights(trainer: RankTrainer) -> Weights:
-    return dict(trainer.policy.named_weights())
-
-
-def behave_like(policy: Policy, trajectories: list[Trajectory]) -> list[Trajectory]:
-    """The same trajectories with the policy's own log-probabilities as the behaviour policy's."""
-    result = []
-    for item in trajectories:
-        with torch.no_grad():
-            logprobs = policy.token_logprobs(micro_batches([item], torch.zeros(1), 4096)[0])
-        behaviour = np.zeros(item.response_length, np.float32)
-        behaviour[np.flatnonzero(item.loss_mask)] = logprobs.numpy()
-        result.append(item.model_copy(update={"logprobs": behaviour}))
-    return result
-
-
-def plain_logprobs(model: torch.nn.Module, item: Trajectory) -> torch.Tensor:
-    """Log-probabilities of the sampled tokens from full logits of one sequence, without padding."""
-    tokens = torch.from_numpy(item.tokens.astype(np.int64))
-    logits = model(input_ids=tokens[None]).logits[0] / item.temperature
-    positions = item.prompt_length + np.flatnonzero(item.loss_mask)
-    return torch.log_softmax(logits[positions - 1], dim=-1)[range(len(positions)), tokens[positions]]
-
-
-def plain_gradient(
-    folder: Path, groups: list[list[Trajectory]], cap: float, dtype: torch.dtype = torch.float32
-) -> Weights:
-    """Returns the gradient of the on-policy decoupled loss, a sequence at a time, over the number of all sampled tokens.
-
-    It is computed in float32, of weights that were rounded to `dtype`.
-    """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).float()
-    everything = [item for group in groups for item in group]
-    rewards = np.array([item.reward for item in everything])
-    means = {group[0].group: np.mean([item.reward for item in group]) for group in groups}
-    centred = np.array([item.reward - means[item.group] for item in everything])
-    advantages = centred / centred.std()
-    assert rewards.std() > 0
-    count = sum(int(item.loss_mask.sum()) for item in everything)
-    for item, advantage in zip(everything, advantages, strict=True):
-        logprobs = plain_logprobs(model, item)
-        behaviour = torch.from_numpy(item.logprobs[np.flatnonzero(item.loss_mask)])
-        weight = (logprobs.detach() - behaviour).exp().clamp(max=cap)
-        (-(weight * logprobs).sum() * float(advantage) / count).backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def difference(after: Weights, before: Weights) -> Weights:
-    return {name: before[name] - after[name] for name in before}
-
-
 @pytest.mark.parametrize("budget", [1, 64, 4096])
 def test_gradient_is_that_of_plain_transformers(folder, new_trainer, budget):
-    trainer, groups = new_trainer(GRADIENT, budget), batch()
+    trainer, groups = new_trainer(GRADIENT, budget), random_batch()
     before = weights(trainer)
     trainer.train(groups, 1)
     expected = plain_gradient(folder, groups, cap=2.0)
@@ -178,7 +99,7 @@ def test_gradient_of_bfloat16_weights_is_that_of_plain_transformers(folder, new_
     """Bounds the norm of the error over that of the gradient. The weights that show the gradient are rounded to 1 in 256."""
     # So large a step that the weights are next to nothing beside what it adds to them.
     large = OptimizerConfig(lr=1e10, eps=1e4, max_grad_norm=1e9)
-    trainer, groups = new_trainer(large, 64, "bfloat16", compute), batch()
+    trainer, groups = new_trainer(large, 64, "bfloat16", compute), random_batch()
     before = weights(trainer)
     trainer.train(groups, 1)
     expected = plain_gradient(folder, groups, cap=2.0, dtype=torch.bfloat16)
@@ -188,7 +109,7 @@ def test_gradient_of_bfloat16_weights_is_that_of_plain_transformers(folder, new_
 
 
 def test_order_of_trajectories_changes_no_gradient(new_trainer):
-    groups = batch()
+    groups = random_batch()
     changes = []
     for order in (groups, [group[::-1] for group in groups[::-1]]):
         trainer = new_trainer(GRADIENT, budget=100)
@@ -202,7 +123,7 @@ def test_order_of_trajectories_changes_no_gradient(new_trainer):
 
 def test_logits_in_chunks_change_neither_logprobs_nor_gradient(folder):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    micro = micro_batches([item for group in batch() for item in group], torch.zeros(12), 4096)[0]
+    micro = micro_batches([item for group in random_batch() for item in group], torch.zeros(12), 4096)[0]
     results = []
     for rows in (1000, 7):
         module = TokenLogprobs(model, max_logits=rows * model.config.vocab_size)
@@ -217,7 +138,7 @@ def test_logits_in_chunks_change_neither_logprobs_nor_gradient(folder):
 def test_on_policy_ratios_are_exactly_one_at_a_temperature(new_trainer, minibatches):
     """In float32: where passes round more, ratios are one as far as other micro-batches round alike."""
     trainer = new_trainer(OptimizerConfig(lr=1e-12), budget=4096, minibatches=minibatches)
-    groups = [behave_like(trainer.policy, group) for group in batch(temperature=0.7)]
+    groups = [behave_like(trainer.policy, group) for group in random_batch(temperature=0.7)]
     metrics = trainer.train(groups, 1)
     assert metrics["clip_fraction"] == 0.0
     assert metrics["importance_weight_mean"] == pytest.approx(1.0, abs=1e-5)
@@ -236,7 +157,7 @@ def test_on_policy_ratios_are_exactly_one_at_a_temperature(new_trainer, minibatc
 
 def test_temperature_acts_on_the_ratio(new_trainer):
     trainer = new_trainer()
-    at_one = [behave_like(trainer.policy, group) for group in batch(temperature=1.0)]
+    at_one = [behave_like(trainer.policy, group) for group in random_batch(temperature=1.0)]
     # The same tokens and probabilities, said to have been sampled at 0.7: the policies differ.
     groups = [[item.model_copy(update={"temperature": 0.7}) for item in group] for group in at_one]
     assert trainer.train(groups, 1)["behaviour_kl"] > 1e-3
@@ -244,7 +165,7 @@ def test_temperature_acts_on_the_ratio(new_trainer):
 
 def test_later_minibatches_are_clipped_against_the_policy_that_the_batch_met(new_trainer):
     trainer = new_trainer(OptimizerConfig(lr=1e-2), minibatches=2)
-    groups = [behave_like(trainer.policy, group) for group in batch()]
+    groups = [behave_like(trainer.policy, group) for group in random_batch()]
     metrics = trainer.train(groups, 1)
     # The first update moves the policy far enough to clip in the second minibatch, while the proximal policy is still
     # the behaviour policy.
@@ -255,7 +176,7 @@ def test_later_minibatches_are_clipped_against_the_policy_that_the_batch_met(new
 @pytest.mark.parametrize("loss", ["decoupled_ppo", "ppo"])
 def test_training_raises_the_probability_of_rewarded_tokens(new_trainer, loss):
     trainer = new_trainer(OptimizerConfig(lr=1e-3), loss=loss)
-    groups = [behave_like(trainer.policy, group) for group in batch()]
+    groups = [behave_like(trainer.policy, group) for group in random_batch()]
     trainer.train(groups, 1)
     for item in (item for group in groups for item in group):
         with torch.no_grad():
@@ -266,7 +187,7 @@ def test_training_raises_the_probability_of_rewarded_tokens(new_trainer, loss):
 def test_ppo_clips_against_the_behaviour_policy(new_trainer):
     trainer = new_trainer(loss="ppo")
     rng = np.random.default_rng(0)
-    groups = batch()
+    groups = random_batch()
     for group in groups:
         group[:] = [
             item.model_copy(update={"logprobs": (item.logprobs - rng.normal(0, 0.5)).clip(max=0).astype(np.float32)})
@@ -292,14 +213,14 @@ def test_an_update_that_is_not_finite_is_left_out(new_trainer, arithmetic):
     trainer = new_trainer(**arithmetic)
     before = weights(trainer)
     # Logits over a temperature near the smallest float are infinite.
-    metrics = trainer.train(batch(temperature=1e-44), 1)
+    metrics = trainer.train(random_batch(temperature=1e-44), 1)
     assert metrics["skipped_updates"] == 1
     assert not {"loss", "grad_norm"} & set(metrics)
     assert all(torch.equal(weight, before[name]) for name, weight in weights(trainer).items())
     # And the next one is applied as if it had not been.
-    metrics = trainer.train(batch(), 2)
+    metrics = trainer.train(random_batch(), 2)
     other = new_trainer(**arithmetic)
-    other.train(batch(), 2)
+    other.train(random_batch(), 2)
     assert metrics["skipped_updates"] == 0
     assert all(torch.equal(weight, weights(other)[name]) for name, weight in weights(trainer).items())
 
@@ -309,7 +230,7 @@ def test_minibatches_depend_on_seed_and_version_alone(new_trainer):
     for version in (1, 1, 2):
         trainer = new_trainer(minibatches=3)
         torch.manual_seed(len(results))
-        trainer.train(batch(), version)
+        trainer.train(random_batch(), version)
         results.append(weights(trainer)["lm_head.weight"])
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
@@ -318,13 +239,13 @@ def test_minibatches_depend_on_seed_and_version_alone(new_trainer):
 def test_a_restored_trainer_continues_bit_for_bit(new_trainer, arithmetic, tmp_path):
     optimizer = OptimizerConfig(lr=1e-3, warmup_steps=5)
     trainer = new_trainer(optimizer, **arithmetic, minibatches=2)
-    trainer.train(batch(1), 1)
+    trainer.train(random_batch(1), 1)
     trainer.policy.save(tmp_path)
-    expected = trainer.train(batch(2), 2)
+    expected = trainer.train(random_batch(2), 2)
     restored = new_trainer(optimizer, **arithmetic, minibatches=2)
     assert not torch.equal(weights(restored)["lm_head.weight"], weights(trainer)["lm_head.weight"])
     restored.policy.load(tmp_path)
-    metrics = restored.train(batch(2), 2)
+    metrics = restored.train(random_batch(2), 2)
     assert all(torch.equal(weight, weights(trainer)[name]) for name, weight in weights(restored).items())
     # Four of five steps of warm-up.
     assert metrics["learning_rate"] == expected["learning_rate"] == pytest.approx(1e-3 * 4 / 5)
@@ -338,11 +259,11 @@ def test_optimizer_states_are_compared_beyond_the_rounding_of_the_weights(new_tr
     small = OptimizerConfig(lr=1e-9)
     trainer, other = (new_trainer(small, **arithmetic) for _ in range(2))
     for each in (trainer, other):
-        each.train(batch(), 1)
+        each.train(random_batch(), 1)
     trainer.save(tmp_path)
     assert other.load_and_compare(tmp_path) == dict.fromkeys(PARTS, True)
     # Another batch, at a rate that moves hardly any bfloat16 weight: moments and master weights show the difference.
-    other.train(batch(1), 2)
+    other.train(random_batch(1), 2)
     moved = sum(int((weight != weights(trainer)[name]).sum()) for name, weight in weights(other).items())
     assert moved < trainer.policy.parameters / 1000 or arithmetic["dtype"] == "float32"
     assert other.load_and_compare(tmp_path) == dict.fromkeys(PARTS, False)
@@ -354,11 +275,11 @@ def test_optimizer_states_are_compared_beyond_the_rounding_of_the_weights(new_tr
 
 def test_the_critics_state_is_compared_as_well(new_trainer, tmp_path):
     trainer = new_trainer(advantage="gae")
-    trainer.train(batch(), 1)
+    trainer.train(random_batch(), 1)
     trainer.save(tmp_path)
     parts = [*PARTS, *(name.replace("policy", "critic") for name in PARTS)]
     assert trainer.load_and_compare(tmp_path) == dict.fromkeys(parts, True)
-    trainer.train(batch(), 2)
+    trainer.train(random_batch(), 2)
     assert trainer.load_and_compare(tmp_path) == dict.fromkeys(parts, False)
 
 
@@ -378,7 +299,7 @@ def test_every_engine_trains_saves_and_restores(folder, tmp_path, stage, compute
             compute=compute,
         )
 
-    micros = micro_batches([item for group in batch() for item in group], torch.ones(12), 100)
+    micros = micro_batches([item for group in random_batch() for item in group], torch.ones(12), 100)
     tokens = sum(len(micro.targets) for micro in micros)
 
     def step(policy: Policy) -> float:
@@ -414,10 +335,10 @@ def test_steps_below_the_rounding_of_the_weights_add_up(new_trainer, compute):
     trainer = new_trainer(OptimizerConfig(lr=2e-5), dtype="bfloat16", compute=compute)
     start = weights(trainer)
     for version in range(1, 11):
-        trainer.train(batch(), version)
+        trainer.train(random_batch(), version)
     changed = sum(int((weight != start[name]).sum()) for name, weight in weights(trainer).items())
     once = new_trainer(OptimizerConfig(lr=2e-5), dtype="bfloat16", compute=compute)
-    once.train(batch(), 1)
+    once.train(random_batch(), 1)
     changed_once = sum(int((weight != start[name]).sum()) for name, weight in weights(once).items())
     # Without master weights a step too small for a weight would be lost each time, and ten would change what one does.
     assert changed > 2 * changed_once > 0
@@ -425,12 +346,12 @@ def test_steps_below_the_rounding_of_the_weights_add_up(new_trainer, compute):
 
 def test_an_export_is_a_hugging_face_checkpoint(new_trainer, tmp_path, arithmetic):
     trainer = new_trainer(**arithmetic)
-    trainer.train(batch(), 1)
+    trainer.train(random_batch(), 1)
     trainer.policy.export(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert model.dtype == getattr(torch, arithmetic["dtype"])
     assert all(torch.equal(model.get_parameter(name), weight) for name, weight in weights(trainer).items())
-    item = batch()[0][0]
+    item = random_batch()[0][0]
     with torch.no_grad():
         ours = trainer.policy.token_logprobs(micro_batches([item], torch.zeros(1), 4096)[0])
         theirs = plain_logprobs(model.float(), item)

@@ -9,8 +9,7 @@ import pytest
 from bus.metrics import steps_of
 from learner.replay import difference
 from runtime.models import model_folder
-from tests.integration.recorded import write_run
-from tests.integration.test_replay import replay
+from tests.integration.recorded import replay, write_run
 from tests.user_folder import ZEROTIR, write_user_folder
 
 # What a rank must take from the whole minibatch, and could take from its own share of it: GRPO's lengths, the ratios of

@@ -7,61 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from actors.engine import Completion, Sampling
 from actors.vllm_engine import VllmEngine
 from actors.weight_loader import WeightLoader
 from bus.connection import Bus
 from bus.messages import VersionSpan, WeightVersion
-from configs.bus import WeightsConfig
 from launch.weights_command import _write_checkpoint
-from weights.codec import Layout
+from tests.integration.source import Source
 from weights.follower import WeightFollower
-from weights.writer import WeightWriter
 
 pytestmark = pytest.mark.slow
-
-PROMPT = "What is 2 + 3? " * 6
 
 
 @pytest.fixture
 def engine(tiny_engine: VllmEngine) -> VllmEngine:
     return tiny_engine
-
-
-class Source:
-    """A model in transformers that stands for the learner's policy, and the writer of its weights."""
-
-    def __init__(self, folder: Path, bus: Bus) -> None:
-        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        self.prompt: list[int] = self.tokenizer.encode(PROMPT, add_special_tokens=False)
-        self.writer = WeightWriter(bus, WeightsConfig(snapshot_every=3))
-        weights = [(name, parameter.detach()) for name, parameter in self.model.named_parameters()]
-        self.layout = Layout.of([(name, "float32", tuple(w.shape), w.nbytes) for name, w in weights])
-        self.n = -1
-
-    @torch.no_grad()
-    def change(self, size: float) -> None:
-        """Moves every weight by up to `size` of its tensor's deviation; never towards the end of the sequence."""
-        generator = torch.Generator().manual_seed(self.n)
-        for parameter in self.model.parameters():
-            parameter += size * parameter.std() * torch.randn(parameter.shape, generator=generator)
-
-    async def publish(self) -> None:
-        self.n += 1
-        state = self.writer.spare_state(self.layout)
-        image = torch.from_numpy(state.image)
-        for entry, parameter in zip(self.layout.tensors, self.model.parameters(), strict=True):
-            image[entry.offset : entry.offset + entry.nbytes].copy_(parameter.detach().reshape(-1).view(torch.uint8))
-        await self.writer.publish(self.n, state)
-
-    @torch.no_grad()
-    def logprobs(self, tokens: list[int]) -> torch.Tensor:
-        """Of each token after the prompt, from one pass with the present weights."""
-        logits = self.model(torch.tensor([self.prompt + tokens])).logits[0, len(self.prompt) - 1 : -1]
-        return torch.log_softmax(logits, -1)[range(len(tokens)), tokens]
 
 
 @pytest.fixture

@@ -1,24 +1,18 @@
 """The balance that people see, and what was left out beside what was trained on."""
 
-import numpy as np
 import pytest
 
-from bus.messages import Failure, FinishReason, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Failure, Trajectory
 from configs.schema import FiltersConfig
 from launch.accounts import account_lines
 from learner.step_metrics import batch_metrics
 from learner.tickets.filters import Filters
 from learner.tickets.ledger import BalanceError, Ledger
+from tests import factories
 
 
 def trajectory(ticket: int, reward: float, length: int) -> Trajectory:
-    return Trajectory(
-        ticket=ticket, group=(ticket - 1) // 2, tokens=np.zeros(1 + length, np.int32), prompt_length=1,
-        loss_mask=np.ones(length, np.uint8), logprobs=np.zeros(length, np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=length),), temperature=1.0,
-        reward=reward, reward_parts={}, tool_calls=(), finish_reason=FinishReason.STOP, actor="a", seed=0,
-        issued_at=0.0, started_at=0.0, first_token_at=0.0, published_at=0.0,
-    )  # fmt: skip
+    return factories.trajectory(1, length, ticket=ticket, group=(ticket - 1) // 2, reward=reward)
 
 
 def step(ledger: Ledger) -> dict[str, float]:

@@ -1,47 +1,22 @@
 """Micro-batches: what is padded, where sampled tokens are predicted, and the token budget."""
 
-import numpy as np
 import pytest
 import torch
 
-from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Trajectory
 from learner.training.batches import micro_batches, sampled_tokens
-
-
-def trajectory(prompt: list[int], response: list[int], mask: list[int], temperature: float = 1.0) -> Trajectory:
-    """Behaviour log-probabilities are -token / 10 on sampled tokens."""
-    loss_mask = np.array(mask, np.uint8)
-    return Trajectory(
-        ticket=1,
-        group=0,
-        tokens=np.array(prompt + response, np.int32),
-        prompt_length=len(prompt),
-        loss_mask=loss_mask,
-        logprobs=(-np.array(response, np.float32) / 10 * loss_mask).astype(np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=len(response)),),
-        temperature=temperature,
-        reward=0.0,
-        reward_parts={},
-        tool_calls=(),
-        finish_reason=FinishReason.STOP,
-        actor="a",
-        seed=0,
-        issued_at=0.0,
-        started_at=0.0,
-        first_token_at=0.0,
-        published_at=0.0,
-    )
+from tests.factories import of_tokens
 
 
 def of_length(length: int) -> Trajectory:
     """One whose last sampled token has `length` tokens before it."""
-    return trajectory([1] * (length - 1), [2, 3], [1, 1])
+    return of_tokens([1] * (length - 1), [2, 3], [1, 1])
 
 
 def test_a_micro_batch_by_hand():
-    short = trajectory([10, 11], [12, 13], [1, 1], temperature=0.5)
+    short = of_tokens([10, 11], [12, 13], [1, 1], temperature=0.5)
     # Tool output 22, 23 between sampled tokens, and 25 inserted at the end, which nothing needs.
-    long = trajectory([20], [21, 22, 23, 24, 25], [1, 0, 0, 1, 0], temperature=0.7)
+    long = of_tokens([20], [21, 22, 23, 24, 25], [1, 0, 0, 1, 0], temperature=0.7)
     (micro,) = micro_batches([short, long], torch.tensor([1.0, -2.0]), budget=100)
     # Longest first. 24 is predicted from four tokens, 13 from three: L = 4.
     assert micro.input_ids.tolist() == [[20, 21, 22, 23], [10, 11, 12, 13]]
@@ -72,7 +47,7 @@ def test_micro_batches_keep_to_the_budget_with_padding():
 
 
 def test_token_ids_reach_the_model_unchanged():
-    micro = micro_batches([trajectory([49_151], [151_935, 7], [1, 1])], torch.zeros(1), budget=1)[0]
+    micro = micro_batches([of_tokens([49_151], [151_935, 7], [1, 1])], torch.zeros(1), budget=1)[0]
     assert micro.input_ids.dtype == torch.int64
     assert micro.input_ids.tolist() == [[49_151, 151_935]]
     assert micro.targets.tolist() == [151_935, 7]

@@ -5,7 +5,6 @@ import hashlib
 import json
 import re
 from html.parser import HTMLParser
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from evaluation.page import inert_json, page, pieces
 from evaluation.plan import DataSet, Plan
 from evaluation.records import Passage, Sample
 from tasks.problems import Problem
+from tests.unit.samples import sample
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt; <!-- --> ]]> \u2028 {{table}} {{data}} "
@@ -52,17 +52,6 @@ class Parsed(HTMLParser):
             self.scripts[-1] += data
         elif self._in != "style":
             self.text += data
-
-
-def sample(number: int = 0, *, text: str = "fine", problem: str = "p0", correct: bool = True, **changes) -> Sample:
-    values: dict[str, Any] = {
-        "data": "set", "problem": problem, "max_tool_calls": 1, "number": number, "reward": 1.0,
-        "parts": {"correct": float(correct), "answered": 1.0, "ungradable": 0.0},
-        "passages": (Passage(sampled=True, start=0, text=text),), "tool_calls": (), "refused_calls": 0,
-        "finish_reason": FinishReason.STOP, "prompt_tokens": 5, "response_tokens": 9, "sampled_tokens": 9,
-        "seconds": 1.0, "attempts": 1,
-    }  # fmt: skip
-    return Sample(**(values | changes))
 
 
 def plan(text: str = "What?", samples: int = 2) -> Plan:

@@ -10,7 +10,7 @@ from configs.loading import load_config
 from evaluation.plan import Plan, choose, make_plan, refuse_known
 from launch.cli import main
 from tasks.problems import ProblemError
-from tests.unit.test_project import zerotir
+from tests.processes import zerotir
 
 ROWS = [{"id": f"q{n}", "problem": f"{n} + {n}?", "answer": str(2 * n)} for n in range(10)]
 

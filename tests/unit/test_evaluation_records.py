@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evaluation.records import Journal, JournalError
-from tests.unit.test_evaluation_page import sample
+from tests.unit.samples import sample
 
 SETTINGS = {"weights": "w", "rollout": {"temperature": 1.0, "stop": ("a", "b")}, "data": {"set": {"digest": "d"}}}
 

@@ -15,7 +15,7 @@ from evaluation.records import Sample
 from evaluation.results import write_report
 from evaluation.summary import Row, summarise
 from tasks.problems import Problem
-from tests.unit.test_evaluation_page import sample
+from tests.unit.samples import sample
 
 PROBLEMS = tuple(Problem(f"p{number}", "1 + 1?", "2") for number in range(3))
 PLAN = Plan(

@@ -6,38 +6,21 @@ import numpy as np
 import pytest
 
 from bus.codec import decode, encode
-from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
+from bus.messages import FinishReason, Trajectory
 from configs.schema import FiltersConfig
 from learner.step_metrics import batch_metrics
 from learner.tickets.filters import REASONS, Filters
 from learner.tickets.ledger import Ledger
+from tests import factories
 
 NONE = FiltersConfig(no_signal=False)
 
 
 def trajectory(ticket: int = 1, reward: float = 1.0, **changes: Any) -> Trajectory:
     """Two prompt and three response tokens, the second one inserted."""
-    fields = {
-        "ticket": ticket,
-        "group": 0,
-        "tokens": np.arange(5, dtype=np.int32),
-        "prompt_length": 2,
-        "loss_mask": np.array([1, 0, 1], np.uint8),
-        "logprobs": np.array([-1.0, 0.0, -2.0], np.float32),
-        "versions": (VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=3),),
-        "temperature": 1.0,
-        "reward": reward,
-        "reward_parts": {"correct": reward},
-        "tool_calls": (),
-        "finish_reason": FinishReason.STOP,
-        "actor": "a",
-        "seed": 0,
-        "issued_at": 0.0,
-        "started_at": 0.0,
-        "first_token_at": 0.0,
-        "published_at": 0.0,
-    }
-    return Trajectory.model_validate(fields | changes)
+    logprobs = np.array([-1.0, 0.0, -2.0], np.float32)
+    fields = {"ticket": ticket, "reward": reward, "reward_parts": {"correct": reward}, "logprobs": logprobs}
+    return factories.trajectory(2, 3, mask=[1, 0, 1], **(fields | changes))
 
 
 def applied(filters: Filters, group: list[Trajectory]) -> tuple[tuple[Trajectory, ...], dict[str, int]]:

@@ -4,56 +4,19 @@ import random
 from collections.abc import Iterator
 
 import msgpack
-import numpy as np
 import pytest
 
-from bus.messages import Failure, FinishReason, Trajectory, VersionSpan, WeightVersion
-from configs.schema import FiltersConfig
-from learner.tickets.filters import Filters
 from learner.tickets.ledger import BalanceError, Ledger
-
-
-def trajectory(ledger: Ledger, ticket: int, reward: float = 0.0, version: int | None = None) -> Trajectory:
-    group = (ticket - 1) // ledger.group_size
-    n = ledger.issued_under(group) if version is None else version
-    return Trajectory(
-        ticket=ticket,
-        group=group,
-        tokens=np.arange(4, dtype=np.int32),
-        prompt_length=2,
-        loss_mask=np.ones(2, np.uint8),
-        logprobs=np.full(2, -1.0, np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=n), start=0, end=2),),
-        temperature=1.0,
-        reward=reward,
-        reward_parts={},
-        tool_calls=(),
-        finish_reason=FinishReason.STOP,
-        actor="a",
-        seed=0,
-        issued_at=0.0,
-        started_at=0.0,
-        first_token_at=0.0,
-        published_at=0.0,
-    )
-
-
-def failure(ledger: Ledger, ticket: int) -> Failure:
-    group = (ticket - 1) // ledger.group_size
-    return Failure(ticket=ticket, group=group, reason="deadline", attempts=1, actor="a", published_at=0.0)
-
-
-def make(groups: int = 2, samples: int = 2, staleness: int = 1, steps: int = 100) -> Ledger:
-    return Ledger(groups, samples, staleness, steps, Filters(FiltersConfig(), group_relative=True))
+from tests.factories import answer, failure, make_ledger
 
 
 def settle(ledger: Ledger, group: int, sequence: Iterator[int]) -> None:
     for sample, ticket in enumerate(ledger.tickets(group)):
-        assert ledger.accept(next(sequence), trajectory(ledger, ticket, reward=float(sample % 2))) is None
+        assert ledger.accept(next(sequence), answer(ledger, ticket, reward=float(sample % 2))) is None
 
 
 def test_on_policy_issues_one_batch_at_a_time():
-    ledger, sequence = make(staleness=0), iter(range(1, 1000))
+    ledger, sequence = make_ledger(staleness=0), iter(range(1, 1000))
     assert ledger.admit(0) == range(2)
     assert ledger.admit(0) == range(2, 2)
     settle(ledger, 0, sequence)
@@ -66,7 +29,7 @@ def test_on_policy_issues_one_batch_at_a_time():
 
 def test_a_batch_does_not_leave_more_old_groups_than_later_batches_hold():
     # G = 1, S = 2: groups 0, 1, 2 are issued under version 0 and must be trained by step 2.
-    ledger, sequence = make(groups=1, samples=2, staleness=2), iter(range(1, 1000))
+    ledger, sequence = make_ledger(groups=1, size=2, staleness=2), iter(range(1, 1000))
     ledger.admit(0)
     settle(ledger, 0, sequence)
     assert ledger.take(0).taken[0][0].group == 0
@@ -81,7 +44,7 @@ def test_a_batch_does_not_leave_more_old_groups_than_later_batches_hold():
 @pytest.mark.parametrize("seed", range(20))
 def test_staleness_is_bounded_and_the_balance_closes_whatever_the_order(seed: int):
     rng = random.Random(seed)
-    ledger = make(groups=rng.randint(1, 4), samples=rng.randint(2, 3), staleness=rng.randint(0, 3), steps=25)
+    ledger = make_ledger(groups=rng.randint(1, 4), size=rng.randint(2, 3), staleness=rng.randint(0, 3), steps=25)
     unanswered: list[int] = []
     sequence = 0
     for step in range(25):
@@ -94,7 +57,7 @@ def test_staleness_is_bounded_and_the_balance_closes_whatever_the_order(seed: in
             sequence += 1
             failed = rng.random() < 0.1
             version = rng.randint(ledger.issued_under((ticket - 1) // ledger.group_size), step)
-            result = failure(ledger, ticket) if failed else trajectory(ledger, ticket, rng.choice([0.0, 1.0]), version)
+            result = failure(ledger, ticket) if failed else answer(ledger, ticket, rng.choice([0.0, 1.0]), version)
             assert ledger.accept(sequence, result) is None
             if rng.random() < 0.2:
                 sequence += 1
@@ -109,13 +72,13 @@ def test_staleness_is_bounded_and_the_balance_closes_whatever_the_order(seed: in
 
 
 def test_the_reason_of_every_end_is_kept():
-    ledger = make(groups=3, samples=2, staleness=0)
+    ledger = make_ledger(groups=3, size=2, staleness=0)
     ledger.admit(0)
-    ledger.accept(1, trajectory(ledger, 1, 1.0))
-    ledger.accept(2, trajectory(ledger, 2, 0.0))
-    ledger.accept(3, trajectory(ledger, 3, 0.0))
-    ledger.accept(4, trajectory(ledger, 4, 0.0))
-    ledger.accept(5, trajectory(ledger, 5, 1.0))
+    ledger.accept(1, answer(ledger, 1, 1.0))
+    ledger.accept(2, answer(ledger, 2, 0.0))
+    ledger.accept(3, answer(ledger, 3, 0.0))
+    ledger.accept(4, answer(ledger, 4, 0.0))
+    ledger.accept(5, answer(ledger, 5, 1.0))
     ledger.accept(6, failure(ledger, 6))
     batch = ledger.take(0)
     assert [[member.ticket for member in group] for group in batch.trained] == [[1, 2]]
@@ -125,39 +88,39 @@ def test_the_reason_of_every_end_is_kept():
 
 
 def test_results_that_must_not_count_are_named():
-    ledger = make(groups=1, samples=2, staleness=1)
+    ledger = make_ledger(groups=1, size=2, staleness=1)
     ledger.admit(0)
     sequence = iter(range(1, 100))
     settle(ledger, 0, sequence)
     ledger.take(0)
     ledger.admit(1)
-    assert ledger.accept(next(sequence), trajectory(ledger, 1)) == "group already used"
-    assert ledger.accept(next(sequence), trajectory(ledger, 99)) == "never issued"
+    assert ledger.accept(next(sequence), answer(ledger, 1)) == "group already used"
+    assert ledger.accept(next(sequence), answer(ledger, 99)) == "never issued"
     assert ledger.issued_under(2) == 1
-    assert ledger.accept(next(sequence), trajectory(ledger, 5, version=0)) == "weights older than the ticket allows"
-    wrong_group = trajectory(ledger, 3).model_copy(update={"group": 2})
+    assert ledger.accept(next(sequence), answer(ledger, 5, version=0)) == "weights older than the ticket allows"
+    wrong_group = answer(ledger, 3).model_copy(update={"group": 2})
     assert ledger.accept(next(sequence), wrong_group) == "ticket of another group"
     assert ledger.position == next(sequence) - 1
 
 
 def test_a_restored_book_goes_on_exactly():
-    ledger, sequence = make(staleness=2), iter(range(1, 1000))
+    ledger, sequence = make_ledger(staleness=2), iter(range(1, 1000))
     ledger.admit(0)
     settle(ledger, 0, sequence)
-    ledger.accept(next(sequence), trajectory(ledger, 3, 1.0))
-    again = make(staleness=2)
+    ledger.accept(next(sequence), answer(ledger, 3, 1.0))
+    again = make_ledger(staleness=2)
     again.restore(msgpack.unpackb(msgpack.packb(ledger.state()), strict_map_key=False))
     for each in (ledger, again):
         after = iter(range(50, 100))
-        assert each.accept(next(after), trajectory(each, 3)) == "already answered"
-        assert each.accept(next(after), trajectory(each, 4, 0.0)) is None
+        assert each.accept(next(after), answer(each, 3)) == "already answered"
+        assert each.accept(next(after), answer(each, 4, 0.0)) is None
         assert each.ready(0) == [0, 1]
         each.take(0)
     assert again.state() == ledger.state()
 
 
 def test_a_balance_that_does_not_close_is_an_error():
-    ledger = make()
+    ledger = make_ledger()
     ledger.admit(0)
     ledger.trained += 1
     with pytest.raises(BalanceError, match="8 tickets issued, but 1 trained"):

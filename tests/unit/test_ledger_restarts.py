@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from bus.messages import Trajectory
 from learner.tickets.ledger import Ledger
-from tests.unit.test_ledger import failure, make, trajectory
+from tests.factories import answer, failure, make_ledger
 
 STEPS = 6
 
@@ -37,7 +37,7 @@ class World:
         self._issue()
 
     def _fresh(self) -> Ledger:
-        return make(self.groups, self.samples, self.staleness, STEPS)
+        return make_ledger(self.groups, self.samples, self.staleness, STEPS)
 
     def _issue(self) -> None:
         self.ledger.admit(self.version)
@@ -50,13 +50,13 @@ class World:
             ticket = self.random.choice(sorted(self.queue))
             self.queue.discard(ticket)
             failed = self.random.random() < 0.2
-            self.log.append((failure if failed else trajectory)(self.ledger, ticket))
+            self.log.append((failure if failed else answer)(self.ledger, ticket))
 
     def repeat(self) -> None:
         self.log += [self.random.choice(self.log)] if self.log else []
 
     def foreign(self) -> None:
-        self.log.append(trajectory(self.ledger, self.ledger.issued + self.random.randint(1, 9) + 1000))
+        self.log.append(answer(self.ledger, self.ledger.issued + self.random.randint(1, 9) + 1000))
 
     def spoil(self) -> None:
         """A ticket is acknowledged, and what came of it cannot be used."""
@@ -64,7 +64,7 @@ class World:
             ticket = self.random.choice(sorted(self.queue))
             self.queue.discard(ticket)
             allowed = self.ledger.issued_under(self.ledger.group_of(ticket))
-            stale = trajectory(self.ledger, ticket, version=allowed - 1) if allowed else None
+            stale = answer(self.ledger, ticket, version=allowed - 1) if allowed else None
             self.log.append(self.random.choice([None, stale]))
 
     def read(self) -> None:

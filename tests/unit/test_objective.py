@@ -13,7 +13,7 @@ from learner.algorithm.losses import value_loss
 from learner.algorithm.objective import batch_advantages, length_scale, policy_objective
 from learner.training.batches import MicroBatch, micro_batches
 from learner.training.critic import TokenValues
-from tests.unit.test_batches import trajectory
+from tests.factories import of_tokens
 
 REWARDS = torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=torch.float64)
 GROUPS = torch.tensor([0, 0, 0, 1])
@@ -103,7 +103,7 @@ def micro() -> MicroBatch:
     items = []
     for length in (9, 7, 12, 4):
         response = torch.randint(1, 24, (length,), generator=generator).tolist()
-        items.append(trajectory([1, 2, 3], response, [1, 1, *[0] * (length - 3), 1], temperature=0.7))
+        items.append(of_tokens([1, 2, 3], response, [1, 1, *[0] * (length - 3), 1], temperature=0.7))
     advantages = [torch.randn(3, generator=generator) for _ in items]
     [packed] = micro_batches(items, advantages, 1000)
     return packed

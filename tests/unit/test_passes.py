@@ -9,11 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bus.messages import FinishReason, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Trajectory
 from learner.training.batches import MicroBatch
 from learner.training.minibatches import split
 from learner.training.passes import Passes
 from learner.training.ranks import Ranks, share
+from tests import factories
 
 LENGTHS = (3, 9, 5)
 
@@ -34,26 +35,8 @@ def trajectory(response: int) -> Trajectory:
     """A prompt of one token, and a response whose second token was inserted."""
     mask = np.ones(response, np.uint8)
     mask[1] = 0
-    return Trajectory(
-        ticket=1,
-        group=0,
-        tokens=np.arange(response + 1, dtype=np.int32) + np.int32(10 * response),
-        prompt_length=1,
-        loss_mask=mask,
-        logprobs=np.zeros(response, np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=response),),
-        temperature=1.0,
-        reward=0.0,
-        reward_parts={},
-        tool_calls=(),
-        finish_reason=FinishReason.STOP,
-        actor="a",
-        seed=0,
-        issued_at=0.0,
-        started_at=0.0,
-        first_token_at=0.0,
-        published_at=0.0,
-    )
+    tokens = np.arange(response + 1, dtype=np.int32) + np.int32(10 * response)
+    return factories.trajectory(1, response, mask=mask, tokens=tokens)
 
 
 @pytest.fixture

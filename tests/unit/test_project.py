@@ -14,6 +14,7 @@ import pytest
 
 from launch.extras import EXTRAS
 from runtime.logs import PACKAGES
+from tests.processes import zerotir
 
 ROOT = Path(__file__).parents[2]
 EVERY_ROLE = {"bus", "configs", "runtime"}
@@ -104,12 +105,6 @@ def test_the_extra_of_every_package_beyond_the_base_is_known():
     base |= {"nkeys", "pydantic_core"}
     assert needed - set(MAY_IMPORT) - set(sys.stdlib_module_names) - base - of_extras == set()
     assert of_extras <= needed | {"sympy", "accelerate"}
-
-
-def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launch.cli", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def test_help_imports_nothing_heavy():

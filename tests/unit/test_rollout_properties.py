@@ -7,9 +7,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from actors.rollout import TRUNCATED, Rollout
-from bus.messages import FinishReason, Trajectory
+from bus.messages import FinishReason
 from configs.schema import RolloutConfig
 from grading.blocks import find_blocks
+from tests import factories
 from tests.unit.scripted import END, Pieces, Sampled, ScriptedEngine, ScriptedRunner, result
 
 # Whole and broken fences, fences with more in the token, quotes and comments that hide fences, stops and answers.
@@ -99,10 +100,15 @@ def test_every_rollout_ends_and_is_consistent(script: list[Sampled], printed: li
 
     # It travels.
     arrays = response.arrays(prompt)
-    Trajectory(
-        ticket=1, group=0, tokens=arrays[0], prompt_length=len(prompt), loss_mask=arrays[1], logprobs=arrays[2],
-        versions=tuple(response.versions), temperature=1.0, reward=0.0, reward_parts={},
-        tool_calls=tuple(response.tool_calls), finish_reason=response.finish_reason,
-        hallucinated_outputs=response.hallucinated_outputs, actor="a", seed=0, issued_at=0.0, started_at=0.0,
-        first_token_at=response.first_token_at, published_at=0.0,
-    )  # fmt: skip
+    factories.trajectory(
+        len(prompt),
+        len(response.tokens),
+        mask=arrays[1],
+        tokens=arrays[0],
+        logprobs=arrays[2],
+        versions=tuple(response.versions),
+        tool_calls=tuple(response.tool_calls),
+        finish_reason=response.finish_reason,
+        hallucinated_outputs=response.hallucinated_outputs,
+        first_token_at=response.first_token_at,
+    )

@@ -1,13 +1,13 @@
 """Who calls, when, with what errors, and whether it had to do with the answer."""
 
-import numpy as np
 import pytest
 
-from bus.messages import Failure, FinishReason, Outcome, ToolCall, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Failure, Outcome, ToolCall, Trajectory
 from grading.spontaneity import code_unused
 from learner.code_metrics import spontaneity_metrics
 from learner.step_metrics import batch_metrics
 from learner.tickets.ledger import Batch
+from tests import factories
 
 CODE = "```python\nprint(6*7)\n```"
 
@@ -46,27 +46,8 @@ def call(start: int, error: str = "") -> ToolCall:
 
 
 def trajectory(*calls: ToolCall, correct: bool = False, answered: bool = True, **marks) -> Trajectory:
-    return Trajectory(
-        ticket=1,
-        group=0,
-        tokens=np.array([1] * 101, np.int32),
-        prompt_length=1,
-        loss_mask=np.array([1] * 100, np.uint8),
-        logprobs=np.zeros(100, np.float32),
-        versions=(VersionSpan(version=WeightVersion(epoch=0, n=0), start=0, end=100),),
-        temperature=1.0,
-        reward=float(correct),
-        reward_parts={"correct": float(correct), "answered": float(answered)},
-        tool_calls=calls,
-        finish_reason=FinishReason.STOP,
-        actor="a",
-        seed=0,
-        issued_at=0.0,
-        started_at=0.0,
-        first_token_at=0.0,
-        published_at=0.0,
-        **marks,
-    )
+    parts = {"correct": float(correct), "answered": float(answered)}
+    return factories.trajectory(1, 100, reward=float(correct), reward_parts=parts, tool_calls=calls, **marks)
 
 
 def test_metrics():

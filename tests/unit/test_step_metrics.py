@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from bus.messages import Failure, FinishReason, Metrics, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Failure, Metrics, Trajectory, VersionSpan, WeightVersion
 from launch.views import step_line, summary
 from learner.step_metrics import batch_metrics
 from learner.tickets.ledger import Batch
+from tests import factories
 
 
 def trajectory(*spans: tuple[tuple[int, int], int, int]) -> Trajectory:
@@ -15,12 +16,10 @@ def trajectory(*spans: tuple[tuple[int, int], int, int]) -> Trajectory:
     mask = np.zeros(length, np.uint8)
     for span in versions:
         mask[span.start : span.end] = 1
-    return Trajectory(
-        ticket=1, group=0, tokens=np.zeros(1 + length, np.int32), prompt_length=1,
-        loss_mask=mask, logprobs=np.zeros(length, np.float32), versions=versions, temperature=1.0,
-        reward=1.0, reward_parts={"correct": 1.0}, tool_calls=(), finish_reason=FinishReason.STOP, actor="a", seed=0,
-        issued_at=0.0, started_at=70.0, first_token_at=80.0, published_at=100.0,
-    )  # fmt: skip
+    times = {"started_at": 70.0, "first_token_at": 80.0, "published_at": 100.0}
+    return factories.trajectory(
+        1, length, mask=mask, versions=versions, reward=1.0, reward_parts={"correct": 1.0}, **times
+    )
 
 
 def batch(*members: Trajectory | Failure) -> Batch:
