@@ -45,7 +45,9 @@ def test_every_algorithm_field_and_filter_reason_is_explained():
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"], ids=lambda path: path.name
+    "path",
+    [*sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*.md"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_links_between_documents_lead_somewhere(path: Path):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text()):
