@@ -1,14 +1,15 @@
 """The actor: pulls tickets, runs rollouts, publishes each the moment it is finished.
 
     who                 waits for                              who unblocks it
-    pulling             room in the cache, tickets             rollouts that end; the dispatcher
+    pulling             a slot in the cache, tickets           rollouts that end; the dispatcher
     each rollout        a weight version, the engine, a        the weight follower; the engine; the sandbox;
-                        sandbox, room in the result stream     the learner, which purges
+                        sandbox, space in the result stream    the learner, which purges
     weight follower     a manifest newer than its own          the learner
 
-A failure of infrastructure hands the ticket back; it becomes a `Failure` only past the delivery limit or the deadline, and
-only from an actor whose lease has held throughout. At most `actor.max_rollouts` tickets are held, each by one task until its
-result is stored, and no more than the engine's cache has room for: results that the bus does not take hold the actor back.
+When infrastructure fails, the ticket is handed back. It becomes a `Failure` only past the delivery limit or the deadline,
+and only from an actor whose lease has held throughout. An actor holds at most `actor.max_rollouts` tickets, and no more
+than the engine's cache has slots for. One task holds each ticket until its result is stored, so results that the bus does
+not take hold the actor back.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """Admission: how many rollouts the engine's key-value cache holds at once.
 
-Nobody knows how long a response will be, and room for the whole budget of each would leave most of the cache empty. So a
-rollout is counted with its prompt's bound and with the length that 19 of 20 recent responses stayed within; while there are
-too few of those, with its whole budget. Where that is too little, vLLM preempts requests and computes them again: slower,
-never wrong.
+The length of a response is not known before it ends. If each rollout had space for its whole budget, most of the cache
+would stay empty. So a rollout counts with its prompt's bound and the length that 19 of 20 recent responses stayed within;
+while there are too few of those, it counts with its whole budget. If that is too little, vLLM preempts requests and
+computes them again: this costs time and changes no result.
 """
 
 from collections import deque

@@ -1,10 +1,10 @@
 """Prefix caching by weight version, also for requests that wait while weights are loaded.
 
-A request's cache salt is the version under which it was asked for (`actors.vllm_engine`), so vLLM looks its prefix up among
-the blocks of that version alone. One that still waits when the next version is loaded, or is preempted after it, would find
-the keys and values of the old weights again, and its tokens would be called the new version's. vLLM has no way to change
-the salt of a request, so this plugin, which vLLM loads in every process of an engine, does it: when the version is set, for
-all requests that wait, and later for each that is preempted. Requests that run keep what they have.
+A request's cache salt is the version under which it was asked for (`actors.vllm_engine`), so vLLM looks for its prefix among
+the blocks of that version alone. A request may still wait when the next version is loaded, or be preempted after it. With
+its old salt it would find keys and values of the old weights, while its tokens carry the new version. vLLM has no way to
+change the salt of a request, so this plugin does it: for all waiting requests when the version is set, and for each request
+that is preempted later. vLLM loads the plugin in every process of an engine. Running requests keep what they have.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """An engine without a model: paced, made-up tokens for load tests, fault tests and capacity planning.
 
-It stands where vLLM's does; tickets, sandbox, grading, weights and results are the real ones. What request n writes follows
-from the seed, n and its own tokens. A turn is filler of log-normal length, then a program that the sandbox runs or an answer
-that is rarely right. Log-probabilities are those of a uniform distribution over the vocabulary, whatever the weights are, so
-nothing is to be learned from its trajectories; they carry the versions that were loaded when their tokens were due.
+It replaces vLLM; tickets, sandbox, grading, weights and results are the real ones. The text of request n follows from the
+seed, n and its own tokens. A turn is filler of log-normal length, then a program that the sandbox runs, or an answer that
+is rarely right. Log-probabilities are those of a uniform distribution over the vocabulary, whatever the weights are, so
+nothing can be learned from them. Each token carries the version that was loaded when it was due.
 """
 
 import asyncio

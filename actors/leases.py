@@ -1,8 +1,8 @@
 """The actor's hold on tickets: leases that are kept alive, hand-backs, acknowledgements.
 
-All actors share one durable consumer of each of two streams: new tickets, and those that are offered once more (handed back,
-or issued again by the learner). A ticket is pulled only when there is room to run it, its lease is renewed while it runs,
-and it is acknowledged only after its result, or its copy among the retries, is stored; otherwise another actor gets it.
+There are two streams: new tickets, and tickets that are offered again (handed back, or issued again by the learner). All
+actors share one durable consumer of each. A ticket is pulled only when there is a slot for it. Its lease is renewed while it
+runs. It is acknowledged only after its result, or its copy among the retries, is stored; otherwise another actor gets it.
 """
 
 import asyncio

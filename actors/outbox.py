@@ -4,9 +4,9 @@
                              │ refused once: everything that waits, and what comes, is in a file as well
     an actor that starts ────┘ takes over the files that dead ones left, before anything of its own
 
-A rollout keeps its place until its result is stored, so the queue and the file never hold more than `actor.max_rollouts`
-results beside those that were taken over, and an actor whose places are all taken pulls no tickets. The learner unblocks it,
-by purging, or the bus, by coming back. A result may be stored twice; the learner takes the first.
+A rollout keeps its slot until its result is stored. So queue and file never hold more than `actor.max_rollouts` results
+beside those that were taken over, and an actor without a free slot pulls no tickets. The learner unblocks it by purging, or
+the bus by coming back. A result may be stored twice; the learner takes the first.
 """
 
 import asyncio

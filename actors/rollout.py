@@ -4,11 +4,11 @@
         |                        |
         +-- end, stop or budget -+--> done
 
-Tokens never pass through text: what the engine sampled is what is trained on, and inserted text is tokenised once. Text
-is decoded only to find code and, later, the answer; inserted tokens are never searched for either. Sampled plus inserted
-tokens never exceed `max_response_tokens`: the budget is all that ends a response which the model does not end. The deadline
-is a bound on the engine: it counts the seconds in which the engine sampled, not those in which the response waited for its
-turn, for a load of weights or for a program, so a loaded machine does not take the long responses out of what is trained on.
+Tokens never pass through text: training sees exactly the tokens that the engine sampled, and inserted text is tokenised
+once. Text is decoded only to find code and, later, the answer; inserted tokens are never searched for either. Sampled plus
+inserted tokens never exceed `max_response_tokens`, the only thing that ends a response which the model does not end. The
+deadline bounds the engine: it counts the seconds in which the engine sampled, and no wait for a turn, a load of weights or a
+program. So a loaded machine does not remove long responses from what is trained on.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""The engine that vLLM is: one process of it, set up for an actor, with weights exchanged through shared memory."""
+"""The vLLM engine of an actor: its process, its requests, and loads of weights through shared memory."""
 
 import asyncio
 import contextlib

@@ -1,8 +1,8 @@
 """The actor's follower of the weight log: newest version into host memory, then into the engine.
 
-Deltas are applied to a copy in host memory while the engine generates; the engine pauses only to load that copy, and
-versions that came meanwhile are one load. The copy is an anonymous file in memory that the engine's workers map through this
-process's descriptor (all workers of a host the same one), so it is gone with the process, however that ends; it is written
+Deltas are applied to a copy in host memory while the engine generates. The engine pauses only to load that copy; versions
+that came meanwhile are one load. The copy is an anonymous file in memory, which the engine's workers map through this
+process's descriptor, all workers of a host the same one. It is gone with the process, however that ends. It is written
 only while no load is under way. An actor never generates with weights that it did not get from the log.
 """
 

@@ -1,9 +1,9 @@
 """Where a run's bus is and how to enter it: `runs/<id>/bus.json` and one file a role in `runs/<id>/credentials/`.
 
-Whoever enters signs the server's challenge with the seed of an ed25519 key (an nkey); the server's configuration holds
-public keys alone, and no secret crosses the network. bus.json holds the seed of the run's master key, role `bus`, from which
-the keys of all other roles follow; a role's own file holds its own seed and gives nothing else away. The files have mode
-0600, and a seed is in no log and in no `repr`.
+A role signs the server's challenge with the seed of an ed25519 key (an nkey). The server's configuration holds public keys
+alone, and no secret crosses the network. bus.json holds the seed of the run's master key, role `bus`, from which the keys of
+all other roles follow; a role's own file holds its own seed alone. The files have mode 0600, and a seed is in no log and in
+no `repr`.
 """
 
 import hmac

@@ -1,9 +1,8 @@
 """Reading a stream as a log: every message once, in order, from any sequence on.
 
-A short-lived pull consumer that the server forgets by itself; it is made anew, at the next unread sequence, after
-whatever went wrong (server restarted, connection lost, consumer expired, a hole in the deliveries, deliveries that never
-came). One pull request is open at a time: messages arrive as they are stored, and no more of them lie here unread than the
-last `read` asked for.
+The reader has a short-lived pull consumer. It makes a new one at the next unread sequence after any interruption: the server
+restarted, the connection or the consumer was lost, deliveries have a hole or did not come. One pull request is open at a
+time, so messages arrive as they are stored, and no more of them are held here than the last `read` asked for.
 """
 
 import asyncio

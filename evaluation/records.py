@@ -1,7 +1,7 @@
 """Finished samples on disk: one JSON object a line, appended as each is graded.
 
-A second start reads them and goes on. A last line that a killed process left half written is cut off; any other line that
-does not read is an error, never skipped: a number computed without it would be of something else.
+A second start reads them and goes on. A last line that is half written, as a killed process leaves it, is cut off. Any other
+line that cannot be read is an error and never skipped: a number computed without it would describe another evaluation.
 """
 
 import json

@@ -1,6 +1,6 @@
 """The files of an evaluation: results.json for programs, results.md for documents, index.html for people.
 
-All three are made anew from the journal, also of an evaluation that was stopped, which they then say.
+All three are written anew from the journal each time. If the evaluation was stopped, they say so.
 """
 
 import json

@@ -1,7 +1,7 @@
-"""The two numbers of an evaluation and how sure they are: avg@k, pass@k, and intervals over problems.
+"""The two numbers of an evaluation and how certain they are: avg@k, pass@k, and intervals over problems.
 
-Problems are what is drawn at random from all that could have been asked; the samples of one problem belong together. So
-every estimate is a mean over problems, and its interval comes from drawing problems anew, with all their samples.
+The problems of a data set are a random draw from all that could have been asked; the samples of one problem belong together.
+So every estimate is a mean over problems, and its interval comes from drawing problems again, with all their samples.
 """
 
 import math

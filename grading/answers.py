@@ -1,8 +1,8 @@
-r"""Answers made plain before they are compared: what does not change a value is taken off.
+r"""Simplifies answers before they are compared: takes off what does not change a value.
 
-That is styles (`\mathbf`, a box in the box), dollar signs, thin spaces, a full stop, `x =` before a number and units in
-words after it. Two numbers that are written out are compared exactly, and numerals with a base by their digits; all else is
-math-verify's.
+Taken off are styles (`\mathbf`, a box in the box), dollar signs, thin spaces, a full stop, `x =` before a number and
+units in words after it. Two written-out numbers are compared exactly, numerals with a base by their digits. math-verify
+compares everything else.
 """
 
 import re

@@ -1,8 +1,8 @@
-"""When two expressions are too far apart to be equal, whatever math-verify says.
+"""Refuses expressions that are too far apart to be equal, whatever math-verify says.
 
-math-verify compares within a fixed number of decimals, so that all small numbers are equal to it: 1/2^98 and 1/2^99, 1/2004!
-and 1/2006!. Here the difference is held against the numbers' own size: an exact gold answer needs an exact answer (decimals
-that end are exact), a gold answer in decimals one within `DECIMAL_TOLERANCE` of it, relatively.
+math-verify compares a fixed number of decimals, so it takes all small numbers for equal: 1/2^98 and 1/2^99, 1/2004! and
+1/2006!. Here the difference is compared with the size of the numbers. An exact gold answer needs an exact answer (decimals
+that end are exact). A gold answer in decimals needs one within `DECIMAL_TOLERANCE` of it, relatively.
 """
 
 from collections.abc import Callable

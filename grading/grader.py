@@ -1,9 +1,8 @@
 """Grading: whether the model's answer equals the gold answer.
 
-Guarantees: only text that the model sampled, outside code and output blocks, can be the answer. An answer that chokes
-math-verify is graded 0, with the part `ungradable`; only where grading the gold answer against itself fails as well is
-it an error, and never a reward. The reward is the part `correct` plus the penalties that the configuration names, each of
-which is a part of its own.
+Only text that the model sampled, outside code and output blocks, can be the answer. An answer that chokes math-verify is
+graded 0, with the part `ungradable`. If math-verify cannot compare the gold answer with itself either, that is an error and
+never a reward. The reward is the part `correct` plus the penalties that the configuration names, each a part of its own.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
-"""What the model itself wrote, and the answer in it.
+"""The model's own text, and the answer in it.
 
-A response is a list of turns: the runs of text that the model sampled, without the tool output that stood between them.
-Code blocks, and output blocks that the model made up, are no part of its own text. Pieces that were apart stay apart:
-nothing that begins before a block or the end of a turn continues after it. All scans take time linear in the text.
+A response is a list of turns: the runs of text that the model sampled, without the tool output between them. Code
+blocks, and output blocks that the model made up, are not its own text. Pieces stay apart: nothing that begins before a
+block or the end of a turn continues after it. All scans take time linear in the text.
 """
 
 import re

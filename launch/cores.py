@@ -1,12 +1,11 @@
 """Each role's share of the machine's cores and GPUs, so that engine and learner do not take them from each other.
 
 Without GPUs the engines' compute threads get half of the cores, one share an actor and one for the evaluator, if there is
-one. The learner has the other half, and computes on the engines' too while those have nothing to do: it runs at a lower
-priority, so an engine that has work takes its cores back at once. It has as many threads all the time, since sums depend on
-how many share them, and they sleep at a barrier instead of spinning, since some may have to wait. `launch.learner_threads`
-parts the cores strictly instead.
+one. The learner has the other half. While the engines have nothing to do it computes on their cores too: it runs at a lower
+priority, so an engine that has work takes its cores back at once. The learner's number of threads never changes, since sums
+depend on it; threads sleep at a barrier instead of spinning. `launch.learner_threads` divides the cores strictly instead.
 
-On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner one; the cores are parted.
+On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner one; the cores are divided.
 What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that is started by hand takes what
 its own affinity and environment allow.
 """

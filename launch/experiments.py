@@ -1,8 +1,8 @@
-"""`zerotir scaling` and `zerotir matrix`: what runs say together, and the runs that are made to be read together.
+"""`zerotir scaling` and `zerotir matrix`: reports of runs, and runs that are made to be reported together.
 
-A matrix runs one `zerotir up` after another, each the command that a user would type, each in a folder of its own under
-`runs/matrix-NAME/`. `matrix.json` there notes every attempt at a run. Started again, the matrix skips what finished, goes on
-with what did not from its checkpoint, and reports all as one at the end.
+A matrix runs one `zerotir up` after another, each in a folder of its own under `runs/matrix-NAME/`. `matrix.json` there
+records every attempt at a run. Started again, the matrix skips finished runs, continues the others from their checkpoints,
+and reports all of them at the end.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """One role, one process: set-up, signals, the role itself, and an exit status that tells how it ended.
 
-SIGTERM and SIGINT ask a role to stop; a second one ends it at once. A role exits with 0 when it did its work or was asked
-to stop, with 2 for what the user has to fix and with 1 for a failure; both are named in one line and, in the log, in
-full.
+SIGTERM and SIGINT ask a role to stop; a second one ends it at once. A role exits with 0 when it did its work or was asked to
+stop, with 2 for what the user has to fix, and with 1 for a failure. Errors are one line on the terminal and complete in the
+log.
 """
 
 import argparse

@@ -3,10 +3,10 @@
     supervisor --starts--> bus, then sandbox, actors and learner
                --reads---> presence (start-up and progress) and the metrics log (one line a step)
 
-A role that dies is started again, a few times, the bus on its store and port, the learner from its newest checkpoint; the
-run ends when the learner has done its steps (status 0), on Ctrl-C (130), or with an error when a role keeps failing or needs
-something of the user. In every case all roles are stopped
-and their process groups cleared before the command returns.
+A role that dies is started again, a few times: the bus on its store and port, the learner from its newest checkpoint.
+The run ends when the learner has done its steps (status 0), on Ctrl-C (130), or with an error when a role keeps failing
+or needs something of the user. In every case all roles are stopped, and their process groups cleared, before the
+command returns.
 """
 
 import argparse

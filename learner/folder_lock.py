@@ -1,8 +1,8 @@
-"""One learner at a time on a run's folder.
+"""Holds a run's folder for one learner at a time.
 
-Two learners of one run are told apart by the weight log alone: the later one claims the next epoch, and the earlier one's
-next manifest is refused, which ends it. What lies in the folder (checkpoints, archive) has no such fence, so the later one
-reads none of it before the earlier one is gone.
+A second learner of a run claims the next epoch of the weight log. The first learner's next manifest is then refused, which
+ends it. The folder (checkpoints, archive) has no such protection, so the second learner reads it only after the first one
+has ended.
 """
 
 import contextlib

@@ -1,13 +1,14 @@
 """The learner: the asyncio side of training, one step after another.
 
-    read results until the batch is ready --> train (in a thread) --> copy weights --> checkpoint --> read results ...
+    take results until the batch is ready --> train (in a thread) --> copy weights --> checkpoint --> take results ...
                                                                         |
                       meanwhile, in a task of its own: publish the weights, then issue the tickets that they admit
 
-It waits for results (unblocked by actors; `learner.batch_timeout_s` without any new one is an error), for the bus (bounded
-requests), for its own training thread, and with the next copy for the version before to be published. A version's tickets go
-out after its manifest: a learner that was deposed issues none. It holds at most (max_staleness + 1) batches of trajectories.
-What it does follows from its checkpoint and the result log alone (`learner.tickets.result_log`).
+The learner waits for results (unblocked by actors; `learner.batch_timeout_s` without any new one is an error), for the bus
+(bounded requests), for its own training thread, and before it copies weights for the earlier version to be published. A
+version's tickets are issued after its manifest, so a learner that was deposed issues none. At most (max_staleness + 1)
+batches of trajectories are in memory. What the learner does follows from its checkpoint and the result log alone
+(`learner.tickets.result_log`).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Training without a bus: the ledger of tickets and the trainer, one batch after another.
 
-The live learner and replay both go through here, so they cannot come apart: what a step does follows from the checkpoint
-and from the results in their order alone.
+The live learner and replay both use this, so they do the same: a step follows from the checkpoint and from the results in
+their order alone.
 """
 
 from pathlib import Path

@@ -1,11 +1,10 @@
-"""Publishing the policy's weights while the learner goes on training.
+"""Publishes the policy's weights while the learner goes on training.
 
     learner:     ... train step n │ copy │ train step n + 1 ...          │ copy │
     this task:                           └─ compare, compress, publish ─┘
 
-The copy to host memory is the only time that a step loses, unless the version before is still being written when the next
-one is due. Two images of the weights are held on the host. The bus connection is its own: chunks never stand before
-anybody's heartbeats.
+A step waits for the copy to host memory and, if the version before is still being written when the next is due, for that.
+The host holds two images of the weights. The bus connection is its own, so that chunks delay no heartbeat.
 """
 
 import asyncio

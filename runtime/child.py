@@ -1,8 +1,7 @@
-"""Sets up processes of ours: they end with the one that started them, write no byte code, and import nothing from the user's
-folder.
+"""Sets up our processes: they end with their parent, write no byte code, and import nothing from the user's folder.
 
-The kernel tells a process when the one that started it ends, however that ends. It does so when the thread that started it
-ends: that thread must live as long as the process.
+The kernel signals a process when the thread that started it ends, however that happens. So that thread must live as long as
+the process.
 """
 
 import ctypes

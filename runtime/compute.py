@@ -1,9 +1,9 @@
-"""What engine and learner compute in: where weights are bfloat16, a CPU may multiply float32 faster, or slower.
+"""Chooses what engine and learner compute in: where weights are bfloat16, a CPU may multiply float32 faster, or slower.
 
-With AVX512-BF16 a bfloat16 product takes less than half as long as a float32 one, with AVX-512 alone somewhat longer,
-and without it seven times as long. Float32 holds every bfloat16 weight exactly, so the choice changes what is rounded on the
-way and nothing else. A short measurement tells; each role makes its own. What else runs meanwhile can tip it, so a learner
-that is resumed takes the choice from its checkpoint (`learner.checkpoints.in_checkpoint_dtype`).
+With AVX512-BF16 a bfloat16 product takes less than half as long as a float32 one, with AVX-512 alone somewhat longer, and
+without it seven times as long. Float32 holds every bfloat16 weight exactly, so the choice changes only what is rounded
+on the way. Each role makes a short measurement of its own. Other work on the machine can change its result, so a
+learner that is resumed takes the choice from its checkpoint (`learner.checkpoints.in_checkpoint_dtype`).
 """
 
 import os

@@ -1,6 +1,6 @@
-"""How an execution ended, and what fixes a jail that cannot start, both from nsjail's log and its exit status.
+"""Reads from nsjail's log and exit status how an execution ended, and what fixes a jail that cannot start.
 
-Neither can be written by the program: nsjail's log goes to a descriptor that the program does not have.
+The program can write neither: nsjail's log goes to a descriptor that the program does not have.
 """
 
 import os

@@ -1,8 +1,8 @@
-"""One supervised nsjail process: started, read within bounds, ended and waited for, whatever happens.
+"""Supervises one nsjail process: started, read within bounds, ended and waited for, whatever happens.
 
 The program's two streams and nsjail's log come through three pipes that only this process reads. nsjail's configuration
-and the program's source go in through two more, each when its time has come: nsjail does nothing before it has read the
-one, and a jail waits until the other ends.
+and the program's source go in through two more: nsjail does nothing before it has read the configuration, and a jail
+waits until the pipe of the source ends.
 """
 
 import asyncio

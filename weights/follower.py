@@ -1,17 +1,16 @@
-"""Following the weight log: from whatever a reader holds to the newest version, bit for bit.
+"""Follows the weight log: from whatever a reader holds to the newest version, bit for bit.
 
-    newest manifest ──▶ plan: deltas from what is held, or a snapshot and the deltas after it, whichever is shorter
+    newest manifest ──▶ route: deltas from what is held, or a snapshot and the deltas after it, whichever is shorter
                     ──▶ fetch and apply, each segment checked against its digest, each version against its checksum
-                    ──▶ damaged or gone: plan again without it; no way at all: ask the learner for a snapshot, and wait
+                    ──▶ damaged or gone: another route without it; no route at all: ask the learner for a snapshot, and wait
 
-A delta that has no content (a learner took over) or a snapshot of the version that is held moves the reader along without
-a byte. What the reader held before is lost only to something newer or to damage, and never given out half changed: `held`
-names a version only while every bit of the state is that version's.
+A delta without content (a learner took over), or a snapshot of the version that is held, costs no byte. `held` names a
+version only while every bit of `state` belongs to it; it is None during a change.
 
-A reader may be as slow as it likes. While it reads it has a consumer on the stream, which the writer sees: from where that
-began nothing is purged (`weights.writer`), so what is on its way to the reader stays until it is there, and what came
-meanwhile is taken in one go. A fetch has no time-out but that of silence, `bus.reconnect_s`, and goes on where it was after
-an outage; a chunk that is gone nevertheless is missed as soon as the server has no more to send.
+A follower may be slower than the learner. While it reads it has a consumer on the stream that is marked as a hold, and the
+writer purges nothing from where a hold began (`weights.writer`). Versions that came meanwhile are taken together. A
+fetch ends only after `bus.reconnect_s` seconds of silence, and continues after an outage. If a chunk is gone
+nevertheless, the follower notices as soon as the server has nothing more to send.
 """
 
 import asyncio

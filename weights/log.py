@@ -1,4 +1,4 @@
-"""Reading the weight log's manifests: what both its writer and its followers do first."""
+"""Reads the weight log's manifests, as its writer and its followers do first."""
 
 import time
 

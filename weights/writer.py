@@ -1,20 +1,21 @@
-"""The weight log's writer: versions as deltas, a snapshot now and then, each closed by a conditional manifest.
+"""Writes the weight log: versions as deltas, a snapshot now and then, each closed by a conditional manifest.
 
     chunk chunk ... manifest (delta n)   chunk ... manifest (delta n+1)   [chunk ... manifest (snapshot n+1)]   ...
 
-A manifest goes in only if the newest one is still the one that this writer knew. Refused, the writer reads the head: its own
-manifest is success (the acknowledgement was lost), another's means that it was deposed. A writer that opens a log claims the
-next epoch at once, by a delta without content, so that an earlier writer which still lives can write no more. What it then
-publishes under numbers that the log holds already is compared with the log's checksums: while they agree (a resumed
-learner that trains again what it had trained) nothing is written, at the first difference a snapshot is.
+A manifest is accepted only if the head is still the one that this writer knows. If it is refused, the writer reads the head:
+its own manifest means success (the acknowledgement was lost), another's means that this writer was deposed. A writer that
+opens a log claims the next epoch at once, by a delta without content, so that an earlier writer can write no more. A resumed
+learner trains steps again whose versions the log already holds. While their checksums agree with the log's, nothing is
+written; at the first difference a snapshot is.
 
 A snapshot follows a delta of the same version, so followers that are up to date never read one. The two newest snapshots and
-what follows the older of them stay on the stream: at most four times the weights, since a snapshot is due once the deltas
-since the last outweigh it. So does whatever a follower is reading, and what came after it, until it is read or `HOLD_S` have
-passed: a follower that needs as long for one version as the learner for k keeps k more on the stream, and loses none.
+everything after the older of them stay on the stream. That is at most four times the weights, since a snapshot is due
+once the deltas since the last outweigh it. From where a hold began everything stays as well, until it is released or
+`HOLD_S` have passed. A follower that needs as long for one version as the learner for k keeps k more on the stream, and
+loses none.
 
-Cost of a version: two images of the weights in host memory, one pass over both (`weights.codec`), and a delta on the
-wire, however many followers there are.
+Cost of a version: two images of the weights in host memory, one pass over both (`weights.codec`), and a delta on the wire,
+however many followers there are.
 """
 
 import asyncio

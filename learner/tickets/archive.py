@@ -1,7 +1,7 @@
 """The archive of accepted results: `runs/<id>/results/`, one file of length-prefixed messages for every step.
 
-Results are appended in the order in which the learner read them, and reach the disk before they are purged from the bus;
-replay reads nothing else. What a crash cut short at the end of the archive is cut off when it is opened.
+Results are appended in the order in which the learner took them, and reach the disk before they are purged from the bus.
+Replay reads nothing else. If a crash left half a message at the end, it is cut off when the archive is opened.
 """
 
 import os

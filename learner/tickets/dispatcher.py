@@ -1,7 +1,7 @@
 """The dispatcher: turns admitted groups into tickets on the stream, each exactly once.
 
-Ticket k is message k of its stream, published under the condition that k - 1 messages came before it. A dispatcher that
-starts again therefore cannot issue a ticket twice: the stream refuses, and what it has already is skipped.
+Ticket k is message k of its stream, published on the condition that k - 1 messages came before it. So a dispatcher that
+starts again cannot issue a ticket twice: the stream refuses it, and the dispatcher skips what the stream already has.
 """
 
 import time

@@ -1,6 +1,7 @@
-"""What of a finished group is trained on: pure functions of its trajectories, so the ledger of tickets stays deterministic.
+"""Filters: which trajectories of a finished group are trained on.
 
-A trajectory that is left out takes no part in its group's baseline either: the group goes on as one that lacks samples.
+They are pure functions of the group's trajectories, so the ledger stays deterministic. A trajectory that is left out takes
+no part in its group's baseline either: the group goes on with fewer samples.
 """
 
 from collections.abc import Sequence

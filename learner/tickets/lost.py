@@ -1,14 +1,13 @@
-"""Tickets that are gone and have no result: found, issued again, and in the end answered.
+"""Lost tickets: those that are gone and have no result are issued again and, in the end, answered.
 
-An actor acknowledges a ticket once its result is stored. Where the learner cannot use that result (it does not decode, or
-breaks what its ticket asks for), or the ticket itself was damaged, nobody would work on it again: the run would never end.
-So a learner that waits looks, every `LOOK_EVERY_S` seconds, for open tickets without a result that neither stream of tickets
-holds any more. What the result stream held at that moment must have been read before such a ticket counts as lost: it may
-be answered there. A lost ticket goes to the retries; one that is lost `MAX_ISSUES` times more is answered, in the result
-log like every other, by a failure.
+An actor acknowledges a ticket once its result is stored. If the learner cannot use that result (it does not decode, or
+breaks the ticket's limits), or the ticket itself was damaged, no actor would work on it again and the run would never
+end. So a waiting learner looks every `LOOK_EVERY_S` seconds for open tickets that have no result and are in neither
+ticket stream. Such a ticket may be answered by a result that is stored but not read yet, so it counts as lost only once
+the learner has read what the result stream held at that look. A lost ticket goes to the retries. A ticket that is lost
+`MAX_ISSUES` times more is answered by a failure in the result log, like every other.
 
-Costs one or two requests a look; the answer names the gaps in the ticket stream, of which there are at most as many as
-admission allows tickets.
+A look costs one or two requests. The answer names the gaps in the ticket stream; there are at most as many as open tickets.
 """
 
 import json

@@ -1,8 +1,8 @@
 """From trajectories to padded micro-batches under a token budget.
 
-Sequences are padded on the right. Under causal attention no real token sees what follows it, so padding needs no
-attention mask and changes no result. A sequence is cut after the position that predicts its last sampled token: what
-comes later (that token itself, inserted output at the end) could only cost time.
+Sequences are padded on the right. Under causal attention no real token sees what follows it, so padding needs no attention
+mask and changes no result. A sequence is cut after the position that predicts its last sampled token: later positions would
+only cost time.
 """
 
 from collections.abc import Sequence
