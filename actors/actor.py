@@ -42,7 +42,7 @@ METRICS_EVERY_S = 5.0
 VERSION_PATIENCE_S = 30.0
 """How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
 HAND_BACK_S = 2.0
-"""For tickets to be handed back by an actor that leaves; without a bus their leases run out instead."""
+"""Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
 
@@ -90,7 +90,7 @@ class Actor:
         self._late = 0
         self._late_tokens = 0
         self._engine_failures = 0
-        """In a row."""
+        """Failures in a row."""
         self._busy = BusyClock()
         self._last = (time.monotonic(), 0)
 

@@ -54,7 +54,7 @@ class Completion:
     """The stop string that ended it; None for the end of the sequence or of the budget."""
     first_token_at: float
     seconds: float
-    """In which it was sampled, as `Sampling.deadline_s` counts them."""
+    """Seconds of sampling, as `Sampling.deadline_s` counts them."""
 
 
 class Engine(Protocol):

@@ -36,10 +36,10 @@ class BusAddress(BaseModel):
     run: str
     """The run's id; every stream, bucket and subject carries it."""
     url: str
-    """Of the server; of several, separated by commas, whichever is up."""
+    """The server's URL, or those of several, separated by commas: any that is up is used."""
     role: str
     seed: str = Field(repr=False)
-    """Of the role's key; secret."""
+    """Seed of the role's key; secret."""
     tls: TlsConfig = TlsConfig()
 
     @field_validator("seed")

@@ -76,7 +76,7 @@ class ExecutionRequest(Message):
     """Asks a sandbox service to run one program."""
 
     id: str = Field(min_length=1, max_length=64)
-    """By which its sender can cancel it; unique in the run."""
+    """Identifies the execution, so that its sender can cancel it; unique in the run."""
     code: str
     timeout_s: float = Field(gt=0, le=3600)
 
@@ -92,7 +92,7 @@ class ExecutionResult(Message):
 
     outcome: Outcome = Field(strict=False)
     exit_code: int | None
-    """Of the program, when it exited by itself."""
+    """The program's exit code, when it exited by itself."""
     signal: int | None
     """That killed it, when it crashed."""
     stdout: str
@@ -101,7 +101,7 @@ class ExecutionResult(Message):
     """Output went past the limit and was cut."""
     seconds: float
     detail: str = ""
-    """For people: what failed, when the sandbox did."""
+    """What failed, in words, when the sandbox did."""
 
 
 class Busy(Message):
@@ -118,11 +118,11 @@ class ToolCall(Message):
     success: bool
     """The program exited with 0."""
     error: str = Field(default="", max_length=64)
-    """Of what kind its error was, see `actors.tool_output.error_kind`; empty for a success."""
+    """The kind of its error, see `actors.tool_output.error_kind`; empty for a success."""
     start: NonNegativeInt
     """Response position at which the inserted tokens begin; the response's length where they did not fit any more."""
     seconds: float
-    """From request to answer, waiting included."""
+    """Seconds from request to answer, waiting included."""
 
 
 class FinishReason(StrEnum):
@@ -166,7 +166,7 @@ class Trajectory(Message):
     first_token_at: float
     published_at: float
     run: str = ""
-    """Of the ticket; the learner takes no result that does not name its run."""
+    """The ticket's run; the learner takes no result that does not name its own."""
 
     @property
     def response_length(self) -> int:
@@ -212,7 +212,7 @@ class Failure(Message):
     reason: str
     """A few words, the same for all failures of a kind: they are counted by it."""
     detail: str = ""
-    """For people."""
+    """The reason in more words, for people."""
     response_length: NonNegativeInt = 0
     """Response tokens that were there when the deadline passed; 0 for every other reason."""
     attempts: PositiveInt
@@ -220,7 +220,7 @@ class Failure(Message):
     actor: str
     published_at: float
     run: str = ""
-    """Of the ticket; the learner takes no result that does not name its run."""
+    """The ticket's run; the learner takes no result that does not name its own."""
 
 
 class TensorEntry(Message):
@@ -283,18 +283,18 @@ class Manifest(Message):
     tensors: tuple[TensorEntry, ...]
     """The layout, in snapshots only."""
     writing: str
-    """Of the attempt that wrote the chunks; part of their subject, so that no other's ever lie between them."""
+    """Identifies the attempt that wrote the chunks; part of their subject, so that no other attempt's lie between them."""
     first_chunk: NonNegativeInt
     """Stream sequence of the first chunk; 0 where there is none."""
     chunks: NonNegativeInt
     location: str | None
     """Path or URL of a snapshot that lies outside the bus, as raw bytes of the image."""
     nbytes: NonNegativeInt
-    """Of the whole state."""
+    """Bytes of the whole state."""
     wire_bytes: NonNegativeInt
-    """Of what a reader has to fetch."""
+    """Bytes that a reader has to fetch."""
     checksum: str
-    """Of the whole state, see `weights.codec`."""
+    """Checksum of the whole state, see `weights.codec`."""
     published_at: float
 
 

@@ -19,7 +19,7 @@ from bus.streams import ALIVE_TTL_S
 log = structlog.get_logger()
 
 PATIENCE_S = 5.0
-"""For one word to be taken: a role that is to stop does not wait for a bus that is going away as well."""
+"""Seconds for one entry to be written: a role that stops does not wait for a bus that goes away as well."""
 
 
 @dataclass

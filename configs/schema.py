@@ -249,7 +249,7 @@ class LaunchConfig(Section):
 
 
 RESULT_BYTES_PER_TOKEN = 13
-"""Of a trajectory on the bus: id, mask, log-probability, and the text of what was executed."""
+"""Bytes of one token of a trajectory on the bus: id, mask, log-probability, and the text of what was executed."""
 
 
 class RunConfig(Section):

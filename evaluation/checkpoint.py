@@ -17,7 +17,7 @@ from bus.messages import TensorEntry
 from runtime.models import ModelError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""Of safetensors, as torch names them."""
+"""Names of dtypes in safetensors, and torch's names of them."""
 BLOCK_BYTES = 16 * 2**20
 ALIGNMENT = 64
 

@@ -19,7 +19,7 @@ from evaluation.records import Key, Sample
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_CHARACTERS = 24_000_000
-"""Of the transcripts together: more than that no browser likes to open."""
+"""Most characters of all transcripts together: browsers are slow to open more."""
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
@@ -58,7 +58,7 @@ def inert_json(value: Any) -> str:
 def pieces(sample: Sample) -> Iterator[tuple[str, str, str]]:
     """Yields a transcript as (kind, text, label).
 
-    Kinds: `text` and `code`, which the model wrote; `claimed`, output that the model made up; `output`, which was
+    Kinds: `text` and `code`, which the model wrote; `hallucinated`, output that the model made up; `output`, which was
     inserted, labelled by how the program ended.
     """
     calls = {call.start: call for call in sample.tool_calls}
@@ -76,7 +76,7 @@ def pieces(sample: Sample) -> Iterator[tuple[str, str, str]]:
         for block in _BLOCK.finditer(passage.text):
             if text := passage.text[begin : block.start()]:
                 yield "text", text, ""
-            yield "code" if block[1].lower() == "python" else "claimed", block[0], ""
+            yield "code" if block[1].lower() == "python" else "hallucinated", block[0], ""
             begin = block.end()
         if text := passage.text[begin:]:
             yield "text", text, ""

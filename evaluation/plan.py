@@ -29,7 +29,7 @@ class DataSet:
     problems: tuple[Problem, ...]
     grading: GradingConfig
     digest: str
-    """Of all its problems, asked or not."""
+    """Digest of all its problems, asked or not."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Plan:
     """k, of each problem under each budget."""
     prompt: PromptConfig
     rollout: RolloutConfig
-    """Of every sample, but for `max_tool_calls`, which is the job's."""
+    """Limits and sampling of every sample, but for `max_tool_calls`, which is the job's."""
 
     def jobs(self) -> list[Job]:
         """Returns all samples, in the order in which they are begun."""

@@ -27,7 +27,7 @@ class Passage(Message):
     """A stretch of a response that comes from one hand, as text."""
 
     sampled: bool
-    """By the model; else it was inserted."""
+    """Whether the model sampled it; else it was inserted."""
     start: NonNegativeInt
     """Response position of its first token."""
     text: str
@@ -44,7 +44,7 @@ class Sample(Message):
     number: NonNegativeInt
     reward: float
     parts: dict[str, float]
-    """Of the reward, see `grading.grader.Grade`."""
+    """Parts of the reward, see `grading.grader.Grade`."""
     passages: tuple[Passage, ...]
     tool_calls: tuple[ToolCall, ...]
     refused_calls: NonNegativeInt
@@ -54,7 +54,7 @@ class Sample(Message):
     """Sampled and inserted."""
     sampled_tokens: NonNegativeInt
     seconds: float
-    """Of the rollout that was graded."""
+    """Seconds of the rollout that was graded."""
     attempts: PositiveInt
     """Those before the last were lost to infrastructure."""
 

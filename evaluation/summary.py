@@ -29,7 +29,7 @@ class Row:
     pass_at: dict[int, Estimate]
     """pass@k for k = 1, 2, 4 and so on up to the number of samples, over the problems that have so many."""
     difference: Estimate | None
-    """Of avg@k to the same data set's lowest budget, problem by problem; None for that one itself."""
+    """Difference of avg@k to the same data set's lowest limit, problem by problem; None for that limit itself."""
     code_ratio: Estimate
     """Share of responses that had code executed."""
     accuracy_with_code: float | None

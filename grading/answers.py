@@ -67,7 +67,7 @@ def _unwrapped(text: str) -> str:
     """Returns `text` without the commands of style and their braces."""
     pieces: list[str] = []
     styles: list[bool] = []
-    """Of each open brace: whether it is a style's."""
+    """For each open brace: whether it is a style's."""
     position = 0
     while position < len(text):
         style = _STYLE.match(text, position) if text[position] == "\\" else None

@@ -55,9 +55,9 @@ def last_tagged(text: str) -> str | None:
 class _Box(NamedTuple):
     begin: int
     start: int
-    """Of its content."""
+    """Where its content begins."""
     stop: int
-    """Of its content."""
+    """Where its content ends."""
     end: int
 
 
@@ -74,7 +74,7 @@ def last_boxes(text: str) -> list[str]:
     not count.
     """
     opened: list[tuple[int, int] | None] = []
-    """Of each open brace: begin and content's start, if it is a box's."""
+    """For each open brace: begin and content's start, if it is a box's."""
     boxes: list[_Box] = []
     last = -1
     for match in _BRACE.finditer(text):

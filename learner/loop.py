@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 STOP_S = 20.0
-"""For what cannot be broken off (a checkpoint, a request to a bus that is away) once the learner is told to stop."""
+"""Seconds for what cannot be broken off (a checkpoint, a request to a bus that is away) after the stop."""
 
 
 class Learner:

@@ -26,7 +26,7 @@ MARGIN = 1.25
 """How many times as fast bfloat16 must be to be chosen: near 1 two roles' measurements could differ."""
 ROUNDS = 5
 ROWS, WIDTH = 256, 1024
-"""Of the product that is timed: half a GFLOP."""
+"""Shape of the product that is timed: half a GFLOP."""
 
 
 def compute_dtype(model: ModelConfig, *, on_cpu: bool) -> Dtype:

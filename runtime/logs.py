@@ -17,7 +17,7 @@ PACKAGES = (
 """Ours, which log from `INFO` on; a library does from `WARNING` on."""
 
 _context: dict[str, str] = {}
-"""Of the process, not of a task: a context variable would not reach tasks that run already."""
+"""Context of the whole process: a context variable would not reach tasks that run already."""
 
 
 def _add_context(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

@@ -21,7 +21,7 @@ log = structlog.get_logger()
 FIRST_DELAY_S = 0.02
 LONGEST_DELAY_S = 2.0
 ANSWER_MARGIN_S = QUEUE_S + START_S + 2 * STOP_S + 5.0
-"""Beyond the program's own limit: waiting for, starting and ending a jail, and the way of the answer."""
+"""Seconds beyond the program's own limit: waiting for, starting and ending a jail, and the way of the answer."""
 DISCOVERY_S = 0.5
 """Seconds within which services answer a question for their statistics."""
 

@@ -73,7 +73,7 @@ class Jail:
             self._command[3:3] = [self._stage.nsenter, "--mount=/proc/self/fd/5"]
         self.cgroups: Cgroups | None = None
         self.weaker = ""
-        """Which limits are weaker than they were asked for; empty where none is."""
+        """Limits that are weaker than they were asked for, in words; empty where none is."""
         if config.cgroups != "off":
             try:
                 self.cgroups = Cgroups(config)

@@ -50,9 +50,9 @@ class SettingAnalysis:
 
     setting: Setting
     trends: list[Relation]
-    """Of each axis with each quantity."""
+    """Relation of each axis with each quantity."""
     relations: list[Relation]
-    """Of the quantities among themselves."""
+    """Relations of the quantities among themselves."""
     growths: list[Growth]
     courses: dict[str, Course | str]
     """Quantity to its change points."""

@@ -25,9 +25,9 @@ MOST_RISE = 10.0
 """Scale of a curve, in ranges of the y that it was fitted to. Without a bound a logistic curve of which only the foot was
 seen is an exponential, and its forecast any number."""
 ROUNDS = 3
-"""Of weighing and fitting in turn: weights of a share's noise come from the curve."""
+"""Rounds of weighing and fitting in turn: the weights of a share's noise come from the curve."""
 MOST_EVALUATIONS = 30
-"""Of the refinement: from the grid's best it needs a handful, and data without that shape would take hundreds."""
+"""Most evaluations of the refinement: from the grid's best it needs few, and data without that shape would take hundreds."""
 
 
 @dataclass(frozen=True)

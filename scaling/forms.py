@@ -107,4 +107,4 @@ LOGISTIC = Form(
 )
 
 FORMS = (CONSTANT, LINEAR, POWER, SATURATING, LOGISTIC)
-"""From the simplest on: of forms that describe the data equally well the first is chosen."""
+"""All forms, the simplest first: of forms that describe the data equally well the first is chosen."""

@@ -71,7 +71,7 @@ class Run:
     missing: dict[str, str]
     """Axis to the word that says why the run has no such series."""
     hours: float
-    """From the first metric of the learner to the last, pauses included."""
+    """Hours from the first metric of the learner to the last, pauses included."""
 
     @property
     def name(self) -> str:

@@ -35,7 +35,7 @@ class Selection:
 
     chosen: Fit
     scores: list[Score]
-    """In the order of `FORMS`."""
+    """Scores in the order of `FORMS`."""
 
     @property
     def flat(self) -> bool:

@@ -82,7 +82,7 @@ class _MixedProblems(Sequence[Problem]):
         self._size = size
         self._seed = seed
         self._turns: dict[int, int] = {}
-        """Of each number that is a row: how many of its source's come before it."""
+        """For each number that is a row: how many rows of its source come before it."""
         counts = Counter[str]()
         for number in range(size if rows else 0):
             name = self._source(number)

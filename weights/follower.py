@@ -36,7 +36,7 @@ log = structlog.get_logger()
 POLL_S = 5.0
 """A manifest wakes its followers; behind a mirror that does not, and then this is how long one goes unseen."""
 BYTES_AT_ONCE = 8 * 2**20
-"""Of chunks that are asked for together: a server cuts the connection of a reader for which it must keep much."""
+"""Bytes of chunks that are asked for together: a server disconnects a reader for which it must keep much."""
 FILE_BLOCK_BYTES = 64 * 2**20
 WAKE_S = 0.05
 """A manifest may wake its followers before the stream has stored it: they look again after this long, and twice as long."""
@@ -70,7 +70,7 @@ class WeightFollower:
         self._bus = bus
         self._allocate = allocate
         self._sequence = 0
-        """Up to which manifest the log was followed."""
+        """Sequence of the manifest up to which the log was followed."""
         self._given = NOTHING
         self._damaged: set[int] = set()
         self._woken: asyncio.Event | None = None

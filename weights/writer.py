@@ -43,9 +43,9 @@ from weights.log import HOLD, newest, read_manifests
 log = structlog.get_logger()
 
 BYTES_IN_FLIGHT = 16 * 2**20
-"""Of chunks that are sent and not yet stored: a stream that is given more than it can write drops messages."""
+"""Most bytes of chunks that are sent and not yet stored: a stream that gets more than it can write drops messages."""
 LONGEST_PAUSE_S = 5.0
-"""Between two tries; they go on for `bus.reconnect_s` seconds."""
+"""Seconds between two attempts at most; they go on for `bus.reconnect_s` seconds."""
 SNAPSHOTS_KEPT = 2
 HOLD_S = 3600.0
 """How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
@@ -62,9 +62,9 @@ class Published:
 
     version: WeightVersion
     wire_bytes: int
-    """Of its delta, or of its snapshot where it has no delta; 0 where the log held it already."""
+    """Bytes of its delta, or of its snapshot where it has no delta; 0 where the log held it already."""
     snapshot_bytes: int
-    """Of the snapshot that followed it, 0 if none did."""
+    """Bytes of the snapshot that followed it, 0 if none did."""
     seconds: float
 
 

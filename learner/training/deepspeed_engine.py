@@ -31,7 +31,7 @@ class StepResult:
     applied: bool
     """False where gradients were not finite: weights, moments and learning rate are as before."""
     grad_norm: float
-    """Of all gradients, before clipping; infinite where not applied."""
+    """Norm of all gradients, before clipping; infinite where not applied."""
     learning_rate: float
     """That the step used."""
 

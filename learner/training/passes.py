@@ -17,7 +17,7 @@ from learner.training.ranks import Ranks
 Forward = Callable[[MicroBatch], torch.Tensor]
 """What a model makes of each sampled token, [N] float32, with gradient where gradients are recorded."""
 Objective = Callable[[MicroBatch, torch.Tensor], tuple[torch.Tensor, dict[str, float]]]
-"""Of a micro-batch and what the model made of it: the loss, summed over its N > 0 sampled tokens, and other such sums."""
+"""Takes a micro-batch and the model's output; returns the loss, summed over its N > 0 sampled tokens, and other sums."""
 
 
 class Passes:

@@ -36,7 +36,7 @@ class Command(Message):
     groups: tuple[tuple[bytes, ...], ...] = ()
     """Packed trajectories of the batch to train on."""
     folder: str = ""
-    """To save to, load from or compare with; all ranks must reach it."""
+    """The folder to save to, load from or compare with; all ranks must reach it."""
 
 
 class RankGroup:

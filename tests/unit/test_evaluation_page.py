@@ -131,7 +131,7 @@ def test_a_transcript_s_pieces_tell_code_output_and_made_up_output_apart():
         # What a program printed is one piece, whatever fences are in it.
         ("output", "```output\n6 ```python\nx\n```\n```", "exited, 0.2 s"),
         ("text", "so ", ""),
-        ("claimed", "```output\n7\n```", ""),
+        ("hallucinated", "```output\n7\n```", ""),
         ("text", " then ", ""),
         ("code", "```python\nprint(7)", ""),
         ("output", "```output\nno more\n```", "not run"),
