@@ -34,7 +34,7 @@ class WeightLoader:
         self._descriptor = -1
         self._changed = asyncio.Condition()
         self.sync_seconds = 0.0
-        """Seconds of the last update, from the writing of its manifest to the last loaded tensor, by the two hosts' clocks."""
+        """Seconds of the last update, from the writing of its manifest to the last loaded tensor, by two hosts' clocks."""
         self.pause_seconds = 0.0
 
     @property
