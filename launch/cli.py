@@ -31,13 +31,23 @@ class Command:
 
 
 def _config(command: ArgumentParser, *, optional: bool = False) -> None:
-    command.add_argument(
+    config = command.add_argument(
         "config",
         metavar="CONFIG",
         nargs="?" if optional else None,
         help="a YAML file or the name of a shipped configuration",
     )
+    config.completer = _complete_config  # type: ignore[attr-defined]
     _overrides(command)
+
+
+def _complete_config(prefix: str, **_: object) -> list[str]:
+    """Returns what may be meant by the beginning of a CONFIG; the shell's completion asks."""
+    from argcomplete.completers import FilesCompleter
+
+    from configs.loading import shipped_names
+
+    return [*shipped_names(), *FilesCompleter(("yaml",))(prefix)]
 
 
 def _overrides(command: ArgumentParser, what: str = "override a field; may be repeated") -> None:
@@ -256,7 +266,13 @@ def _limits(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Runs the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
     isolate_interpreter()
-    arguments = parser().parse_args()
+    command_line = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        # The shell asks what may come next: it is told, and this process ends.
+        import argcomplete
+
+        argcomplete.autocomplete(command_line)
+    arguments = command_line.parse_args()
     try:
         code = _run(arguments)
         sys.stdout.flush()

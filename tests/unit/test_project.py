@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -115,6 +116,18 @@ def test_help_imports_nothing_heavy():
         "sys.exit(any(name in sys.modules for name in ('torch', 'vllm', 'nats', 'pydantic', 'deepspeed')))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [("zerotir ev", "eval"), ("zerotir config quickst", "quickstart"), ("zerotir learner tiny --ra", "--ranks")],
+)
+def test_the_shell_is_told_what_may_come_next(tmp_path: Path, line: str, offered: str):
+    answer = tmp_path / "answer"
+    asked = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer), "_ARGCOMPLETE_IFS": "\n"}
+    asked |= {"COMP_LINE": line, "COMP_POINT": str(len(line)), "_ARGCOMPLETE_COMP_WORDBREAKS": " "}
+    subprocess.run([sys.executable, "-m", "launch.cli"], env={**os.environ, **asked}, timeout=120, check=True)
+    assert offered in {each.strip() for each in answer.read_text().split("\n")}
 
 
 def test_a_wrong_configuration_ends_with_one_line():
