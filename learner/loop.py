@@ -109,48 +109,55 @@ class Learner:
         return False
 
     async def _train(self, stop: asyncio.Event) -> bool:
-        # A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right.
+        """Takes the run over and trains all steps that are left; returns False where it was stopped before."""
+        await self._take_over()
+        async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
+            version = await asyncio.to_thread(self._resume)
+            await self._results.open()
+            await self._announcer.say(f"publishing weights of step {version}")
+            release = await self._begin(version)
+            while version < self._config.learner.steps:
+                started = time.monotonic()
+                batch = await self._next_batch(version, release, stop)
+                if batch is None:
+                    return False
+                waited = time.monotonic() - started
+                await self._announcer.say(f"training step {batch.step} of {self._config.learner.steps}")
+                of_batch = batch_metrics(batch, time.time())
+                trained = await self._unless_stopped(partial(self._steps.train, batch), stop)
+                if trained is None:
+                    return False
+                await release
+                version = batch.step
+                release = await self._begin(version)
+                seconds = time.monotonic() - started
+                balance = {f"tickets_{name}": float(count) for name, count in self._ledger.balance().items()}
+                values = of_batch | trained | self._weights.metrics() | balance
+                values |= {"wait_seconds": waited, "step_seconds": seconds, "idle_ratio": waited / seconds}
+                await self._report(version, values)
+                if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
+                    await release
+                    await self._checkpoint(version, values)
+            await self._results.close()
+        return True
+
+    async def _take_over(self) -> None:
+        """Checks that this learner may go on with the run, and ends the writing of an earlier one that still lives.
+
+        A learner in another run's folder, or without its checkpoint, must not end the writing of one that is right. What the
+        earlier learner has written is read once it is gone.
+        """
         if (found := run_of(self._folder / "metrics.jsonl")) not in (None, self._bus.address.run):
             raise CheckpointError(f"{self._folder} holds metrics of run {found}, this is {self._bus.address.run}")
         before = await self._results.state()
         _, state = self._newest_checkpoint()
         await self._results.require_whole(before, state["ledger"]["position"] if state else 0)
-        # Ends the writing of an earlier learner that still lives; what it has written is read once it is gone.
         await self._weights.open()
-        async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
-            return await self._train_alone(stop)
 
-    async def _train_alone(self, stop: asyncio.Event) -> bool:
-        version = await asyncio.to_thread(self._resume)
-        await self._results.open()
-        await self._announcer.say(f"publishing weights of step {version}")
-        release = await self._begin(version)
-        while version < self._config.learner.steps:
-            started = time.monotonic()
-            batch = await self._next_batch(version, release, stop)
-            if batch is None:
-                return False
-            waited = time.monotonic() - started
-            await self._announcer.say(f"training step {version + 1} of {self._config.learner.steps}")
-            of_batch = batch_metrics(batch, time.time())
-            trained = await self._unless_stopped(partial(self._steps.train, batch), stop)
-            if trained is None:
-                return False
-            await release
-            version += 1
-            release = await self._begin(version)
-            seconds = time.monotonic() - started
-            balance = {f"tickets_{name}": float(count) for name, count in self._ledger.balance().items()}
-            values = of_batch | trained | self._weights.metrics() | balance
-            values |= {"wait_seconds": waited, "step_seconds": seconds, "idle_ratio": waited / seconds}
-            self._announcer.rates = {name: trained[name] for name in ("train_tokens_per_s",) if name in trained}
-            await self._metrics.write(values, step=version)
-            log.info("step done", step=version, **{name: round(value, 4) for name, value in values.items()})
-            if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
-                await release
-                await self._checkpoint(version, values)
-        await self._results.close()
-        return True
+    async def _report(self, step: int, values: dict[str, float]) -> None:
+        self._announcer.rates = {name: values[name] for name in ("train_tokens_per_s",) if name in values}
+        await self._metrics.write(values, step=step)
+        log.info("step done", step=step, **{name: round(value, 4) for name, value in values.items()})
 
     async def _begin(self, version: int) -> asyncio.Task[None]:
         """Copies the weights of `version` and starts to publish them, and then to issue the tickets that they admit."""
