@@ -40,7 +40,7 @@ log = structlog.get_logger()
 
 METRICS_EVERY_S = 5.0
 VERSION_PATIENCE_S = 30.0
-"""How long a ticket waits for its version before it is handed back, so that it does not hold a place for nothing."""
+"""How long a ticket waits for its version before it is handed back, so that it does not hold a slot for nothing."""
 HAND_BACK_S = 2.0
 """Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
@@ -49,7 +49,7 @@ MAX_ENGINE_FAILURES = 8
 
 @dataclass(frozen=True)
 class HandBack:
-    """A ticket that is no fault of its own still has no answer: it is offered to all actors again."""
+    """Says why a ticket has no answer yet and is offered to all actors again."""
 
     reason: str
 
@@ -181,7 +181,7 @@ class Actor:
                     return
                 result = await self._answer(leased)
                 if isinstance(result, HandBack):
-                    log.warning("ticket handed back", ticket=ticket.number, reason=result.reason)
+                    log.info("ticket handed back", ticket=ticket.number, reason=result.reason)
                     self._handed_back += 1
                     await leased.hand_back()
                     return
@@ -240,11 +240,12 @@ class Actor:
         except UngradableError as error:
             return self._failure(leased, "ungradable gold answer", str(error))
         except (SandboxError, GradingError, EngineError) as error:
+            log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
             if isinstance(error, EngineError):
                 self._count_engine_failure(error)
             # Anybody may want for a sandbox; what an engine or grader fails at may be this ticket's doing.
             leased.failures += not isinstance(error, SandboxError)
-            return HandBack(f"infrastructure failed under the rollout: {error}")
+            return HandBack("infrastructure failed")
         return self._trajectory(ticket, prompt, response, grade, started_at)
 
     def _count_engine_failure(self, error: EngineError) -> None:

@@ -16,7 +16,7 @@ ENOUGH = 32
 
 
 class Admission:
-    """Counts places for rollouts in a cache of `capacity` tokens, never more than `limit`."""
+    """Counts slots for rollouts in a cache of `capacity` tokens, never more than `limit`."""
 
     def __init__(self, capacity: int, limit: int, config: RolloutConfig) -> None:
         self._capacity = capacity

@@ -141,7 +141,7 @@ class _Queue:
         self._reconnects = 0
 
     async def pull(self, count: int, timeout_s: float) -> list[LeasedTicket]:
-        """Raises what nats-py raises, but for a time-out."""
+        """Returns at most `count` tickets. Raises what nats-py raises, but for a time-out."""
         if self._bus.client.stats["reconnects"] != self._reconnects:
             # Whoever started the server again may have changed the leases.
             await self.forget()

@@ -169,10 +169,10 @@ class Measured:
         while len(seconds) < BURST_SAMPLES:
             await self.filled()
             begin = time.perf_counter()
-            places = asyncio.Semaphore(in_flight)
+            slots = asyncio.Semaphore(in_flight)
 
-            async def placed(places: asyncio.Semaphore = places) -> float:
-                async with places:
+            async def placed(slots: asyncio.Semaphore = slots) -> float:
+                async with slots:
                     return await self.one()
 
             seconds += await asyncio.gather(*(placed() for _ in range(size)))

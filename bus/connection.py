@@ -174,7 +174,7 @@ async def connect(
 
 
 def _tls(address: BusAddress) -> ssl.SSLContext | None:
-    """Raises BusError where a file is not usable."""
+    """Returns the TLS context, None without TLS. Raises BusError where a file is not usable."""
     files = address.tls
     if files.ca is None:
         return None

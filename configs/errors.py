@@ -12,8 +12,11 @@ class UserError(Exception):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error message about an unknown name: the valid one that was meant, or all of a few."""
+    """Returns the end of an error message about an unknown name: the valid one that was meant, or the valid ones."""
     names = list(valid)
     if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
         return f": did you mean {close[0]}?"
-    return f": valid are {', '.join(names)}" if 0 < len(names) <= LISTED else ""
+    if not names:
+        return ""
+    left = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
+    return f": valid are {', '.join(names[:LISTED])}{left}"

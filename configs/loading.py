@@ -57,9 +57,11 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
         if not path.exists():
             raise ConfigError(f"no configuration named {name!r}{nearest(name, shipped_names(folder))}")
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):

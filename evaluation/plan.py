@@ -1,6 +1,6 @@
 """What an evaluation asks: data sets x problems x limits of tool calls x samples, as a list of jobs.
 
-The jobs go through all data sets and budgets at once, in proportion, so that what is known after a part of the time stands
+The jobs go through all data sets and limits at once, in proportion, so that what is known after a part of the time stands
 for the whole, and so does the time that is left. The samples of a problem are neighbours: the engine shares its prompt.
 """
 
@@ -53,7 +53,7 @@ class Plan:
     data: tuple[DataSet, ...]
     max_tool_calls: tuple[int, ...]
     samples: int
-    """k, of each problem under each budget."""
+    """k, of each problem under each limit."""
     prompt: PromptConfig
     rollout: RolloutConfig
     """Limits and sampling of every sample, but for `max_tool_calls`, which is the job's."""
@@ -61,10 +61,10 @@ class Plan:
     def jobs(self) -> list[Job]:
         """Returns all samples, in the order in which they are begun."""
         placed = [
-            ((index + 0.5) / len(data.problems), Job(data, problem, budget, number))
+            ((index + 0.5) / len(data.problems), Job(data, problem, limit, number))
             for data in self.data
             for index, problem in enumerate(data.problems)
-            for budget in self.max_tool_calls
+            for limit in self.max_tool_calls
             for number in range(self.samples)
         ]
         return [job for _, job in sorted(placed, key=lambda pair: pair[0])]
@@ -76,7 +76,7 @@ class Plan:
     def settings(self, weights: str) -> dict[str, Any]:
         """Returns what every sample of this evaluation has in common; `weights` says of which weights it is.
 
-        More samples, budgets, problems and data sets can be added to an evaluation; these cannot be changed.
+        More samples, limits, problems and data sets can be added to an evaluation; these cannot be changed.
         """
         return {
             "weights": weights,
@@ -149,7 +149,7 @@ def _source(text: str) -> tuple[str, EvaluationData]:
 
 
 def _plain(name: str) -> str:
-    """Checks and returns a name, which becomes part of the subjects on which metrics travel."""
+    """Replaces what cannot be in the subjects on which metrics travel: a name becomes part of them."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
 
 

@@ -17,7 +17,7 @@ from evaluation.statistics import LEVEL, Estimate
 from evaluation.summary import Row, summarise
 from runtime.files import write_whole
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_report(

@@ -18,7 +18,7 @@ class Row:
 
     data: str
     max_tool_calls: int
-    """The budget."""
+    """The limit of tool calls."""
     samples: int
     missing: int
     """Samples of the plan that are not there: interrupted, or lost to infrastructure. They count as nothing."""
@@ -87,15 +87,15 @@ def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str
     for data in plan.data:
         asked = [problem.id for problem in data.problems if (data.name, problem.id) not in left_out]
         lowest: dict[str, float] | None = None
-        for budget in plan.max_tool_calls:
+        for limit in plan.max_tool_calls:
             taken = {
-                problem: [s for n in range(plan.samples) if (s := samples.get((data.name, problem, budget, n)))]
+                problem: [s for n in range(plan.samples) if (s := samples.get((data.name, problem, limit, n)))]
                 for problem in asked
             }
             taken = {problem: found for problem, found in taken.items() if found}
             if not taken:
                 continue
-            row, scores = _row(data, budget, taken, len(asked) * plan.samples, plan.samples, lowest)
+            row, scores = _row(data, limit, taken, len(asked) * plan.samples, plan.samples, lowest)
             rows.append(row)
             lowest = lowest or scores
     return rows
@@ -103,7 +103,7 @@ def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str
 
 def _row(
     data: DataSet,
-    budget: int,
+    limit: int,
     taken: dict[str, list[Sample]],
     planned: int,
     k: int,
@@ -118,7 +118,7 @@ def _row(
         difference = estimate(np.array([scores[problem] - lowest[problem] for problem in shared]), least=-1.0)
     row = Row(
         data=data.name,
-        max_tool_calls=budget,
+        max_tool_calls=limit,
         samples=len(every),
         missing=planned - len(every),
         retries=sum(sample.attempts - 1 for sample in every),

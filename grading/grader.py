@@ -51,7 +51,7 @@ class Grade:
         return self.parts["correct"] + sum(value for part, value in self.parts.items() if part.endswith("_penalty"))
 
     def with_length(self, length: int, limit: int, truncated: bool, config: GradingConfig) -> "Grade":
-        """Adds the penalty for a response of `length` tokens where `limit` are allowed (DAPO, arXiv 2503.14476, eq. 13)."""
+        """Returns the grade with the penalty for `length` of at most `limit` tokens (DAPO, arXiv 2503.14476, eq. 13)."""
         if not config.overlong_penalty:
             return self
         excess = length - (limit - config.overlong_tokens)

@@ -42,7 +42,7 @@ class Verifier:
         self._closed = False
 
     async def compare(self, gold: str, answer: str, timeout_s: float) -> Verdict:
-        """Returns whether `answer` equals `gold`; starting the child does not count into `timeout_s`.
+        """Compares `answer` with `gold`; starting the child does not count into `timeout_s`.
 
         Raises NoVerdict after `timeout_s` seconds or when the child dies, GradingError when it does not start.
         """

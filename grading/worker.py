@@ -42,7 +42,7 @@ def compare(gold: str, answer: str) -> dict[str, bool]:
 
 @functools.cache
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
-    """Takes seconds to import."""
+    """Imports math-verify, which takes seconds; returns its functions and extraction settings."""
     from math_verify import LatexExtractionConfig, grader, parse, verify
 
     from grading.equality import strictly

@@ -54,6 +54,16 @@ def _overrides(command: ArgumentParser, what: str = "override a field; may be re
     command.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help=what)
 
 
+def _complete_matrix(prefix: str, **_: object) -> list[str]:
+    """Returns the same for a matrix."""
+    from argcomplete.completers import FilesCompleter
+
+    from configs.loading import shipped_names
+    from configs.matrix import SHIPPED_MATRICES
+
+    return [*shipped_names(SHIPPED_MATRICES), *FilesCompleter(("yaml",))(prefix)]
+
+
 def _bus_file(command: ArgumentParser) -> None:
     command.add_argument(
         "--bus",
@@ -162,7 +172,8 @@ def _scaling(command: ArgumentParser) -> None:
 
 
 def _matrix(command: ArgumentParser) -> None:
-    command.add_argument("matrix", metavar="FILE", help="a YAML file or the name of a shipped matrix")
+    matrix = command.add_argument("matrix", metavar="FILE", help="a YAML file or the name of a shipped matrix")
+    matrix.completer = _complete_matrix  # type: ignore[attr-defined]
     _overrides(command, "override a field of every run")
     command.add_argument(
         "--list", action="store_true", help="say which runs there are and how far they got, run nothing"

@@ -48,7 +48,7 @@ def visible_gpus() -> list[str]:
 
 
 def shares(config: RunConfig, gpus: Sequence[str]) -> dict[str, Share]:
-    """Shares of `learner`, `actor-0`, `actor-1` ... and `evaluator`; roles that are not named may use every core.
+    """Returns the shares of `learner`, `actor-0`, `actor-1` ... and `evaluator`; other roles may use every core.
 
     Raises DevicesError where there are GPUs, but fewer than the roles need.
     """

@@ -12,6 +12,8 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
     `mode` is that of the file, less the process's umask. Only one process at a time may write a path.
     """
     draft = path.with_name(f".{path.name}.draft")
+    # One that a crash left behind would keep its own mode.
+    draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

@@ -313,7 +313,8 @@ def _make_service_group(owner: object, bases: Mapping[str, Path]) -> dict[str, P
             folder = base / token
             folder.mkdir()
             locks[folder] = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            try_lock(locks[folder])
+            if not try_lock(locks[folder]):
+                raise CgroupsUnavailable(f"another process holds {folder}, which was made just now")
     weakref.finalize(owner, _sweep_own, locks)
     return {name: base / token for name, base in bases.items()}
 
@@ -344,13 +345,18 @@ def _sweep(group: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other services from clearing away while one of them makes its group."""
+    """Keeps other services from clearing away while one of them makes its group.
+
+    Raises CgroupsUnavailable after `LOCK_S` seconds.
+    """
     lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     deadline = time.monotonic() + LOCK_S
     try:
         while not try_lock(lock):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"another sandbox service on this host has held {folder} for {LOCK_S:.0f} s")
+                raise CgroupsUnavailable(
+                    f"another sandbox service has held {folder} for {LOCK_S:.0f} s: end it, it hangs"
+                )
             time.sleep(0.02)
         yield
     finally:

@@ -22,7 +22,7 @@ _PROBLEM = re.compile(rb"^\[[EFW]\].*|.*error while loading shared libraries.*|.
 
 @dataclass(frozen=True)
 class Ending:
-    """Says what nsjail says of the program: its exit code or the signal that ended it, or neither."""
+    """Holds what nsjail's log says of the program: its exit code or the signal that ended it, or neither."""
 
     exit_code: int | None
     signal: int | None

@@ -1,8 +1,8 @@
 """Change points: steps at which a curve changes its slope, found one by one, each with its evidence; and dip-then-rise.
 
 The model is a continuous curve of straight pieces with AR(1) noise. A break is added where it lowers the squared error
-most, and stays if the reduction is larger than chance makes it: the F statistic of the best place is compared with those
-of the best places in simulated curves that have no further break. That pays for having searched.
+most, and stays if the reduction is larger than chance makes it: the F statistic of the best knot is compared with those
+of the best knots in simulated curves that have no further break. That pays for having searched.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class Break:
     """Probability of so large an F statistic where there is no such break."""
     low: int
     high: int
-    """Steps that describe the data about as well: 95 % by the likelihood ratio of the place."""
+    """Steps that describe the data about as well: 95 % by the likelihood ratio of the knot."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Piece:
     """Change of y in a step."""
     low: float
     high: float
-    """95 % interval of the slope, given the places of the breaks."""
+    """95 % interval of the slope, given where the breaks are."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def course(points: Points, seed: int = 0) -> Course:
         knots.append(knot)
         p_values[knot] = p_value
     knots.sort()
-    breaks = [Break(knot, p_values[knot], *_place_interval(steps, y, knots, knot)) for knot in knots]
+    breaks = [Break(knot, p_values[knot], *_knot_interval(steps, y, knots, knot)) for knot in knots]
     pieces = _pieces(steps, y, knots)
     dip = any(before.high < 0 < after.low for before, after in pairwise(pieces))
     return Course(breaks, pieces, rejected, dip)
@@ -121,7 +121,7 @@ def _best_break(
     return candidates[best], float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + SIMULATIONS))
 
 
-def _place_interval(steps: Floats, y: Floats, knots: list[int], knot: int) -> tuple[int, int]:
+def _knot_interval(steps: Floats, y: Floats, knots: list[int], knot: int) -> tuple[int, int]:
     others = [other for other in knots if other != knot]
     candidates = _candidates(steps, others)
     losses = np.array([_squares(_design(steps, [*others, knot]), y[:, None])[0] for knot in candidates])

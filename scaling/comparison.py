@@ -13,7 +13,7 @@ from scaling.data import Floats, TooLittleDataError
 from scaling.noise import block_draws, block_length
 from scaling.runs import Setting
 
-LEAST_PLACES = 5
+LEAST_POINTS = 5
 DRAWS = 2000
 LEVEL = 0.95
 
@@ -55,7 +55,7 @@ def compare(baseline: Setting, other: Setting, axis: str, quantity: str) -> Comp
     middle = (low + high) / 2
     grid = curves[0][0][0]
     grid = grid[(grid >= middle) & (grid <= high)]
-    if len(grid) < LEAST_PLACES:
+    if len(grid) < LEAST_POINTS:
         raise TooLittleDataError(f"{len(grid)} common measurements are too few for a comparison")
     means = [np.mean([np.interp(grid, x, y) for x, y in part], axis=0) for part in curves]
     difference = means[1] - means[0]

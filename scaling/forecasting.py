@@ -45,7 +45,7 @@ class Forecasts:
 
 
 def forecast(points: Points) -> Forecasts:
-    """Forecasts of the second half of the steps by every form.
+    """Returns every form's forecast of the second half of the steps.
 
     Raises TooLittleDataError where not even a constant can be fitted to the first half, or that half is constant.
     """

@@ -69,7 +69,7 @@ class ProblemOrder:
 
 
 class _MixedProblems(Sequence[Problem]):
-    """Says which source problem `number` is from is drawn from the seed and the number.
+    """Mixes sources: the one that problem `number` is from is drawn from the seed and the number.
 
     Recipes make the problem of that number when it is asked for; rows come in turn, again from the first after the last.
     """

@@ -190,7 +190,7 @@ class WeightFollower:
         )
 
     def _route(self, logged: Sequence[Logged]) -> _Route | None:
-        """Returns the shortest route to the newest version that can be reached; None where what is held is the newest."""
+        """Returns the shortest route to the newest version in reach; None where that is not newer than what is held."""
         routes: list[_Route] = []
         if self.held is not None:
             routes.append(self._follow_chain(self.held, [], logged))
@@ -201,7 +201,7 @@ class WeightFollower:
         return best if best is not None and best.reached > self._sequence else None
 
     def _follow_chain(self, at: Manifest, path: list[Logged], logged: Sequence[Logged]) -> _Route:
-        """Returns the route that takes `path`, which ends with `at`, and then every delta that continues it."""
+        """Returns the route that takes `path`, which leads to `at`, and then every delta that continues it."""
         reached = path[-1][0] if path else 0
         for sequence, manifest in logged:
             continues = (

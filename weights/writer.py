@@ -78,7 +78,7 @@ class _Snapshot:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """Says what a manifest says of its chunks."""
+    """Holds what a manifest says of its chunks."""
 
     writing: str = ""
     first: int = 0
@@ -88,7 +88,7 @@ class _Chunks:
 
 @dataclass(frozen=True)
 class _Weights:
-    """Says what a manifest says of the weights themselves."""
+    """Holds what a manifest says of the weights themselves."""
 
     layout: str
     nbytes: int
@@ -245,7 +245,7 @@ class WeightWriter:
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]
     ) -> _Chunks:
-        """Raises WeightsError where the stream does not take them in `bus.reconnect_s` seconds."""
+        """Writes all chunks; raises WeightsError where the stream does not take them in `bus.reconnect_s` seconds."""
 
         async def write() -> _Chunks:
             writing = secrets.token_hex(4)

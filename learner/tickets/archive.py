@@ -19,7 +19,7 @@ _HEADER = struct.Struct("<QI")
 
 
 class CheckpointError(UserError):
-    """Says what a run left in its folder cannot be gone on with; the text says what."""
+    """The run cannot go on with what is in its folder; the text says why."""
 
 
 class _Entry(NamedTuple):

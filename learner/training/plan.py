@@ -32,7 +32,7 @@ class PlanError(UserError):
 
 @dataclass(frozen=True)
 class Shape:
-    """Says what of a model's configuration decides what it needs."""
+    """Holds the numbers of a model that decide what it needs."""
 
     parameters: int
     """Tied ones once."""
@@ -65,7 +65,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Plan:
-    """Says what people are told; `faults` make it impossible, `doubts` may."""
+    """Holds the lines to print; `faults` make the configuration impossible, `doubts` may."""
 
     lines: list[tuple[str, str]]
     faults: list[str]
@@ -177,11 +177,11 @@ def _actor_line(config: RunConfig, shape: Shape) -> str:
     engine = config.actor.engine
     width = 2 if config.model.dtype != "float32" else 4
     token = shape.cache_numbers * width
-    places = min(config.actor.max_rollouts, engine.max_running)
+    slots = min(config.actor.max_rollouts, engine.max_running)
     return (
         f"{shape.parameters * width / engine.tensor_parallel / GIB:.1f} GiB of weights on each of "
-        f"{_counted(engine.tensor_parallel, 'device')}, {token / 1024:.1f} KiB of cache a token: {places} responses at once "
-        f"take up to {places * _longest(config) * token / GIB:.1f} GiB, fewer are admitted where there is less"
+        f"{_counted(engine.tensor_parallel, 'device')}, {token / 1024:.1f} KiB of cache a token: {slots} responses at once "
+        f"take up to {slots * _longest(config) * token / GIB:.1f} GiB, fewer are admitted where there is less"
     )
 
 

@@ -77,7 +77,7 @@ PUBLISH = {
     "answer an actor": ("_INBOX.actor.x", {"sandbox"}),
     "answer the learner": ("_INBOX.learner.x", set()),
     "ask for a snapshot": (NAMES.snapshot_requests, {"actor", "evaluator", "observer"}),
-    "bury a message": (NAMES.dead_letters, EVERYONE - {"sandbox"}),
+    "dead-letter a message": (NAMES.dead_letters, EVERYONE - {"sandbox"}),
     "make a stream": (f"{API}.STREAM.CREATE.mine", set()),
     "change a stream": (f"{API}.STREAM.UPDATE.{stream('RESULTS')}", set()),
     "delete a stream": (f"{API}.STREAM.DELETE.{stream('TICKETS')}", set()),
@@ -246,10 +246,10 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
             await observer.js.stream_info(names.stream(kind))
         await LogReader(observer, names.stream("METRICS"), f"{names.metrics}.learner.*").read(1, 1.0)
         letters = LogReader(observer, names.stream("DEADLETTERS"), names.dead_letters)
-        buried = 0
+        found = 0
         async with asyncio.timeout(60):
-            while buried < 4:  # A read gives what has come so far.
-                buried += len(await letters.read(10, 5.0))
+            while found < 4:  # A read gives what has come so far.
+                found += len(await letters.read(10, 5.0))
         for bus, role in ((learner, "learner"), (actor, "actor"), (evaluator, "evaluator")):
             await Announcer(bus, role, role).leave()
         await service.drain(1.0)

@@ -76,6 +76,9 @@ def test_a_missing_file_and_a_wrong_name_are_explained(tmp_path):
     broken.write_text("a: [")
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(str(broken))
+    broken.write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"broken\.yaml is not UTF-8 text"):
+        load_config(str(broken))
     broken.write_text("- 1")
     with pytest.raises(ConfigError, match="top level must be a mapping"):
         load_config(str(broken))

@@ -1,10 +1,12 @@
 """Where control groups are found, what is written into them, and what is removed, on trees of plain folders."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from configs.schema import SandboxConfig
+from runtime.files import try_lock
 from sandbox.cgroups import (
     CgroupsUnavailable,
     _make_service_group,
@@ -126,6 +128,15 @@ def test_the_service_moves_into_a_leaf_to_let_its_group_be_divided(tmp_path):
     # Asked again from the leaf, the same group is the answer.
     unified(own, "cpu io memory pids", "cpu memory pids")
     assert delegated(own / "service-zerotir") == own
+
+
+def test_a_service_that_holds_the_others_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sandbox.cgroups.LOCK_S", 0.05)
+    holder = os.open(tmp_path, os.O_RDONLY)
+    assert try_lock(holder)
+    with pytest.raises(CgroupsUnavailable, match="another sandbox service has held"):
+        _make_service_group(object(), {"memory": tmp_path})
+    os.close(holder)
 
 
 def test_services_that_share_only_some_hierarchies_leave_each_other_alone(tmp_path):
