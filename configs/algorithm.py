@@ -21,7 +21,10 @@ EFFECTIVE_WITH: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 class AlgorithmConfig(Section):
-    """Advantages, policy loss and off-policy correction; each formula with its source is in algorithms.md."""
+    """Advantages, policy loss and off-policy correction; each formula with its source is in algorithms.md.
+
+    A field that the chosen advantage or loss does not read keeps its default: another value is refused.
+    """
 
     advantage: Literal["reinforce++-baseline", "reinforce++", "grpo", "gae", "vtrace"] = "reinforce++-baseline"
     """`reinforce++-baseline`: reward minus the group's mean, over the batch's deviation. `reinforce++`: reward, whitened
