@@ -1,6 +1,7 @@
 """The reference of every configuration field, made from the schema's own descriptions."""
 
 from collections.abc import Sequence
+from inspect import cleandoc
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -24,7 +25,7 @@ def configuration_reference() -> str:
 def _section(model: type[BaseModel], path: str) -> list[str]:
     title = f"`{path}`" if path else "Top level"
     table = "| field | type | default | meaning |\n| --- | --- | --- | --- |\n"
-    lines = [f"\n## {title}\n\n{(model.__doc__ or '').strip()}\n\n{table}"]
+    lines = [f"\n## {title}\n\n{cleandoc(model.__doc__ or '')}\n\n{table}"]
     below: list[str] = []
     for name, field in model.model_fields.items():
         kind: Any = field.annotation
