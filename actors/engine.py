@@ -1,4 +1,4 @@
-"""What an engine is: tokens in, tokens out, weights exchanged with requests in flight.
+"""The engine protocol: tokens in, tokens out, weights exchanged with requests in flight.
 
 A request comes back as the sampled token ids, the log-probability of each under the distribution that it was really drawn
 from, and the weight version that each came from. A failure of the engine is an `EngineError`, never data.

@@ -1,4 +1,4 @@
-"""What the model is shown of an execution, and how its error is called in metrics."""
+"""Turns an execution into what the model is shown of it, and its error into a name for metrics."""
 
 import builtins
 import re

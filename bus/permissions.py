@@ -1,4 +1,4 @@
-"""Who may do what in a run: one table of subjects, from which the servers' configuration is made.
+"""Permissions in a run: one table of subjects, from which the servers' configuration is made.
 
 A rule says what may be done, by which roles, and what they publish and subscribe to for it; everything else is refused by
 the server. Anonymous clients get nothing. The role `bus` (the master: it makes the streams) is not in the table, it may do

@@ -1,4 +1,4 @@
-"""Who is alive: every role writes its `Presence` to a bucket whose entries expire."""
+"""Presence: every role writes its `Presence` to a bucket whose entries expire."""
 
 import asyncio
 import os

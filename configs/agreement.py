@@ -1,4 +1,4 @@
-"""What the roles of a run must agree on, and what of a run may change while it is stopped."""
+"""Checks what the roles of a run must agree on, and what of a run may change while it is stopped."""
 
 from dataclasses import dataclass
 from typing import Any

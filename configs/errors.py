@@ -1,4 +1,4 @@
-"""What the user has to fix."""
+"""Errors that the user has to fix, and hints at valid names."""
 
 import difflib
 from collections.abc import Iterable

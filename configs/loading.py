@@ -1,4 +1,4 @@
-"""From a YAML file, or the name of a shipped one, and `--set` overrides to a validated `RunConfig`.
+"""Loads a YAML file, or a shipped one by name, with `--set` overrides into a validated `RunConfig`.
 
 Whatever is wrong (no file, no YAML, an unknown field, a bad value) gives one `ConfigError` whose text names the field and,
 where there is one, the nearest valid name.

@@ -108,7 +108,7 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
     return [
         {
             "problem": order[sample.key[:2]],
-            "budget": sample.max_tool_calls,
+            "maxToolCalls": sample.max_tool_calls,
             "number": sample.number,
             "correct": sample.correct,
             "calls": len(sample.tool_calls),

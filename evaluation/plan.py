@@ -1,4 +1,4 @@
-"""What an evaluation asks: data sets x problems x limits of tool calls x samples, as a list of jobs.
+"""Plans an evaluation: data sets x problems x limits of tool calls x samples, as a list of jobs.
 
 The jobs go through all data sets and limits at once, in proportion, so that what is known after a part of the time stands
 for the whole, and so does the time that is left. The samples of a problem are neighbours: the engine shares its prompt.

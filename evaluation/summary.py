@@ -1,4 +1,4 @@
-"""From graded samples to the numbers that are reported: one row for each data set and limit of tool calls."""
+"""Turns graded samples into the numbers that are reported: one row for each data set and limit of tool calls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

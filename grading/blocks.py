@@ -1,4 +1,4 @@
-"""Where code and output blocks stand in what the model wrote.
+"""Finds code and output blocks in what the model wrote.
 
 There is one reading for all who need it: the rollout runs a block of code, the grader looks for answers outside of all
 blocks. A fence inside a string literal or a comment of Python is part of the program. The scan takes time linear in the

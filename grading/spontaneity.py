@@ -1,4 +1,4 @@
-"""Whether the code of a response had to do with its answer, as far as one can tell from the text."""
+"""Tells whether the code of a response had to do with its answer, as far as the text shows it."""
 
 import re
 from collections.abc import Sequence

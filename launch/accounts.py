@@ -1,4 +1,4 @@
-"""How a run's tickets ended, from the learner's metrics: the balance, and what was left out beside what was trained on."""
+"""Shows how a run's tickets ended: the balance, and what was left out beside what was trained on."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -43,11 +43,9 @@ def _config(command: ArgumentParser, *, optional: bool = False) -> None:
 
 def _complete_config(prefix: str, **_: object) -> list[str]:
     """Returns what may be meant by the beginning of a CONFIG; the shell's completion asks."""
-    from argcomplete.completers import FilesCompleter
+    from configs.loading import SHIPPED
 
-    from configs.loading import shipped_names
-
-    return [*shipped_names(), *FilesCompleter(("yaml",))(prefix)]
+    return _documents(prefix, SHIPPED)
 
 
 def _overrides(command: ArgumentParser, what: str = "override a field; may be repeated") -> None:
@@ -55,13 +53,18 @@ def _overrides(command: ArgumentParser, what: str = "override a field; may be re
 
 
 def _complete_matrix(prefix: str, **_: object) -> list[str]:
-    """Returns the same for a matrix."""
+    """Returns what may be meant by the beginning of a matrix."""
+    from configs.matrix import SHIPPED_MATRICES
+
+    return _documents(prefix, SHIPPED_MATRICES)
+
+
+def _documents(prefix: str, shipped: Path) -> list[str]:
     from argcomplete.completers import FilesCompleter
 
     from configs.loading import shipped_names
-    from configs.matrix import SHIPPED_MATRICES
 
-    return [*shipped_names(SHIPPED_MATRICES), *FilesCompleter(("yaml",))(prefix)]
+    return [*shipped_names(shipped), *FilesCompleter(("yaml",))(prefix)]
 
 
 def _bus_file(command: ArgumentParser) -> None:

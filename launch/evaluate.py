@@ -172,8 +172,8 @@ def aligned(rows: list[list[str]]) -> str:
 
 def _description(plan: "Plan") -> str:
     sets = ", ".join(f"{len(data.problems)} of {data.name}" for data in plan.data)
-    budgets = ", ".join(map(str, plan.max_tool_calls))
-    return f"evaluating {len(plan.jobs())} samples: {sets}; {plan.samples} each with {budgets} calls allowed"
+    limits = ", ".join(map(str, plan.max_tool_calls))
+    return f"evaluating {len(plan.jobs())} samples: {sets}; {plan.samples} each with {limits} calls allowed"
 
 
 def _length(config: RunConfig) -> int:

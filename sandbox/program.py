@@ -1,4 +1,4 @@
-"""What both sides of the service agree on: its bounds, and programs that are refused before anything runs."""
+"""Bounds that both sides of the service share, and programs that are refused before anything runs."""
 
 from bus.messages import ExecutionResult, Outcome
 from configs.schema import SandboxConfig

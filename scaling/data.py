@@ -1,4 +1,4 @@
-"""What the analysis computes on: the points of one relation, over one or several runs of a setting.
+"""The points that the analysis computes on: one relation, over one or several runs of a setting.
 
 `Points` holds the pairs (x, y) of all runs, run after run and in the order of steps, with what tells them apart: noise is
 correlated within a run and independent between runs.

@@ -1,4 +1,4 @@
-"""Which form describes a curve: chosen by the likelihood of steps that the fit did not see.
+"""Chooses the form that describes a curve, by the likelihood of steps that the fit did not see.
 
 The steps are cut into eight contiguous blocks; each block is predicted from the others, by density. Neighbouring steps
 would be near copies of what a fit saw, so single steps are never held out. The last block is a short forecast.

@@ -19,7 +19,7 @@ def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def processes_of(folder: Path) -> list[str]:
-    """Command lines of living processes that name this run's folder, or are engines (vLLM renames its processes)."""
+    """Returns id and command line of the living processes of this run: its roles and their engines, which vLLM renames."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
@@ -34,7 +34,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 def wait_for[T](condition: Callable[[], T | None], up: "subprocess.Popen[bytes]", output: Path) -> T:
-    """What `condition` returns once that is true; fails, with every role's last words, when `up` ends before."""
+    """Returns what `condition` does once that is true; fails, with what every role printed last, when `up` ends before."""
     deadline = time.monotonic() + TIMEOUT_S
     while not (value := condition()):
         assert up.poll() is None, f"the run ended early, with status {up.returncode}:\n{words_of(output)}"
@@ -44,7 +44,7 @@ def wait_for[T](condition: Callable[[], T | None], up: "subprocess.Popen[bytes]"
 
 
 def words_of(output: Path) -> str:
-    """The end of what `up` and each of its roles printed."""
+    """Returns the end of what `up` and each of its roles printed."""
     printed = [output, *sorted(output.parent.glob("runs/*/logs/*.out"))]
     return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-2000:]}" for path in printed)
 

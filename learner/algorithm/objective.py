@@ -1,4 +1,4 @@
-"""What the configuration composes from the pure functions: a batch's advantages, and the policy's loss of a micro-batch."""
+"""Composes what the configuration asks for: a batch's advantages, and the policy's loss of a micro-batch."""
 
 from collections.abc import Sequence
 

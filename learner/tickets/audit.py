@@ -1,4 +1,4 @@
-"""What a run's archive says by itself: the batches to which its results lead, for comparison with those of the run."""
+"""Forms the batches to which an archive's results lead, for comparison with those of the run."""
 
 from collections.abc import Iterable, Iterator
 

@@ -1,4 +1,4 @@
-"""From trajectories to padded micro-batches under a token budget.
+"""Packs trajectories into padded micro-batches under a token budget.
 
 Sequences are padded on the right. Under causal attention no real token sees what follows it, so padding needs no attention
 mask and changes no result. A sequence is cut after the position that predicts its last sampled token: later positions would

@@ -1,4 +1,4 @@
-"""What a configuration asks of model and machine, in numbers, and whether they have it: said before anything is loaded.
+"""Plans in numbers what a configuration asks of model and machine, before anything is loaded.
 
 `zerotir config NAME --check` prints the plan; the roles refuse what cannot work, by name. Memory of the learner is counted
 as

@@ -1,4 +1,4 @@
-"""What the learner needs of whatever trains, and the choice of it."""
+"""The trainer protocol, which is all that the learner needs of its training, and the choice of a trainer."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol

@@ -97,7 +97,7 @@ class Run:
 
     @property
     def server_pid(self) -> int | None:
-        """Of the bus role's `nats-server`, None while there is none."""
+        """Returns the process id of the bus role's `nats-server`, None while there is none."""
         pid = self.bus_role.process.pid
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
         return children[0] if children else None

@@ -66,7 +66,7 @@ def config(
 
 
 def weights(group: RankGroup) -> dict[str, torch.Tensor]:
-    """What the learner would publish."""
+    """Returns what the learner would publish."""
     layout = group.weight_layout()
     image = torch.zeros(layout.nbytes, dtype=torch.uint8)
     group.copy_weights(image)

@@ -43,6 +43,6 @@ class Source:
 
     @torch.no_grad()
     def logprobs(self, tokens: list[int]) -> torch.Tensor:
-        """Of each token after the prompt, from one pass with the present weights."""
+        """Returns the log-probability of each token after the prompt, from one pass with the present weights."""
         logits = self.model(torch.tensor([self.prompt + tokens])).logits[0, len(self.prompt) - 1 : -1]
         return torch.log_softmax(logits, -1)[range(len(tokens)), tokens]

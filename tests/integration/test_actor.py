@@ -104,7 +104,7 @@ class PlayedEngine:
 async def serve(
     bus: Bus, engine: PlayedEngine, problems: list[str], folder: Path, version: int = 0, answer: str = "5"
 ) -> list[Trajectory | Failure]:
-    """What an actor answers to a ticket for each problem, whose right answer is `answer`, in the order of the tickets.
+    """Returns what an actor answers to a ticket for each problem, whose right answer is `answer`, in the tickets' order.
 
     `version` is the newest of the weights, and the oldest that the tickets allow.
     """

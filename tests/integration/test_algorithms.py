@@ -92,7 +92,7 @@ def values_of(trainer: RankTrainer, items: list[Trajectory]) -> torch.Tensor:
 
 
 def count_passes(trainer: RankTrainer, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether each pass of the policy from now on had a gradient."""
+    """Notes of each pass of the policy from now on whether it had a gradient."""
     passes: list[bool] = []
     forward = trainer.policy.token_logprobs
 

@@ -4,14 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.processes import ZEROTIR, processes_of
+from tests.processes import ZEROTIR, processes_of, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -24,15 +22,6 @@ def start(home: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
     with output.open("w") as file:
         environment = {**os.environ, "ZEROTIR_TEST_RUN": str(home)}
         return subprocess.Popen([*ZEROTIR, *arguments], stdout=file, stderr=file, env=environment), output
-
-
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[bytes], output: Path) -> Any:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not (value := condition()):
-        assert process.poll() is None, f"it ended early:\n{output.read_text()[-3000:]}"
-        assert time.monotonic() < deadline, f"waited in vain:\n{output.read_text()[-3000:]}"
-        time.sleep(0.2)
-    return value
 
 
 def scores(folder: Path) -> list[dict[str, Any]]:

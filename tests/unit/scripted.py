@@ -133,7 +133,7 @@ class Played:
     tokenizer: Pieces
 
     def text(self, mask: int) -> str:
-        """Of all sampled (1) or all inserted (0) tokens, without the end of the sequence."""
+        """Returns the text of all sampled (1) or all inserted (0) tokens, without the end of the sequence."""
         pairs = zip(self.response.tokens, self.response.loss_mask, strict=True)
         return self.tokenizer.decode([token for token, m in pairs if m == mask]).removesuffix(END)
 

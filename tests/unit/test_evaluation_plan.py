@@ -22,12 +22,12 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def planned(*data: object, overrides: tuple[str, ...] = (), budgets=(), samples=None, limit=None) -> Plan:
+def planned(*data: object, overrides: tuple[str, ...] = (), limits_of_calls=(), samples=None, limit=None) -> Plan:
     config = load_config("tiny", list(overrides))
-    return make_plan(config, choose(config, [str(each) for each in data], budgets, samples, limit))
+    return make_plan(config, choose(config, [str(each) for each in data], limits_of_calls, samples, limit))
 
 
-def test_a_file_is_asked_whole_under_the_configuration_s_budget(file: Path):
+def test_a_file_is_asked_whole_under_the_configuration_s_limit(file: Path):
     plan = planned(file)
     assert [data.name for data in plan.data] == ["my-set-v1"]
     assert [problem.id for problem in plan.data[0].problems] == [row["id"] for row in ROWS]
@@ -41,7 +41,7 @@ def test_the_command_line_comes_before_the_configuration(file: Path):
     plan = planned("mine", overrides=(data, "evaluation.samples=3", "evaluation.max_tool_calls=[8]"))
     assert [len(plan.data[0].problems), plan.samples, *plan.max_tool_calls] == [6, 3, 8]
     assert plan.data[0].grading.rule == "boxed"
-    plan = planned("mine", overrides=(data,), budgets=(4, 0, 4), samples=2, limit=1)
+    plan = planned("mine", overrides=(data,), limits_of_calls=(4, 0, 4), samples=2, limit=1)
     assert [len(plan.data[0].problems), plan.samples, *plan.max_tool_calls] == [1, 2, 0, 4]
 
 
@@ -60,17 +60,17 @@ def test_an_evaluation_on_what_is_trained_on_is_refused_and_names_it(file: Path,
             refuse_known(chosen, plan)
 
 
-def test_sampling_of_its_own_and_budgets_reach_the_rollouts(file: Path):
-    plan = planned(file, overrides=("evaluation.temperature=0.6", "evaluation.top_p=0.95"), budgets=(0, 3))
+def test_sampling_of_its_own_and_limits_of_calls_reach_the_rollouts(file: Path):
+    plan = planned(file, overrides=("evaluation.temperature=0.6", "evaluation.top_p=0.95"), limits_of_calls=(0, 3))
     limits = {job.max_tool_calls: plan.limits(job) for job in plan.jobs()}
-    assert {budget: each.max_tool_calls for budget, each in limits.items()} == {0: 0, 3: 3}
+    assert {limit: each.max_tool_calls for limit, each in limits.items()} == {0: 0, 3: 3}
     assert {(each.temperature, each.top_p) for each in limits.values()} == {(0.6, 0.95)}
 
 
 def test_any_part_of_the_jobs_stands_for_the_whole(file: Path, tmp_path: Path):
     short = tmp_path / "short.jsonl"
     short.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:5]))
-    jobs = planned(file, short, budgets=(0, 2), samples=2).jobs()
+    jobs = planned(file, short, limits_of_calls=(0, 2), samples=2).jobs()
     assert len(jobs) == 15 * 2 * 2
     half = jobs[: len(jobs) // 2]
     for name, share in (("short", 1 / 3), ("my-set-v1", 2 / 3)):
@@ -93,7 +93,7 @@ def test_without_data_a_recipe_makes_problems_that_training_does_not_get():
 
 def test_settings_change_with_what_the_samples_depend_on_and_with_nothing_else(file: Path):
     base = planned(file).settings("w")
-    assert planned(file, budgets=(0, 1), samples=9, limit=3).settings("w") == base
+    assert planned(file, limits_of_calls=(0, 1), samples=9, limit=3).settings("w") == base
     assert planned(file).settings("v") != base
     assert planned(file, overrides=("evaluation.temperature=0.5",)).settings("w") != base
     file.write_text(file.read_text().replace("18", "19"))
