@@ -16,7 +16,6 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import structlog
 
 from actors.admission import Admission
@@ -222,8 +221,6 @@ class Actor:
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             response = await rollout.run(prompt)
             self._admission.ended(len(response.tokens))
-            if not np.isfinite(response.logprobs).all():
-                raise EngineError("the engine returned a log-probability that is not finite")
             self._engine_failures = 0
             if response.lowest_version < ticket.min_version:
                 # A learner that went back to its checkpoint published older weights while this was written.

@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.engine import Completion, DeadlineError, Engine, Sampling
+from actors.engine import Completion, DeadlineError, Engine, EngineError, Sampling
 from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
@@ -168,6 +168,8 @@ class Rollout:
             completion = await self._engine.generate(prompt + self.response.tokens, sampling)
         except DeadlineError as error:
             raise DeadlineError(len(self.response.tokens) + error.length) from error
+        if not np.isfinite(completion.logprobs).all():
+            raise EngineError("the engine returned a log-probability that is not finite")
         self._seconds += completion.seconds
         self.response.append_sampled(completion)
         if completion.finish_reason == "length":

@@ -1,7 +1,8 @@
 """The part of a weight update that runs inside vLLM's workers: from shared memory into the model.
 
 Registered with vLLM as the weight transfer engine `zerotir`; workers import this module as their extension class. Every
-worker of a host maps the same host copy, read-only, so tensor parallelism costs no further copies.
+worker of a host maps the same host copy, read-only, so tensor parallelism costs no further copies. Every parameter of the
+model is accounted for at each load (`actors.weight_names`).
 """
 
 import math
@@ -17,6 +18,8 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from actors.weight_names import require_all_loaded, require_same_names
 
 BACKEND = "zerotir"
 
@@ -45,6 +48,8 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def start_weight_update(self) -> None:
         """Begins vLLM's layerwise reload: linear layers are re-packed after loading."""
+        # Before the reload: during it a tied head has a parameter of its own.
+        self._parameters = [name for name, _ in self.model.named_parameters()]
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -54,7 +59,13 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Views the tensors in place; the model's loader copies them."""
+        """Views the tensors in place; the model's loader copies them.
+
+        Raises ValueError where a weight fits no parameter or a parameter gets none: the engine can't go on then.
+        """
+        model: Any = self.model
+        packed = getattr(model, "packed_modules_mapping", {})
+        require_same_names(self._parameters, packed, [name for name, *_ in update_info.tensors])
         with open(update_info.path, "rb") as file:
             # Unmapped with the last view of it: a loader may keep tensors until their layer is whole.
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -63,13 +74,14 @@ class SharedMemoryTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
             count = math.prod(shape)
             return torch.frombuffer(memory, dtype=getattr(torch, dtype), count=count, offset=offset).reshape(shape)
 
-        model: Any = self.model
-        model.load_weights((name, view(dtype, shape, offset)) for name, dtype, shape, offset in update_info.tensors)
+        views = ((name, view(dtype, shape, offset)) for name, dtype, shape, offset in update_info.tensors)
+        require_all_loaded(self._parameters, model.load_weights(views))
         finalize_layerwise_reload(self.model, self.model_config)
         if self.model_config.hf_text_config.tie_word_embeddings:
             # A tied head gets no weights of its own, but on a CPU it keeps a packed copy, which would stay the old one.
-            head = model.lm_head
-            head.quant_method.process_weights_after_loading(head)
+            head = getattr(model, "lm_head", None)  # Gemma has none: its embeddings serve as it.
+            if head is not None:
+                head.quant_method.process_weights_after_loading(head)
 
     def finish_weight_update(self) -> None:
         """Does nothing: the weights are in place already."""

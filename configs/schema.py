@@ -203,6 +203,10 @@ class LearnerConfig(Section):
     max_skipped_updates: PositiveInt = 10
     """Updates of policy and critic left out because gradients were not finite, without a step free of them in between, at
     which the learner stops and saves the batch."""
+    max_engine_gap: PositiveFloat | Literal["auto"] | None = "auto"
+    """Mean difference of the engines' and the learner's log-probabilities, nats a token, on tokens that both computed with
+    the same weights, beyond which the learner stops. `auto`: 0.005 where all is computed in float32, else 0.2; null for no
+    bound."""
 
 
 class EvaluationData(ProblemsConfig):

@@ -1,23 +1,21 @@
 """A Hugging Face checkpoint as an image in memory that the engine loads like a version from the weight log.
 
-The safetensors files are copied one after another into an anonymous file in memory, which the engine's workers map through
-this process's descriptor; their headers say where each tensor lies. Nothing of a checkpoint is unpickled.
+The files that hold the model's tensors are copied one after another into an anonymous file in memory, which the engine's
+workers map through this process's descriptor; the files' headers say where each tensor lies. Nothing is unpickled.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import xxhash
 
 from bus.messages import TensorEntry
+from runtime.model_files import model_tensors
 from runtime.models import ModelError
 
-DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-"""Names of dtypes in safetensors, and torch's names of them."""
 BLOCK_BYTES = 16 * 2**20
 ALIGNMENT = 64
 
@@ -38,18 +36,16 @@ class CheckpointImage:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """Reads all `*.safetensors` of `folder`. Raises ModelError."""
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise ModelError(f"{folder} holds no *.safetensors: save the model with `save_pretrained`")
+        """Reads the model in `folder`, and all of it. Raises ModelError, see `model_tensors`."""
+        stored = model_tensors(folder)
         digest = xxhash.xxh3_64()
-        tensors: list[TensorEntry] = []
+        begins: dict[Path, int] = {}
         descriptor = os.memfd_create("zerotir-checkpoint")
         try:
             with os.fdopen(descriptor, "wb", closefd=False) as memory:
-                for path in paths:
+                for path in sorted({tensor.path for tensor in stored}):
                     memory.write(bytes(-memory.tell() % ALIGNMENT))
-                    tensors += _entries(path, memory.tell())
+                    begins[path] = memory.tell()
                     with path.open("rb") as file:
                         while block := file.read(BLOCK_BYTES):
                             digest.update(block)
@@ -59,7 +55,17 @@ class CheckpointImage:
             if isinstance(error, OSError):
                 raise ModelError(f"the weights in {folder} cannot be read: {error}") from error
             raise
-        return cls(descriptor, tuple(tensors), digest.hexdigest())
+        tensors = tuple(
+            TensorEntry(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                offset=begins[tensor.path] + tensor.offset,
+                nbytes=tensor.nbytes,
+            )
+            for tensor in stored
+        )
+        return cls(descriptor, tensors, digest.hexdigest())
 
     def __enter__(self) -> Self:
         return self
@@ -68,39 +74,3 @@ class CheckpointImage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self.descriptor)
-
-
-def _entries(path: Path, begin: int) -> list[TensorEntry]:
-    """Returns where the tensors of a safetensors file lie that is put at `begin`.
-
-    The format: the header's length in eight bytes, little-endian, the header as JSON, then the tensors.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > size:
-            raise ModelError(f"{path} is no whole safetensors file")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except ValueError as error:
-            raise ModelError(f"{path} is no safetensors file: {error}") from error
-    header.pop("__metadata__", None)
-    entries = []
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        if 8 + length + last > size:
-            raise ModelError(f"{path} ends before {name} does: it was not copied whole")
-        if entry["dtype"] not in DTYPES:
-            raise ModelError(
-                f"{path}: {name} is {entry['dtype']}; expected one of {', '.join(DTYPES)} (quantised ones are not)"
-            )
-        entries.append(
-            TensorEntry(
-                name=name,
-                dtype=DTYPES[entry["dtype"]],
-                shape=tuple(entry["shape"]),
-                offset=begin + 8 + length + first,
-                nbytes=last - first,
-            )
-        )
-    return entries

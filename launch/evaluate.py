@@ -18,7 +18,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from launch.roles import guarded, join, new_id
 from launch.views import say
-from learner.training.plan import require_positions
+from learner.training.plan import require_model
 from runtime.logs import set_up_logs
 from runtime.models import ModelError, model_folder
 
@@ -89,7 +89,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 
     set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     model = await asyncio.to_thread(model_folder, checkpoint)
-    await asyncio.to_thread(require_positions, config, model)
+    await asyncio.to_thread(require_model, config, model)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
     jail = Jail(config.sandbox)
     await check(jail)
@@ -131,7 +131,7 @@ async def _evaluate_run(
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
     await asyncio.to_thread(refuse_known, config, plan)
     model = await asyncio.to_thread(model_folder, config.model.path)
-    await asyncio.to_thread(require_positions, config, model)
+    await asyncio.to_thread(require_model, config, model)
     engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
     try:
         async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus, Grader() as grader:

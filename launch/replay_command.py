@@ -37,7 +37,7 @@ def start(arguments: argparse.Namespace) -> int:
     try:
         same, config = config == recorded, as_it_computed(config, run)
         if rank() > 0:
-            asyncio.run(run_rank(config, asyncio.Event()))
+            asyncio.run(run_rank(_unchecked(config), asyncio.Event()))
             return 0
         out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return _replay(config, run, out.resolve(), same=same)
@@ -62,7 +62,7 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
             f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
         )
 
-    trainer = make_trainer(config, model_folder(config.model.path))
+    trainer = make_trainer(_unchecked(config), model_folder(config.model.path))
     try:
         steps = replay(config, trainer, run, out, report)
     except UnstableError:
@@ -85,6 +85,11 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         say(f"optimiser state: {_compare_state(trainer, config, run, steps)}")
     trainer.close()
     return 0
+
+
+def _unchecked(config: RunConfig) -> RunConfig:
+    """Returns `config` without a bound on the engines' gap: they had the run's weights, and not those of this replay."""
+    return config.model_copy(update={"learner": config.learner.model_copy(update={"max_engine_gap": None})})
 
 
 def _compare_state(trainer: "Trainer", config: RunConfig, run: Path, steps: int) -> str:

@@ -31,7 +31,7 @@ from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from launch.extras import missing_extra
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
-from learner.training.plan import require_memory, require_positions
+from learner.training.plan import require_memory, require_model
 from runtime.logs import log_emulated, set_up_logs
 from runtime.waiting import any_set
 
@@ -236,7 +236,7 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
     if config.actor.engine.kind == "emulated":
         engine = await EmulatedEngine.start(model, config.actor.engine, seed)
     else:
-        await asyncio.to_thread(require_positions, config, model)
+        await asyncio.to_thread(require_model, config, model)
         length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
         engine = await VllmEngine.start(model, config.model, config.actor.engine, length, seed)
     outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
@@ -259,7 +259,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)
     if config.learner.trainer == "deepspeed":
-        await asyncio.to_thread(require_positions, config, model)
+        await asyncio.to_thread(require_model, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())
     problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
     trainer = await asyncio.to_thread(make_trainer, config, model)

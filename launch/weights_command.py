@@ -13,6 +13,7 @@ from bus.messages import Manifest, WeightVersion
 from bus.presence import who_is_alive
 from configs.bus import BusConfig
 from configs.loading import ConfigError, load_config
+from runtime.model_files import model_tensors
 from runtime.models import ModelError, model_folder
 from weights.codec import WeightsError, WeightState
 from weights.follower import WeightFollower
@@ -79,7 +80,10 @@ async def _export(bus: Bus, head: Manifest, run: Path, version: str, folder: str
 
 
 def _write_checkpoint(state: WeightState, model: str, folder: Path) -> None:
-    """Writes a Hugging Face checkpoint: the base model's configuration and tokenizer, with these weights."""
+    """Writes a Hugging Face checkpoint: the base model's configuration and tokenizer, with these weights.
+
+    Raises ModelError where they are not the weights of that model.
+    """
     import torch
     from safetensors.torch import save_file
     from transformers import AutoConfig
@@ -104,3 +108,4 @@ def _write_checkpoint(state: WeightState, model: str, folder: Path) -> None:
     config = AutoConfig.from_pretrained(base)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(folder)
+    model_tensors(folder)

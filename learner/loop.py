@@ -33,6 +33,7 @@ from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.ledger import Batch
 from learner.tickets.lost import LostTickets
 from learner.tickets.result_log import ResultLog
+from learner.training.engine_gap import EngineGapError
 from learner.weight_publisher import WeightPublisher
 from runtime.waiting import done_or_stopped
 from tasks.problems import ProblemOrder
@@ -124,7 +125,7 @@ class Learner:
                 waited = time.monotonic() - started
                 await self._announcer.say(f"training step {batch.step} of {self._config.learner.steps}")
                 of_batch = batch_metrics(batch, time.time())
-                trained = await self._unless_stopped(partial(self._steps.train, batch), stop)
+                trained = await self._train_batch(batch, stop)
                 if trained is None:
                     return False
                 await release
@@ -228,6 +229,18 @@ class Learner:
         # What `learner.tickets.audit` makes of the archive must be the same.
         log.info("batch taken", step=batch.step, position=self._ledger.position, digest=batch.digest)
         return batch
+
+    async def _train_batch(self, batch: Batch, stop: asyncio.Event) -> dict[str, float] | None:
+        """Trains on a batch; returns the trainer's metrics, None when told to stop. Raises what `Steps.train` raises."""
+        try:
+            return await self._unless_stopped(partial(self._steps.train, batch), stop)
+        except EngineGapError as error:
+            # Which of them has other weights than it should? What an engine loads has the published checksum.
+            if await self._weights.still_staged():
+                whose = f"the learner's weights are still those that it published as {self._weights.version}"
+            else:
+                whose = f"the learner's weights have changed since it published {self._weights.version}: it is at fault"
+            raise EngineGapError(f"{error}; {whose}") from error
 
     async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
         await self._weights.require_head()

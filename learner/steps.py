@@ -45,8 +45,8 @@ class Steps:
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on one batch; returns the trainer's metrics.
 
-        Raises UnstableError once `learner.max_skipped_updates` updates of policy and critic had to be left out, without a
-        step in between that needed none to be.
+        Raises EngineGapError where engines and learner disagree, and UnstableError once `learner.max_skipped_updates`
+        updates of policy and critic had to be left out, without a step in between that needed none to be.
         """
         trained = self._trainer.train([list(group) for group in batch.trained], batch.version)
         skipped = int(trained["skipped_updates"] + trained.get("critic_skipped_updates", 0))

@@ -77,6 +77,14 @@ class WeightPublisher:
             "weight_snapshot_bytes": published.snapshot_bytes,
         }
 
+    async def still_staged(self) -> bool:
+        """Returns whether the policy's weights are, bit for bit, those that were staged last."""
+        async with self._writing:
+            assert self._staged is not None
+            now = WeightState(self._staged.layout)
+            await asyncio.to_thread(self._trainer.copy_weights, torch.from_numpy(now.image))
+            return bool((now.image == self._staged.image).all())
+
     async def require_head(self) -> None:
         """Raises DeposedError where another learner has taken over."""
         async with self._writing:

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from configs.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -30,8 +32,8 @@ TINY_WORDS = ("```python\n", "```python", "```\n", "```", "\\boxed{", "print(")
 TINY_CHARACTERS = (*map(chr, range(32, 127)), "\n")
 
 
-class ModelError(RuntimeError):
-    """The model cannot be had; the text says what to do."""
+class ModelError(UserError):
+    """The model cannot be had or used; the text says what to do."""
 
 
 def model_folder(path: str) -> Path:

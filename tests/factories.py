@@ -14,6 +14,20 @@ VOCABULARY = 80
 """Token ids of the tiny model that a random trajectory draws from."""
 
 
+def tiny_shape() -> dict[str, Any]:
+    """Returns the arguments of a transformers configuration that make a model of two small layers."""
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+    }
+
+
 def trajectory(
     prompt: int = 2, response: int = 3, *, mask: Sequence[int] | np.ndarray | None = None, **fields: Any
 ) -> Trajectory:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from runtime.model_files import require_supported, skeleton
 
 GIB = 2**30
 LOGIT_BYTES = 16
@@ -81,24 +82,14 @@ class Plan:
 def read_shape(path: str) -> Shape:
     """Reads the configuration of a model's folder or Hugging Face name; of the latter no weights are fetched.
 
-    Raises PlanError where it cannot be had.
+    Raises ModelError where it cannot be had, or where the model is not supported.
     """
-    import torch
-
     from learner.training.ranks import choose_accelerator
 
     choose_accelerator()
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        config = AutoConfig.from_pretrained(path)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise PlanError(
-            f"model.path: the configuration of {path} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
-    text = config.get_text_config()
+    model = skeleton(path)
+    require_supported(model)
+    text = model.config.get_text_config()
     heads = text.num_attention_heads
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -195,25 +186,25 @@ def _counted(number: int, what: str) -> str:
 
 def show_plan(config: RunConfig, ranks: int, gpu_memory_gib: float | None) -> int:
     """Prints the plan for GPUs of so much memory, else for this machine; returns the exit status."""
-    from runtime.models import PREPARED, ModelError, model_folder
+    from runtime.models import PREPARED, model_folder
 
     path = config.model.path
-    try:
-        shape = read_shape(str(model_folder(path)) if path in PREPARED else str(Path(path).expanduser()))
-    except (PlanError, ModelError) as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
+    shape = read_shape(str(model_folder(path)) if path in PREPARED else str(Path(path).expanduser()))
     machine = this_machine() if gpu_memory_gib is None else Machine(cuda=True, memory=int(gpu_memory_gib * GIB))
     plan = make_plan(config, shape, ranks, machine)
     sys.stdout.write(f"plan of {config.name}\n{plan}\n")
     return 2 if plan.faults else 0
 
 
-def require_positions(config: RunConfig, model: Path) -> None:
-    """Raises PlanError where prompt and response are longer than the positions of the model in a folder."""
-    from transformers import AutoConfig
+def require_model(config: RunConfig, folder: Path) -> None:
+    """Refuses what no engine could run of the model in `folder`; reads its configuration alone.
 
-    if faults := _positions(config, AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings):
+    Raises ModelError for a kind of model that is not supported, PlanError where prompt and response are longer than its
+    positions.
+    """
+    model = skeleton(folder)
+    require_supported(model)
+    if faults := _positions(config, model.config.get_text_config().max_position_embeddings):
         raise PlanError(faults[0])
 
 

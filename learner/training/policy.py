@@ -17,6 +17,8 @@ from configs.schema import ModelConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.training.batches import MicroBatch
 from learner.training.deepspeed_engine import StepResult, TrainingEngine, prepare_to_train
+from runtime.model_files import model_tensors
+from runtime.models import ModelError
 from weights.codec import Layout
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Policy:
             total_steps: optimiser steps of the whole run; warm-up must fit in.
             compute: dtype of the forward pass.
 
-        Raises ValueError for a model that does more to its logits than one matrix product, and what `TrainingEngine` does.
+        Raises ModelError for a model that does more to its logits than one matrix product, and what `TrainingEngine` does.
         """
         import transformers
 
@@ -162,7 +164,7 @@ class Policy:
         return self._engine.state_digests()
 
     def export(self, folder: Path) -> None:
-        """Writes a Hugging Face checkpoint with tokenizer, in the model's dtype."""
+        """Writes a Hugging Face checkpoint with tokenizer, in the model's dtype. Raises ModelError where it is not whole."""
         from transformers import AutoTokenizer
 
         model = self._module.model
@@ -170,6 +172,7 @@ class Policy:
         # save_pretrained notes the dtype of the weights in memory, which readers would widen the file's to.
         model.config.dtype = self._dtype
         model.config.save_pretrained(folder)
+        model_tensors(folder)
         AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
 
     def close(self) -> None:
@@ -182,13 +185,13 @@ class Policy:
 
 
 def _check_logits(module: TokenLogprobs) -> None:
-    """Raises ValueError where the model's logits are not its output embeddings' product (soft caps, scales)."""
+    """Raises ModelError where the model's logits are not its output embeddings' product (soft caps, scales)."""
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         hidden = module.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         ours = module.model.get_output_embeddings()(hidden)
         theirs = module.model(input_ids=tokens, use_cache=False).logits
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
-        raise ValueError(
+        raise ModelError(
             f"{type(module.model).__name__} does more to its logits than one matrix product: it is not supported"
         )

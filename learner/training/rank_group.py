@@ -19,6 +19,7 @@ import torch
 
 from bus.codec import Message, decode, encode
 from bus.messages import Trajectory
+from learner.training.engine_gap import EngineGapError
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks
 from weights.codec import Layout
@@ -140,7 +141,9 @@ def serve_rank(trainer: RankTrainer) -> None:
         match command.what:
             case "train":
                 groups = [[decode(data, Trajectory) for data in group] for group in command.groups]
-                trainer.train(groups, command.version)
+                # Every rank finds the same; rank 0 says what comes next.
+                with contextlib.suppress(EngineGapError):
+                    trainer.train(groups, command.version)
             case "save":
                 trainer.save(folder)
             case "load":

@@ -26,12 +26,14 @@ from learner.algorithm.objective import batch_advantages, length_scale, policy_o
 from learner.training.batches import MicroBatch, sampled_tokens
 from learner.training.critic import Critic
 from learner.training.deepspeed_engine import StepResult
+from learner.training.engine_gap import EngineCheck, gap_bound
 from learner.training.minibatches import Minibatch, split
 from learner.training.passes import Passes
 from learner.training.policy import Policy
 from learner.training.ranks import Ranks, join_process_group, leave_process_group
 from learner.training.reference import ReferencePolicy
 from runtime.compute import compute_dtype
+from runtime.model_files import model_tensors
 
 log = structlog.get_logger()
 
@@ -47,6 +49,7 @@ POLICY_METRICS = (
     "importance_weight_ess",
     "importance_weight_capped",
     "behaviour_kl",
+    "engine_gap",
     "sequence_ratio_min",
     "sequence_ratio_max",
     "sequence_masked",
@@ -78,7 +81,8 @@ class RankTrainer:
     """Owns the policy, the critic if the advantages need one, and the reference; trains them batch by batch."""
 
     def __init__(self, config: RunConfig, model_folder: Path) -> None:
-        """Loads the models from `model_folder`, see `Policy`."""
+        """Loads the models from `model_folder`, see `Policy`. Raises ModelError where it is not whole or not supported."""
+        model_tensors(model_folder)
         learner = config.learner
         self._algorithm = learner.algorithm
         self._critic_config = learner.critic
@@ -104,6 +108,7 @@ class RankTrainer:
         self._reference: ReferencePolicy | None = None
         if self._algorithm.kl_coefficient:
             self._reference = ReferencePolicy(model_folder, config.model, self.policy.device, compute)
+        self._engine_check = EngineCheck(gap_bound(config))
         self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
     def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
@@ -119,7 +124,10 @@ class RankTrainer:
             an update whose gradients were not finite is left out and counted in `skipped_updates`. The importance weights,
             `behaviour_kl` and the sequences' ratios compare the proximal policy with the behaviour policy, whether or
             not the loss uses them. The loss `ppo` has no proximal pass: each minibatch is compared with the weights
-            just before its own update. `train_tokens_per_s` counts sampled tokens. No groups: no weight is touched.
+            just before its own update. `engine_gap` is there where tokens without staleness are. `train_tokens_per_s`
+            counts sampled tokens. No groups: no weight is touched.
+
+        Raises EngineGapError, before the policy's first update, where engines and learner disagree on those tokens.
         """
         started = time.perf_counter()
         trajectories = [trajectory for group in groups for trajectory in group]
@@ -137,6 +145,10 @@ class RankTrainer:
         proximal_logprobs: list[torch.Tensor] | None = None
         if frozen or self._algorithm.advantage == "vtrace":
             proximal_logprobs = self._passes.evaluate(self.policy.token_logprobs, trajectories)
+        updates: dict[str, float] = {}
+        if frozen:
+            assert proximal_logprobs is not None
+            updates |= self._engine_check.measure(trajectories, dict(enumerate(proximal_logprobs)), version)
         values = self._passes.evaluate(self._critic.values, trajectories) if self._critic else None
         advantages, returns = batch_advantages(
             self._algorithm,
@@ -148,7 +160,6 @@ class RankTrainer:
             else None,
             lengths,
         )
-        updates: dict[str, float] = {}
         if values is not None and returns is not None:
             updates |= self._train_critic(trajectories, values, returns, version)
         if not frozen:
@@ -279,32 +290,34 @@ class RankTrainer:
         if decoupled and not proximal:
             for minibatch in minibatches[1:]:
                 proximal |= self._passes.evaluate_minibatch(self.policy.token_logprobs, minibatch)
-        updates = []
+        updates: list[Update] = []
+        gap: dict[str, float] = {}
         for position, minibatch in enumerate(minibatches):
-            if decoupled and position > 0:
-                update, _ = self._update_policy(minibatch, proximal)
-            else:
-                update, before = self._update_policy(minibatch, None)
-                proximal |= before
-            updates.append(update)
+            sums, before = self._accumulate_policy(minibatch, proximal if decoupled and position > 0 else None)
+            proximal |= before
+            if position == 0:
+                gap = self._engine_check.measure(trajectories, proximal, version)
+            updates.append((self.policy.optimizer_step(), sums))
         tokens = sum(minibatch.tokens for minibatch in minibatches)
         shares = ("clip_fraction", "reference_kl") if self._reference else ("clip_fraction",)
-        metrics = _outcome("", updates, minibatches, version) | {
-            name: sum(sums[name] for _, sums in updates) / tokens for name in shares
-        }
+        metrics = (
+            gap
+            | _outcome("", updates, minibatches, version)
+            | {name: sum(sums[name] for _, sums in updates) / tokens for name in shares}
+        )
         return metrics, [proximal[index] for index in range(len(trajectories))]
 
-    def _update_policy(
+    def _accumulate_policy(
         self, minibatch: Minibatch, proximal: Mapping[int, torch.Tensor] | None
-    ) -> tuple[Update, dict[int, torch.Tensor]]:
-        """Makes one optimiser step on the policy.
+    ) -> tuple[dict[str, float], dict[int, torch.Tensor]]:
+        """Adds a minibatch's gradient to what the policy's next step applies.
 
         Args:
             proximal: log pi_prox, [n_i] under a trajectory's index; None where it is the policy before this very step.
 
         Returns:
-            What the step did; and each trajectory's log-probabilities before it, [n_i] under the index, where `proximal` is
-            None (collecting them costs an exchange between ranks).
+            The minibatch's sums over sampled tokens; and each trajectory's log-probabilities, [n_i] under the index, where
+            `proximal` is None (collecting them costs an exchange between ranks).
         """
         device = self.policy.device
         lengths = torch.cat([torch.bincount(micro.sequences) for micro in minibatch.micros])
@@ -327,8 +340,7 @@ class RankTrainer:
         outputs, sums = self._passes.accumulate(
             self.policy.token_logprobs, self.policy.backward, minibatch, objective, names
         )
-        before = self._passes.collect(outputs, minibatch) if proximal is None else {}
-        return (self.policy.optimizer_step(), sums), before
+        return sums, self._passes.collect(outputs, minibatch) if proximal is None else {}
 
     def _correction_metrics(
         self, proximal_logprobs: list[torch.Tensor], behaviour: list[torch.Tensor]

@@ -207,6 +207,8 @@ def test_the_learner_agrees_with_the_engine_on_log_probabilities(run: FinishedRu
     # On policy (the first step) the two differ by rounding alone; later by the age of keys and values in the cache.
     assert abs(run.steps[0]["behaviour_kl"]) < 1e-6
     assert abs(run.steps[0]["importance_weight_mean"] - 1.0) < 1e-3
+    # The first batch was sampled with the weights that it was trained from.
+    assert run.steps[0]["engine_gap"] < 1e-4
 
 
 def test_the_checkpoint_loads_and_has_learned_weights(run: FinishedRun):

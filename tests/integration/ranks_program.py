@@ -15,6 +15,7 @@ from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfi
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
 from learner.training import rank_group
+from learner.training.engine_gap import EngineGapError
 from learner.training.rank_group import RankGroup, serve_rank
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks, join_process_group
@@ -130,6 +131,21 @@ def main() -> None:
     else:
         group = RankGroup(trainer)
         results["metrics"] = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
+        group.close()
+    # What the batch's engines had were other weights: all ranks find it, and can be asked for theirs afterwards.
+    trainer = RankTrainer(config(2, 100, TRAIN, minibatches=2), model_folder("random-tiny"))
+    if Ranks().rank > 0:
+        serve_rank(trainer)
+    else:
+        group = RankGroup(trainer)
+        before = weights(group)
+        try:
+            group.train([group for seed in range(4) for group in random_batch(seed)], 0)
+        except EngineGapError as error:
+            results["gap"] = str(error)
+        results["unchanged by the gap"] = all(
+            torch.equal(weight, before[name]) for name, weight in weights(group).items()
+        )
         group.close()
     for name in VARIANTS:
         for dtype in ("float32", "bfloat16") if name in OF_BFLOAT16 else ("float32",):

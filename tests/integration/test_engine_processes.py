@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -119,6 +120,35 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
     await engine.stop()
     assert not our_children(before)
     assert not any(alive(process) for process in started)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"tie_word_embeddings": True}, "the learner's model has weights that the engine's has not: lm_head.weight"),
+        (
+            {"attention_bias": True},
+            "the engine's model has weights that the learner's has not: model.layers.0.self_attn.k",
+        ),
+        ({"num_hidden_layers": 1}, "the learner's model has weights that the engine's has not: model.layers.1.input"),
+    ],
+    ids=["an untied head", "no biases", "a layer more"],
+)
+async def test_weights_of_another_model_are_refused_by_name(
+    folder: Path, shared_reference: Reference, tmp_path: Path, change: dict[str, object], error: str
+):
+    shutil.copytree(folder, tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | change))
+    engine = await VllmEngine.start(tmp_path / "other", MODEL, CONFIG, MAX_LENGTH, seed=3)
+    shared_reference.restore()
+    with pytest.raises(EngineError, match=re.escape(error)):
+        await engine.load(*shared_reference.publish())
+    with pytest.raises(EngineError, match="no weights loaded yet"):
+        await sample(engine, shared_reference.prompt)
+    assert engine.failed
+    await engine.stop()
 
 
 ALONE = """

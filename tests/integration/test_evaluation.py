@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from actors.engine import Engine
+from actors.engine import Completion, Engine, Sampling
 from actors.vllm_engine import VllmEngine
 from bus.connection import Bus
 from bus.messages import ExecutionResult, FinishReason, WeightVersion
@@ -185,6 +187,32 @@ async def test_a_failure_of_infrastructure_is_done_again_and_never_scored(
     scores, _ = await play(plan, tmp_path / "all", engine, runner)
     assert (scores.rows[0].samples, scores.missing.total()) == (24, 0)
     assert all(sample.attempts == 1 for sample in read(tmp_path / "all"))
+
+
+class Numb:
+    """An engine whose arithmetic has failed, as with weights that are not numbers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
+        completion = await self._engine.generate(tokens, sampling)
+        return replace(completion, logprobs=[*completion.logprobs[:-1], float("nan")])
+
+
+async def test_what_was_sampled_without_a_finite_probability_is_never_scored(
+    engine: Engine, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("evaluation.evaluator.RETRY_S", 0.01)
+    plan = plan_of(CONFIG, (0,), samples=2, limit=2)
+    numb: Any = Numb(engine)
+    scores, _ = await play(plan, tmp_path, numb, LocalRunner(pool, CONFIG.sandbox))
+    assert scores.missing == {"EngineError: the engine returned a log-probability that is not finite": 4}
+    assert "INCOMPLETE" in (tmp_path / "results.md").read_text()
+    assert not (tmp_path / "samples.jsonl").exists() or read(tmp_path) == []
 
 
 async def test_problems_that_cannot_be_graded_or_asked_are_left_out_and_named(

@@ -16,6 +16,7 @@ from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfi
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.training.batches import micro_batches
+from learner.training.engine_gap import EngineGapError
 from learner.training.policy import Policy, TokenLogprobs
 from learner.training.rank_trainer import RankTrainer
 from runtime.models import model_folder
@@ -132,6 +133,42 @@ def test_logits_in_chunks_change_neither_logprobs_nor_gradient(folder):
         logprobs.square().sum().backward()
         results.append((logprobs, model.lm_head.weight.grad.clone(), model.model.embed_tokens.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [{}, {"minibatches": 3}, {"minibatches": 3, "loss": "ppo"}, {"advantage": "vtrace"}],
+    ids=["one minibatch", "three", "ppo", "vtrace"],
+)
+def test_engines_are_held_against_the_policy_before_it_changes(new_trainer, algorithm):
+    """In float32. Large steps: a comparison with weights of later minibatches would find a gap."""
+    trainer = new_trainer(OptimizerConfig(lr=1e-2), **algorithm)
+    groups = [behave_like(trainer.policy, group) for seed in range(6) for group in random_batch(seed)]
+    assert trainer.train(groups, 0)["engine_gap"] < 1e-5
+    # The same trajectories are stale by now: nothing is known of their engines.
+    before = weights(trainer)
+    assert "engine_gap" not in trainer.train(groups, 1)
+    assert any(change.abs().max() > 0 for change in difference(weights(trainer), before).values())
+    before = weights(trainer)
+    with pytest.raises(EngineGapError, match=r"disagree on version 0: .*; they last agreed at version 0"):
+        trainer.train(groups, 0)
+    assert all(change.abs().max() == 0 for change in difference(weights(trainer), before).values())
+
+
+def test_engines_are_held_against_a_policy_that_only_its_critic_trains_on(folder):
+    learner = {"algorithm": {"advantage": "gae"}, "critic": {"frozen_policy_steps": 2}, "steps": 5}
+    config = RunConfig(
+        name="test",
+        model=ModelConfig(path="random-tiny", dtype="float32"),
+        tasks=TasksConfig(problems=ProblemsConfig(recipe="products")),
+        learner=LearnerConfig.model_validate(learner),
+    )
+    trainer = RankTrainer(config, folder)
+    groups = [behave_like(trainer.policy, group) for seed in range(3) for group in random_batch(seed)]
+    assert trainer.train(groups, 0)["engine_gap"] < 1e-5
+    with pytest.raises(EngineGapError, match="disagree on version 0"):
+        trainer.train([group for seed in range(3) for group in random_batch(seed)], 0)
+    trainer.close()
 
 
 @pytest.mark.parametrize("minibatches", [1, 3])

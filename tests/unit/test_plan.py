@@ -24,7 +24,7 @@ from learner.training.plan import (
     read_shape,
     show_plan,
 )
-from runtime.models import model_folder
+from runtime.models import ModelError, model_folder
 
 QWEN_7B = {
     "model_type": "qwen2",
@@ -67,7 +67,7 @@ def test_the_shape_is_that_of_the_models_own_configuration(qwen: Path):
         head=128,
     )
     assert read_shape(str(qwen)).cache_numbers == 28_672
-    with pytest.raises(PlanError, match=r"model\.path"):
+    with pytest.raises(ModelError, match=r"model\.path"):
         read_shape(str(qwen / "nothing"))
 
 
@@ -191,8 +191,8 @@ def test_a_model_with_too_few_positions_is_refused_by_name(qwen: Path):
     assert "4,096 positions" in fault
     short = load_config("tiny", ["rollout.max_response_tokens=1100"])
     with pytest.raises(PlanError, match="1,024 positions"):
-        plan.require_positions(short, model_folder("random-tiny"))
-    plan.require_positions(load_config("tiny"), model_folder("random-tiny"))
+        plan.require_model(short, model_folder("random-tiny"))
+    plan.require_model(load_config("tiny"), model_folder("random-tiny"))
 
 
 def test_a_learner_without_the_memory_is_refused_before_it_loads(qwen: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,8 +210,8 @@ def test_the_command_prints_the_plan_and_its_status_says_whether_it_holds(
     assert show_plan(seven_b(qwen), 1, 80.0) == 2
     assert "CANNOT RUN the learner's state" in capsys.readouterr().out
     assert show_plan(load_config("tiny"), 1, None) == 0
-    assert show_plan(load_config("tiny", [f"model.path={qwen / 'nothing'}"]), 1, None) == 2
-    assert "model.path" in capsys.readouterr().err
+    with pytest.raises(ModelError, match=r"model\.path"):
+        show_plan(load_config("tiny", [f"model.path={qwen / 'nothing'}"]), 1, None)
 
 
 def test_engines_and_learner_get_gpus_of_their_own():
