@@ -14,6 +14,7 @@ not take hold the actor back.
 
 import asyncio
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -28,6 +29,7 @@ from bus.connection import Bus, BusError
 from bus.messages import Failure, FinishReason, Ticket, Trajectory
 from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
+from configs.errors import UserError
 from configs.schema import RunConfig
 from grading.grader import Grade, Grader, GradingError, UngradableError, void_turns
 from grading.spontaneity import code_unused
@@ -44,6 +46,8 @@ HAND_BACK_S = 2.0
 """Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
+MAX_SAME_FAILURES = 24
+"""Tickets that an actor may fail at for one reason while it has finished none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ class HandBack:
     """Says why a ticket has no answer yet and is offered to all actors again."""
 
     reason: str
+
+
+class UselessActorError(UserError):
+    """Every ticket failed at this actor for the same reason; the text says which."""
 
 
 class Actor:
@@ -85,6 +93,8 @@ class Actor:
         self._admission = Admission(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
         self._finished = 0
         self._failed = 0
+        self._failures = Counter[str]()
+        """Tickets that failed, by reason."""
         self._handed_back = 0
         self._late = 0
         self._late_tokens = 0
@@ -196,6 +206,8 @@ class Actor:
             raise
         if isinstance(result, Failure):
             self._failed += 1
+            self._failures[result.reason] += 1
+            self._require_some_to_succeed(result)
             log.warning("ticket failed", ticket=ticket.number, reason=result.reason, detail=result.detail)
         else:
             self._finished += 1
@@ -207,7 +219,7 @@ class Actor:
             detail = f"{leased.failures} times an actor vanished with it, or its engine or grader failed"
             return self._failure(leased, "too many deliveries", detail)
         try:
-            prompt = render_prompt(ticket.prompt, ticket.problem, self._engine.tokenizer)
+            prompt = render_prompt(ticket.template, ticket.problem, self._engine.tokenizer, chat=ticket.chat)
         except PromptError as error:
             return self._failure(leased, "unusable prompt", str(error))
         if len(prompt) > ticket.rollout.max_prompt_tokens:
@@ -244,6 +256,18 @@ class Actor:
             leased.failures += not isinstance(error, SandboxError)
             return HandBack("infrastructure failed")
         return self._trajectory(ticket, prompt, response, grade, started_at)
+
+    def _require_some_to_succeed(self, failure: Failure) -> None:
+        """Ends an actor that fails at all tickets for one reason: it would use them up faster than others work."""
+        if (
+            self._crash is None
+            and self._finished == 0
+            and self._failures[failure.reason] == self._failed >= MAX_SAME_FAILURES
+        ):
+            self._crash = UselessActorError(
+                f"all of the first {self._failed} tickets failed here for one reason, {failure.reason} "
+                f"({failure.detail}): fix that, then start the actor again"
+            )
 
     def _count_engine_failure(self, error: EngineError) -> None:
         self._engine_failures += 1

@@ -13,7 +13,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from bus.codec import BoolArray, Float32Array, Int32Array, Message
 from configs.schema import RolloutConfig
-from configs.tasks import GradingConfig, PromptConfig
+from configs.tasks import GradingConfig
 
 
 class WeightVersion(Message):
@@ -43,7 +43,10 @@ class Ticket(Message):
     problem: str
     answer: str
     """The gold answer; never enters a sandbox."""
-    prompt: PromptConfig
+    template: str
+    """Text of the prompt's template, with its placeholder: an actor needs no file."""
+    chat: bool
+    """The filled template is wrapped as a user turn in the model's chat template."""
     grading: GradingConfig
     rollout: RolloutConfig
     min_version: NonNegativeInt

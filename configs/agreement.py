@@ -1,7 +1,13 @@
-"""Checks what the roles of a run must agree on, and what of a run may change while it is stopped."""
+"""Checks what the roles of a run must agree on, and what becomes of a field that changes on resume or in a replay.
 
+A change that is accepted has its effect. All others are refused: what makes up a run cannot change in its life, and a field
+without effect would let its user believe that it had one.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from enum import StrEnum
+from typing import Any, Literal
 
 from configs.loading import ConfigError
 from configs.schema import RunConfig
@@ -23,6 +29,59 @@ FIXED = (
 is in, and what a checkpoint holds."""
 
 
+class Effect(StrEnum):
+    """Says what comes of another value of a field."""
+
+    APPLIED = "applied"
+    REFUSED = "refused"
+    """It would be another run, or another set of results."""
+    NONE = "refused: it would have no effect"
+
+
+Occasion = Literal["resume", "replay"]
+A, R, N = Effect.APPLIED, Effect.REFUSED, Effect.NONE
+EFFECTS: dict[str, dict[Occasion, Effect]] = {
+    field: {"resume": resume, "replay": replay}
+    for field, resume, replay in (
+        ("name", N, N),
+        ("seed", R, A),
+        ("model", R, A),
+        ("tasks", R, N),
+        ("rollout", R, N),
+        ("bus", A, N),
+        ("bus.port", N, N),  # The run keeps the port that it has: roles that are up look for the server there.
+        ("bus.url", N, N),
+        ("bus.tls", N, N),
+        ("bus.replicas", R, N),
+        ("weights", A, N),
+        ("sandbox", A, N),
+        ("actor", A, N),
+        ("actor.engine.kind", R, N),
+        ("learner.steps", A, R),
+        ("learner.batch_groups", R, R),
+        ("learner.group_size", R, R),
+        ("learner.max_staleness", R, R),
+        ("learner.trainer", R, A),
+        ("learner.algorithm", A, A),
+        ("learner.algorithm.advantage", R, A),
+        ("learner.critic", A, A),
+        ("learner.filters", A, A),
+        ("learner.optimizer", A, A),
+        ("learner.deepspeed", A, A),
+        ("learner.deepspeed.zero_stage", R, A),
+        ("learner.deepspeed.offload_optimizer", R, A),
+        ("learner.checkpoint", A, N),
+        ("learner.batch_timeout_s", A, N),
+        ("learner.max_skipped_updates", A, A),
+        ("learner.max_engine_gap", A, N),
+        ("evaluation", A, N),
+        ("launch", A, N),
+        ("launch.runs_dir", N, N),
+    )
+}
+"""What comes of a change, by field or section; of two that fit, the longer name counts."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A field with another value than the run has."""
@@ -35,6 +94,11 @@ class Change:
         return f"{self.field}: {self.before!r} -> {self.now!r}"
 
 
+def effect(field: str, occasion: Occasion) -> Effect:
+    """Returns what comes of another value of `field`. Raises KeyError where no rule says so."""
+    return EFFECTS[max((name for name in EFFECTS if _within(field, name)), key=len, default="")][occasion]
+
+
 def changes(recorded: RunConfig, config: RunConfig) -> list[Change]:
     """Returns the fields in which `config` differs from the run's own, in the schema's order."""
     return list(_changes("", recorded.model_dump(mode="json"), config.model_dump(mode="json")))
@@ -43,14 +107,40 @@ def changes(recorded: RunConfig, config: RunConfig) -> list[Change]:
 def require_same(recorded: RunConfig, config: RunConfig, fields: tuple[str, ...]) -> None:
     """Raises ConfigError, which names the first one, where `config` differs from the run's own in `fields`."""
     for change in changes(recorded, config):
-        if any(change.field == field or change.field.startswith(f"{field}.") for field in fields):
-            raise ConfigError(
-                f"{change.field} is {change.before!r} in this run and cannot be {change.now!r} in it: leave it as it was "
-                "(the run's folder holds its config.yaml), or start another run"
-            )
+        if any(_within(change.field, field) for field in fields):
+            raise _fixed(change)
 
 
-def _changes(prefix: str, before: dict[str, Any], now: dict[str, Any]) -> Any:
+def require_effect(recorded: RunConfig, config: RunConfig, occasion: Occasion) -> list[Change]:
+    """Returns what differs from the run's own configuration, all of which takes effect.
+
+    Raises ConfigError, which names the first one, for a change that would not.
+    """
+    found = changes(recorded, config)
+    for change in found:
+        match effect(change.field, occasion), occasion:
+            case Effect.NONE, _:
+                where = "a run that goes on" if occasion == "resume" else "a replay, which takes the run's own results"
+                raise ConfigError(f"{change.field} has no effect on {where}: leave it at {change.before!r}")
+            case Effect.REFUSED, "resume":
+                raise _fixed(change)
+            case Effect.REFUSED, "replay":
+                raise ConfigError(f"{change.field} decides which results a run has: a replay must leave it as it was")
+    return found
+
+
+def _fixed(change: Change) -> ConfigError:
+    return ConfigError(
+        f"{change.field} is {change.before!r} in this run and cannot be {change.now!r} in it: leave it as it was "
+        "(the run's folder holds its config.yaml), or start another run"
+    )
+
+
+def _within(field: str, name: str) -> bool:
+    return field == name or field.startswith(f"{name}.")
+
+
+def _changes(prefix: str, before: dict[str, Any], now: dict[str, Any]) -> Iterator[Change]:
     for name in {**before, **now}:
         field = f"{prefix}{name}"
         old, new = before.get(name), now.get(name)

@@ -14,7 +14,7 @@ from bus.messages import wire_schema_digest
 from bus.presence import Announcer
 from bus.server import embedded_server
 from bus.streams import create_streams
-from configs.agreement import FIXED, changes, require_same
+from configs.agreement import require_effect
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
@@ -55,11 +55,9 @@ async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
 
 
 def _record(config: RunConfig, path: Path) -> None:
-    """Writes the run's configuration down. Raises ConfigError where it is not the run's any more."""
+    """Writes the run's configuration down. Raises ConfigError where a change cannot take effect."""
     if path.exists():
-        before = load_config(str(path))
-        require_same(before, config, FIXED)
-        for change in changes(before, config):
+        for change in require_effect(load_config(str(path)), config, "resume"):
             log.warning(
                 "the run goes on with another setting", field=change.field, before=change.before, now=change.now
             )

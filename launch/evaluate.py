@@ -20,7 +20,7 @@ from launch.roles import guarded, join, new_id
 from launch.views import say
 from learner.training.plan import require_model
 from runtime.logs import set_up_logs
-from runtime.models import ModelError, model_folder
+from runtime.models import model_folder
 
 if TYPE_CHECKING:
     from evaluation.plan import Plan
@@ -34,15 +34,11 @@ STOPPED = 130
 def start(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status: 0 when every sample is there, 1 when some are missing, 130 when stopped."""
     from evaluation.plan import choose
-    from tasks.problems import ProblemError
 
     config: RunConfig = arguments.config
     if arguments.checkpoint and arguments.follow:
         raise UserError("--follow is for a live run: a checkpoint has no next version")
-    try:
-        chosen = choose(config, arguments.data, arguments.max_tool_calls, arguments.samples, arguments.limit)
-    except ProblemError as error:
-        raise UserError(str(error)) from error
+    chosen = choose(config, arguments.data, arguments.max_tool_calls, arguments.samples, arguments.limit)
     config = config.model_copy(update={"evaluation": chosen})
     if arguments.checkpoint:
         out = arguments.out or _folder_for(config, arguments.checkpoint)
@@ -66,12 +62,10 @@ async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
     """Does `work`; what the user has to fix becomes a UserError."""
     from evaluation.records import JournalError
     from sandbox.jail import SandboxUnavailable
-    from tasks.problems import ProblemError
-    from tasks.prompts import PromptError
 
     try:
         await work()
-    except (JournalError, ModelError, ProblemError, PromptError, SandboxUnavailable) as error:
+    except (JournalError, SandboxUnavailable) as error:
         raise UserError(str(error)) from error
 
 

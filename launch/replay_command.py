@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bus.messages import Metrics
-from configs.loading import ConfigError, dump_config, load_config
+from configs.agreement import require_effect
+from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from launch.rank_launcher import end_with_launcher, rank, run_rank, start_ranks
 from launch.views import say
@@ -24,11 +25,7 @@ def start(arguments: argparse.Namespace) -> int:
     run: Path = arguments.run.resolve()
     recorded = load_config(str(run / "config.yaml"))
     config = load_config(str(run / "config.yaml"), arguments.set)
-    from learner.replay import SAME_IN_REPLAY
-
-    changed = [name for name in SAME_IN_REPLAY if getattr(config.learner, name) != getattr(recorded.learner, name)]
-    if changed:
-        raise ConfigError(f"learner.{changed[0]} decides which results a run has: a replay must leave it as it was")
+    require_effect(recorded, config, "replay")
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()

@@ -252,6 +252,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
+    from launch.task_check import kept_template, require_usable_tasks
     from learner.checkpoints import in_checkpoint_dtype
     from learner.loop import Learner
     from learner.training.trainer import make_trainer
@@ -261,11 +262,12 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     if config.learner.trainer == "deepspeed":
         await asyncio.to_thread(require_model, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())
-    problems = await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
+    order = ProblemOrder(await asyncio.to_thread(load_problems, config.tasks.problems, config.seed), config.seed)
+    template = kept_template(folder, config.tasks.prompt.template)
+    await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)
-    order = ProblemOrder(problems, config.seed)
     async with _weights_bus(bus, announcer) as weights_bus:
-        done = await Learner(config, bus, weights_bus, trainer, order, folder, announcer).run(stop)
+        done = await Learner(config, bus, weights_bus, trainer, template, order, folder, announcer).run(stop)
     if not done:
         log.info("stopped before the last step; start the learner again to go on from its checkpoint")
         await announcer.leave()

@@ -20,9 +20,10 @@ import structlog
 
 from bus.address import CREDENTIALS, BusAddress
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
+from bus.messages import Metrics
 from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
-from configs.agreement import FIXED, Change, changes, require_same
+from configs.agreement import Change, require_effect
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from launch.cores import Share, shares, visible_gpus
@@ -30,6 +31,7 @@ from launch.processes import RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
 from launch.views import say, step_line, summary
+from learner.tickets.filters import NO_SIGNAL_ADVICE
 from learner.tickets.ledger import BalanceError
 from runtime.logs import set_up_logs
 
@@ -37,6 +39,8 @@ log = structlog.get_logger()
 
 RESTARTS = 5
 BUS_TIMEOUT_S = 60.0
+UNTRAINED_TOLD = 3
+"""Of steps without anything to train on, every so many are told with the reason."""
 STILL_WAITING_S = 20.0
 
 
@@ -59,9 +63,7 @@ def _up(config: RunConfig, resume: Path | None) -> int:
     recorded = folder / "config.yaml"
     changed: list[Change] = []
     if recorded.exists():
-        before = load_config(str(recorded))
-        require_same(before, config, FIXED)
-        changed = changes(before, config)
+        changed = require_effect(load_config(str(recorded)), config, "resume")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
     set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
     for change in changed:
@@ -87,6 +89,17 @@ def _up(config: RunConfig, resume: Path | None) -> int:
 
 def _resume_hint(folder: Path) -> str:
     return f"zerotir up --resume {folder}"
+
+
+def _why_untrained(metrics: Metrics) -> str:
+    """Returns the commonest reason for which a step's results were not trained on, and what to do."""
+    counts = {name: value for name, value in metrics.values.items() if name.startswith(("filtered_by_", "failed_by_"))}
+    name = max(counts, key=lambda name: counts[name], default="")
+    if name == "filtered_by_no_signal":
+        return NO_SIGNAL_ADVICE
+    return (
+        f"{name.replace('_', ' ')} {counts.get(name, 0):.0f} of {sum(counts.values()):.0f}; each role's log says more"
+    )
 
 
 class _Supervisor:
@@ -224,6 +237,10 @@ class _Supervisor:
             await asyncio.sleep(0.5)
 
     async def _show_steps(self, bus: Bus, first_new: int) -> None:
+        untrained = 0
         async for _, metrics in follow_metrics(bus, first_new):
             if metrics.role == "learner" and metrics.step is not None:
                 say(step_line(metrics, self._config.learner.steps))
+                untrained = 0 if metrics.values.get("trained_trajectories") else untrained + 1
+                if untrained and untrained % UNTRAINED_TOLD == 0:
+                    say(f"the last {untrained} steps had nothing to train on: {_why_untrained(metrics)}")

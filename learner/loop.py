@@ -56,6 +56,7 @@ class Learner:
         bus: Bus,
         weights_bus: Bus,
         trainer: "Trainer",
+        template: str,
         problems: ProblemOrder,
         folder: Path,
         announcer: Announcer,
@@ -70,7 +71,7 @@ class Learner:
         self._steps = Steps(config, trainer, folder)
         self._ledger = self._steps.ledger
         self._results = ResultLog(bus, self._ledger, folder / "results", config.rollout, trainer.vocabulary)
-        self._dispatcher = Dispatcher(bus, config, problems, self._ledger)
+        self._dispatcher = Dispatcher(bus, config, template, problems, self._ledger)
         self._lost = LostTickets(bus, self._ledger, self._dispatcher, announcer.id)
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, trainer)

@@ -21,9 +21,6 @@ from learner.tickets.archive import read_archive
 if TYPE_CHECKING:
     from learner.training.trainer import Trainer
 
-SAME_IN_REPLAY = ("batch_groups", "group_size", "max_staleness", "steps")
-"""What decides which results there are, and which batch each is in: replay has those that the run had."""
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -39,7 +36,7 @@ def replay(config: RunConfig, trainer: "Trainer", run: Path, out: Path, report: 
     """Trains on everything that the archive in the folder `run` holds, and exports the model to `out`.
 
     Args:
-        config: as the run's in `SAME_IN_REPLAY`; anything else that only the learner reads may differ.
+        config: the run's; `configs.agreement.EFFECTS` says what may differ.
         out: takes `model/` and `metrics.jsonl`.
         report: called after each step.
 

@@ -4,24 +4,37 @@ The live learner and replay both use this, so they do the same: a step follows f
 their order alone.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import structlog
 import torch
 
+from bus.messages import Failure
 from configs.errors import UserError
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError
 from learner.tickets.archive import Archive
-from learner.tickets.filters import Filters
+from learner.tickets.filters import NO_SIGNAL, NO_SIGNAL_ADVICE, Filters
 from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
     from learner.training.trainer import Trainer
 
 
+log = structlog.get_logger()
+
+UNTRAINED_STEPS = 3
+"""So many steps in a row without anything to train on end a run."""
+
+
 class UnstableError(UserError):
     """Too many updates were not finite; the text says where the last batch lies and what to do."""
+
+
+class UntrainedError(UserError):
+    """Step after step had nothing to train on; the text says why, and what to do."""
 
 
 class Steps:
@@ -41,13 +54,18 @@ class Steps:
         self._folder = folder
         self._limit = settings.max_skipped_updates
         self._skipped = 0
+        self._untrained: Counter[str] = Counter()
+        """Why results were not trained on, in the latest steps that trained on none."""
+        self._untrained_steps = 0
 
     def train(self, batch: Batch) -> dict[str, float]:
         """Trains on one batch; returns the trainer's metrics.
 
-        Raises EngineGapError where engines and learner disagree, and UnstableError once `learner.max_skipped_updates`
-        updates of policy and critic had to be left out, without a step in between that needed none to be.
+        Raises EngineGapError where engines and learner disagree, UnstableError once `learner.max_skipped_updates` updates
+        of policy and critic had to be left out, without a step in between that needed none to be, and UntrainedError after
+        `UNTRAINED_STEPS` steps in a row, or a whole run, in which nothing could be trained on.
         """
+        self._require_trained(batch)
         trained = self._trainer.train([list(group) for group in batch.trained], batch.version)
         skipped = int(trained["skipped_updates"] + trained.get("critic_skipped_updates", 0))
         self._skipped = self._skipped + skipped if skipped else 0
@@ -65,11 +83,36 @@ class Steps:
             )
         return trained
 
+    def _require_trained(self, batch: Batch) -> None:
+        """Counts steps without a trained token. Those whose groups were all right or all wrong are left to the warning."""
+        if batch.trained:
+            self._untrained_steps = 0
+            self._untrained.clear()
+            return
+        self._untrained_steps += 1
+        for reason, members in batch.filtered.items():
+            self._untrained[reason] += len(members)
+        self._untrained.update(
+            result.reason for group in batch.taken for result in group if isinstance(result, Failure)
+        )
+        total = self._untrained.total()
+        reasons = ", ".join(f"{reason} {count / total:.0%}" for reason, count in self._untrained.most_common())
+        signal = self._untrained[NO_SIGNAL]
+        if 2 * signal > total:
+            log.warning(f"nothing to train on: {NO_SIGNAL_ADVICE}", step=batch.step, steps=self._untrained_steps)
+        elif self._untrained_steps >= UNTRAINED_STEPS or (self.ledger.trained == 0 and batch.step == self.ledger.steps):
+            raise UntrainedError(
+                f"the last {self._untrained_steps} steps up to step {batch.step} had nothing to train on: of their tickets' "
+                f"results {reasons}. The actors' logs have each failure; fix what they say and start a new run"
+            )
+
     def state(self) -> dict[str, Any]:
         """Returns everything that a checkpoint must hold beside the trainer's part, as msgpack takes it."""
         return {
             "ledger": self.ledger.state(),
             "skipped": self._skipped,
+            "untrained": dict(self._untrained),
+            "untrained_steps": self._untrained_steps,
             "ranks": self._trainer.ranks,
             # A replay takes the same, to come to the same sums.
             "threads": torch.get_num_threads(),
@@ -88,3 +131,5 @@ class Steps:
             )
         self.ledger.restore(state["ledger"])
         self._skipped = state["skipped"]
+        self._untrained = Counter(state["untrained"])
+        self._untrained_steps = state["untrained_steps"]

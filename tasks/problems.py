@@ -12,11 +12,11 @@ from pathlib import Path
 from random import Random
 from typing import Any, overload
 
-from configs.errors import nearest
+from configs.errors import UserError, nearest
 from configs.tasks import MixedSource, ProblemsConfig
 
 
-class ProblemError(ValueError):
+class ProblemError(UserError):
     """Problems that can't be had as configured; the text says why."""
 
 

@@ -10,8 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.errors import nearest
-from configs.tasks import PromptConfig
+from configs.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,18 +19,22 @@ TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDER = "{problem}"
 
 
-class PromptError(ValueError):
+class PromptError(UserError):
     """A template that is unknown or unusable; the text says why."""
 
 
-def render_prompt(prompt: PromptConfig, problem: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+def render_prompt(template: str, problem: str, tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[int]:
     """Returns the token ids of the prompt for `problem`.
 
     Plain prompts get the special tokens that the tokenizer itself adds, chat prompts those of the chat template, up to
-    the beginning of the model's turn. Raises PromptError for an unusable template and for a missing chat template.
+    the beginning of the model's turn. Raises PromptError for a missing chat template.
+
+    Args:
+        template: its text, as of `load_template`.
+        chat: wrap the filled template as a user turn in the model's own chat template.
     """
-    text = load_template(prompt.template).replace(PLACEHOLDER, problem)
-    if not prompt.chat:
+    text = template.replace(PLACEHOLDER, problem)
+    if not chat:
         return list(tokenizer(text)["input_ids"])
     if tokenizer.chat_template is None:
         raise PromptError("the model's tokenizer has no chat template: set tasks.prompt.chat to false")

@@ -22,8 +22,10 @@ log = structlog.get_logger()
 class Dispatcher:
     """Issues the tickets of groups in order of their numbers."""
 
-    def __init__(self, bus: Bus, config: RunConfig, problems: ProblemOrder, ledger: Ledger) -> None:
+    def __init__(self, bus: Bus, config: RunConfig, template: str, problems: ProblemOrder, ledger: Ledger) -> None:
+        """`template`: text of the prompt's, with its placeholder."""
         self._bus = bus
+        self._template = template
         self._config = config
         self._problems = problems
         self._ledger = ledger
@@ -53,7 +55,8 @@ class Dispatcher:
                 problem_id=problem.id,
                 problem=problem.text,
                 answer=problem.answer,
-                prompt=config.tasks.prompt,
+                template=self._template,
+                chat=config.tasks.prompt.chat,
                 grading=config.tasks.grading,
                 rollout=config.rollout,
                 min_version=self._ledger.issued_under(group),

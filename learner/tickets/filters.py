@@ -20,6 +20,11 @@ HALLUCINATED = "hallucinated output"
 TOO_SMALL = "group too small"
 NO_SIGNAL = "no signal"
 ACCURACY = "accuracy band"
+NO_SIGNAL_ADVICE = (
+    "the responses to each problem are all right or all wrong. If it stays so: problems that the model solves now and then "
+    "(tasks.problems), more samples of each (learner.group_size), an example in the prompt (tasks.prompt.template)"
+)
+"""What to do where no group has a signal, step after step."""
 REASONS = (NOT_FINITE, OVERLONG, VOID_TURN, HALLUCINATED, TOO_SMALL, NO_SIGNAL, ACCURACY)
 
 

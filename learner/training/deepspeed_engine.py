@@ -78,6 +78,7 @@ class TrainingEngine[M: nn.Module]:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self._dtype = dtype
         self._tag = tag
+        self._optimizer = optimizer
         factor = learning_rate_factor(optimizer, total_steps)
         compute = next(module.parameters()).dtype
         self._engine, *_ = ds.initialize(
@@ -142,13 +143,14 @@ class TrainingEngine[M: nn.Module]:
         self._engine.save_checkpoint(str(folder), tag=self._tag, client_state=state)
 
     def load(self, folder: Path) -> None:
-        """Continues from what `save` wrote. DeepSpeed unpickles it, so `folder` must be the run's own.
+        """Continues from what `save` wrote, with the optimiser's settings that this engine was made with.
 
-        Raises FileNotFoundError where there is none.
+        DeepSpeed unpickles it, so `folder` must be the run's own. Raises FileNotFoundError where there is none.
         """
         if not (folder / self._tag).is_dir():
             raise FileNotFoundError(f"no checkpoint of the {self._tag} in {folder}")
         _, state = self._engine.load_checkpoint(str(folder), tag=self._tag)
+        self._apply_settings()
         self._round_weights()
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda":
@@ -175,6 +177,18 @@ class TrainingEngine[M: nn.Module]:
         self._engine.destroy()
         if self._owns_process_group:
             leave_process_group()
+
+    def _apply_settings(self) -> None:
+        """Gives the optimiser this engine's own settings: a checkpoint brings back those that it was written under."""
+        settings, schedule = self._optimizer, self._engine.lr_scheduler
+        schedule.base_lrs = [settings.lr for _ in schedule.base_lrs]
+        self._engine.optimizer.clip_grad = settings.max_grad_norm
+        for group, factor in zip(self._engine.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group["initial_lr"] = settings.lr
+            group["lr"] = settings.lr * factor(schedule.last_epoch)
+            group["betas"] = settings.betas
+            group["eps"] = settings.eps
+            group["weight_decay"] = settings.weight_decay
 
     def _round_weights(self) -> None:
         """Leaves the forward pass the weights that are published, whatever type it computes in.

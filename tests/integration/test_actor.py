@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from actors.actor import MAX_ENGINE_FAILURES, Actor
+from actors.actor import MAX_ENGINE_FAILURES, MAX_SAME_FAILURES, Actor, UselessActorError
 from actors.engine import Completion, DeadlineError, EngineError, Sampling
 from actors.leases import TicketSource
 from actors.outbox import Outbox
@@ -114,7 +114,7 @@ async def serve(
     for number, problem in enumerate(problems, start=1):
         ticket = Ticket(
             number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer=answer,
-            prompt=CONFIG.tasks.prompt, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
+            template="{problem}", chat=False, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
             issued_at=time.time(),
         )  # fmt: skip
         await bus.publish(bus.names.tickets, ticket)
@@ -146,6 +146,20 @@ async def test_a_failure_of_the_engine_is_tried_again_and_never_graded(
     assert isinstance(result, Trajectory)
     assert result.reward == 1
     assert tokenizer.decode(result.tokens.tolist()) == "fail 2: it is 5it is 5"
+
+
+async def test_an_actor_that_fails_at_every_ticket_for_one_reason_ends(bus: Bus, tokenizer: Any, tmp_path: Path):
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve(bus, PlayedEngine(tokenizer, 10**6), ["hang"] * (MAX_SAME_FAILURES + 8), tmp_path)
+    [error] = caught.value.exceptions
+    assert isinstance(error, UselessActorError)
+    assert f"all of the first {MAX_SAME_FAILURES} tickets failed here for one reason, deadline passed" in str(error)
+
+
+async def test_one_ticket_that_succeeds_is_enough_to_go_on(bus: Bus, tokenizer: Any, tmp_path: Path):
+    problems = ["fail 0: it is 5", *["hang"] * (MAX_SAME_FAILURES + 8)]
+    results = await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path)
+    assert [isinstance(result, Failure) for result in results] == [False, *[True] * (MAX_SAME_FAILURES + 8)]
 
 
 async def test_an_engine_that_keeps_failing_ends_the_actor_and_gives_its_tickets_back(

@@ -104,6 +104,16 @@ def count_passes(trainer: RankTrainer, monkeypatch: pytest.MonkeyPatch) -> list[
     return passes
 
 
+def test_a_restored_critic_has_the_settings_that_it_was_made_with(new_trainer, tmp_path):
+    written = new_trainer(advantage="gae")
+    written.train(random_batch(1), 1)
+    written.save(tmp_path)
+    other = new_trainer(advantage="gae", critic={"optimizer": {"lr": 5e-4, "schedule": "linear"}})
+    other.load(tmp_path)
+    # Two of the critic's twenty updates are done; the metric is that of the fourth.
+    assert other.train(random_batch(2), 2)["critic_learning_rate"] == pytest.approx(5e-4 * (1 - 3 / 20), rel=1e-12)
+
+
 @pytest.mark.parametrize("advantage", ESTIMATORS)
 def test_one_minibatch_clips_nothing_and_a_second_one_can(new_trainer, monkeypatch, advantage):
     trainer = new_trainer(OptimizerConfig(lr=1e-2), budget=64, advantage=advantage)

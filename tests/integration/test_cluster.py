@@ -90,7 +90,7 @@ class Work:
         ledger = Ledger(10, 4, 0, 1, Filters(FiltersConfig(), group_relative=True))
         ledger.admit(0)
         problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
-        await Dispatcher(self.learner, config, problems, ledger).issue()
+        await Dispatcher(self.learner, config, "{problem}", problems, ledger).issue()
 
     async def announce(self) -> None:
         announcer = Announcer(self.actor, "actor", "a1")

@@ -38,7 +38,9 @@ def make_learner(bus: Bus, folder: Path, config: RunConfig = CONFIG) -> Learner:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text('{"vocab_size": 100}')
     problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
-    return Learner(config, bus, bus, EmulatedTrainer(model), problems, folder, Announcer(bus, "learner", "learner"))
+    return Learner(
+        config, bus, bus, EmulatedTrainer(model), "{problem}", problems, folder, Announcer(bus, "learner", "learner")
+    )
 
 
 def result(bus: Bus, ledger: Ledger, ticket: int) -> Trajectory:

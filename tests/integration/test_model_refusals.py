@@ -39,7 +39,7 @@ def test_a_mixture_of_experts_is_refused_by_its_plan(experts: Path):
 def test_a_mixture_of_experts_is_refused_by_a_run(experts: Path, tmp_path: Path):
     done = zerotir("up", "tiny", "--set", f"model.path={experts}", "--set", f"launch.runs_dir={tmp_path}")
     assert done.returncode != 0
-    assert "Qwen3MoeForCausalLM is a mixture of experts" in done.stderr
+    assert "Qwen3MoeForCausalLM is a mixture of experts" in done.stdout
     [run] = tmp_path.glob("tiny-*")
     assert not (run / "metrics.jsonl").exists()
     assert not (run / "model").exists()

@@ -213,7 +213,7 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
         ledger = Ledger(1, 4, 0, 1, Filters(FiltersConfig(), group_relative=True))
         ledger.admit(0)
         problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
-        await Dispatcher(learner, config, problems, ledger).issue()
+        await Dispatcher(learner, config, "{problem}", problems, ledger).issue()
         tickets = TicketSource(actor)
         [first, second] = (await tickets.pull(2, 5.0)) or (await tickets.pull(2, 5.0))
         for bus in (actor, evaluator):

@@ -17,7 +17,7 @@ from bus.messages import Trajectory
 from bus.metrics import steps_of
 from learner.replay import difference
 from learner.tickets.archive import read_archive
-from tests.processes import Roles, processes_of
+from tests.processes import Roles, processes_of, zerotir
 
 STEPS = 10
 TIMEOUT_S = 300
@@ -91,6 +91,23 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_and_loses_nothing(tmp_path
     anew = [line for line in logs if line["event"].startswith("weights do not continue the log")]
     assert again or anew
     assert processes_of(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TIMEOUT_S + 60)
+def test_what_is_set_on_resume_has_its_effect_or_is_refused(tmp_path: Path):
+    runs = tmp_path / "runs"
+    done = zerotir("up", "tiny", "--set", f"launch.runs_dir={runs}", "--set", "learner.steps=2")
+    assert done.returncode == 0, done.stdout[-3000:]
+    [folder] = runs.glob("tiny-*")
+    resume = ("up", "--resume", str(folder))
+    refused = zerotir(*resume, "--set", "bus.port=4222")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("zerotir: bus.port has no effect on a run that goes on: leave it at 0")
+    done = zerotir(*resume, "--set", "learner.steps=4", "--set", "learner.optimizer.lr=1e-7")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "changed: learner.optimizer.lr: 0.001 -> 1e-07" in done.stdout
+    assert [step["learning_rate"] for step in steps_of(folder)] == [1e-3, 1e-3, 1e-7, 1e-7]
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from bus.messages import Failure, Ticket
 from bus.streams import create_streams
 from configs.loading import load_config
 from configs.schema import FiltersConfig, RolloutConfig
-from configs.tasks import GradingConfig, PromptConfig
+from configs.tasks import GradingConfig
 from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.filters import Filters
 from learner.tickets.ledger import Ledger
@@ -25,8 +25,8 @@ CONFIG = load_config("tiny", ["learner.batch_groups=2", "learner.group_size=2", 
 
 def ticket(number: int) -> Ticket:
     return Ticket(
-        number=number, group=0, sample=number - 1, problem_id="p", problem="1+1=", answer="2", prompt=PromptConfig(),
-        grading=GradingConfig(), rollout=RolloutConfig(), min_version=0, issued_at=0.0,
+        number=number, group=0, sample=number - 1, problem_id="p", problem="1+1=", answer="2",
+        template="{problem}", chat=False, grading=GradingConfig(), rollout=RolloutConfig(), min_version=0, issued_at=0.0,
     )  # fmt: skip
 
 
@@ -125,7 +125,7 @@ class Learner:
         self.ledger = Ledger(2, 2, 0, 1, Filters(FiltersConfig(), group_relative=False))
         self.ledger.admit(0)
         problems = ProblemOrder(load_problems(CONFIG.tasks.problems, 0), 0)
-        self.dispatcher = Dispatcher(bus, CONFIG, problems, self.ledger)
+        self.dispatcher = Dispatcher(bus, CONFIG, "{problem}", problems, self.ledger)
         self.lost = LostTickets(bus, self.ledger, self.dispatcher, "learner")
         self.reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
 

@@ -233,6 +233,61 @@ def test_ppo_clips_against_the_behaviour_policy(new_trainer):
     assert trainer.train(groups, 1)["clip_fraction"] > 0.1
 
 
+@pytest.mark.parametrize(
+    ("change", "learning_rate"),
+    [
+        ({"lr": 1e-4}, 1e-4),
+        ({"betas": (0.5, 0.6)}, 1e-3),
+        ({"eps": 1e-2}, 1e-3),
+        ({"weight_decay": 0.5}, 1e-3),
+        # The second of ten steps.
+        ({"schedule": "linear"}, 0.9e-3),
+        ({"warmup_steps": 5}, 0.4e-3),
+        ({"lr": 1e-2, "schedule": "linear", "warmup_steps": 4}, 0.5e-2),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_restored_trainer_has_the_settings_that_it_was_made_with(new_trainer, tmp_path, change, learning_rate):
+    """And not those that the checkpoint was written under."""
+    written = new_trainer(OptimizerConfig(lr=1e-3))
+    written.train(random_batch(1), 1)
+    written.save(tmp_path)
+    unchanged, changed = new_trainer(OptimizerConfig(lr=1e-3)), new_trainer(OptimizerConfig(**({"lr": 1e-3} | change)))
+    unchanged.load(tmp_path)
+    changed.load(tmp_path)
+    assert unchanged.train(random_batch(2), 2)["learning_rate"] == 1e-3
+    assert changed.train(random_batch(2), 2)["learning_rate"] == pytest.approx(learning_rate, rel=1e-12)
+    apart = difference(weights(changed), weights(unchanged))
+    assert max(change.abs().max() for change in apart.values()) > 1e-6
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_restored_trainer_clips_to_the_norm_that_it_was_made_with(folder, tmp_path, stage):
+    def make(norm: float) -> Policy:
+        # So large an epsilon that a clipped gradient makes a smaller step.
+        optimizer = OptimizerConfig(lr=1e3, eps=1e3, max_grad_norm=norm)
+        model = ModelConfig(path="random-tiny", dtype="float32")
+        return Policy(folder, model, optimizer, DeepSpeedConfig(zero_stage=stage), 0, 10, torch.float32)
+
+    def step(policy: Policy) -> float:
+        before = dict(policy.named_weights())
+        micro = micro_batches([item for group in random_batch() for item in group], torch.zeros(12), 4096)[0]
+        policy.backward(-policy.token_logprobs(micro).sum())
+        policy.optimizer_step()
+        return max((weight - before[name]).abs().max().item() for name, weight in policy.named_weights())
+
+    written = make(100.0)
+    step(written)
+    written.save(tmp_path)
+    wide, narrow = make(100.0), make(1e-3)
+    for policy in (wide, narrow):
+        policy.load(tmp_path)
+    # What the first moment still holds is half of the step, at most.
+    assert step(narrow) < 0.9 * step(wide)
+    for policy in (narrow, wide, written):
+        policy.close()
+
+
 def test_nothing_to_train_on_changes_nothing(new_trainer):
     trainer = new_trainer()
     before = weights(trainer)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from configs.agreement import FIXED, SHARED, changes, require_same
 from configs.loading import ConfigError, dump_config, load_config, parse_config, shipped_names
 
 
@@ -86,31 +85,6 @@ def test_a_missing_file_and_a_wrong_name_are_explained(tmp_path):
 
 def test_numbers_in_scientific_notation_are_numbers():
     assert load_config("tiny", ["learner.optimizer.lr=1e-6"]).learner.optimizer.lr == 1e-6
-
-
-@pytest.mark.parametrize(
-    ("override", "shared", "fixed"),
-    [
-        ("learner.steps=9", True, True),
-        ("actor.max_rollouts=3", True, True),
-        ("learner.group_size=8", True, False),
-        ("learner.algorithm.advantage=gae", True, False),
-        ("seed=5", True, False),
-        ("rollout.temperature=0.9", False, False),
-        ("actor.engine.kind=emulated", False, False),
-    ],
-)
-def test_what_roles_must_agree_on_and_what_may_change_in_a_run(override: str, shared: bool, fixed: bool):
-    base, other = load_config("tiny"), load_config("tiny", [override])
-    field = override.partition("=")[0]
-    [change] = changes(base, other)
-    assert change.field == field
-    for fields, allowed in ((SHARED, shared), (FIXED, fixed)):
-        if allowed:
-            require_same(base, other, fields)
-        else:
-            with pytest.raises(ConfigError, match=f"^{field} is .* in this run and cannot be"):
-                require_same(base, other, fields)
 
 
 def test_a_configuration_of_another_version_is_refused():

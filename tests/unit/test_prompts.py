@@ -7,7 +7,6 @@ import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from configs.tasks import PromptConfig
 from grading.blocks import find_blocks
 from grading.text import last_boxed
 from tasks.prompts import TEMPLATES, PromptError, load_template, render_prompt
@@ -33,18 +32,18 @@ def text_of(ids: list[int]) -> str:
 
 
 def test_plain_prompts_keep_the_tokenizers_own_beginning(tokenizer):
-    ids = render_prompt(PromptConfig(template="tiny"), "2+3=", tokenizer)
+    ids = render_prompt(load_template("tiny"), "2+3=", tokenizer, chat=False)
     assert ids == [0, *map(ord, "2+3=")]
     assert all(type(i) is int for i in ids)
 
 
 def test_braces_of_template_and_problem_stay_as_they_are(tokenizer):
-    rendered = text_of(render_prompt(PromptConfig(template="plain"), PROBLEM, tokenizer))
+    rendered = text_of(render_prompt(load_template("plain"), PROBLEM, tokenizer, chat=False))
     assert rendered == f"<s>{PROBLEM} You can use Python code to solve it. Give the final answer as \\boxed{{answer}}."
 
 
 def test_chat_prompts_end_where_the_model_begins(tokenizer):
-    rendered = text_of(render_prompt(PromptConfig(template="plain-text", chat=True), "What is 2 * 3?", tokenizer))
+    rendered = text_of(render_prompt(load_template("plain-text"), "What is 2 * 3?", tokenizer, chat=True))
     assert rendered == "<user>What is 2 * 3? Give the final answer as \\boxed{answer}.</><assistant>"
 
 
@@ -54,7 +53,7 @@ def test_a_tokenizer_without_chat_template(tokenizer):
     plain = deepcopy(tokenizer)
     plain.chat_template = None
     with pytest.raises(PromptError, match=r"tasks\.prompt\.chat"):
-        render_prompt(PromptConfig(template="plain", chat=True), "1", plain)
+        render_prompt(load_template("plain"), "1", plain, chat=True)
 
 
 def test_every_template_of_the_schema_is_shipped():
@@ -90,7 +89,7 @@ def test_the_shown_answers_have_the_form_of_a_rollout():
 def test_a_template_of_the_users_own(tokenizer, tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("Q: {problem}\nA:\n\n")
-    assert text_of(render_prompt(PromptConfig(template=str(path)), "1+1", tokenizer)) == "<s>Q: 1+1\nA:\n"
+    assert text_of(render_prompt(load_template(str(path)), "1+1", tokenizer, chat=False)) == "<s>Q: 1+1\nA:\n"
 
 
 @pytest.mark.parametrize("content", ["no place", "{problem} and {problem}", "{ problem }"])
@@ -98,7 +97,7 @@ def test_the_place_of_the_problem_must_be_there_once(tokenizer, tmp_path, conten
     path = tmp_path / "bad.txt"
     path.write_text(content)
     with pytest.raises(PromptError, match=r"\{problem\} [02] times"):
-        render_prompt(PromptConfig(template=str(path)), "1", tokenizer)
+        load_template(str(path))
 
 
 @pytest.mark.parametrize(
@@ -107,4 +106,4 @@ def test_the_place_of_the_problem_must_be_there_once(tokenizer, tmp_path, conten
 )
 def test_an_unknown_template(tokenizer, name, message):
     with pytest.raises(PromptError, match=message):
-        render_prompt(PromptConfig(template=name), "1", tokenizer)
+        load_template(name)
