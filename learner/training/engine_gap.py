@@ -10,11 +10,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import structlog
 import torch
 
 from bus.messages import Trajectory
 from configs.errors import UserError
 from configs.schema import RunConfig
+
+log = structlog.get_logger()
 
 MIN_TOKENS = 256
 """Fewer tokens show nothing: single bfloat16 log-probabilities are up to 0.5 apart."""
@@ -84,6 +87,14 @@ class EngineCheck:
         if not wrong and not large(everything):
             if len(everything) >= MIN_TOKENS:
                 self._agreed = version
+                log.info(
+                    "engines and learner agree",
+                    version=version,
+                    gap=round(everything.mean().item(), 6),
+                    bound=bound,
+                    tokens=len(everything),
+                    actors=len(actors),
+                )
             return
         gap = torch.cat([actors[actor] for actor in wrong]) if wrong else everything
         if wrong and len(wrong) < len(actors):
