@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from configs.agreement import EFFECTS
 from configs.schema import RunConfig
 
 HEADER = """# Every configuration field
@@ -17,9 +18,21 @@ Made from the schema (`configs/schema.py`) by `scripts/document_configuration`. 
 """
 
 
+CHANGES = """
+## What may change
+
+What comes of another value than the run has, by field or section (of two that fit, the longer name counts). On resume:
+`zerotir up --resume RUN --set ...`, or a learner that is started again with it. In a replay: `zerotir replay RUN --set ...`.
+
+| field | on resume | in a replay |
+| --- | --- | --- |
+"""
+
+
 def configuration_reference() -> str:
     """Returns the text of docs/configuration.md."""
-    return HEADER + "".join(_section(RunConfig, ""))
+    rows = [f"| `{field}` | {effect['resume']} | {effect['replay']} |\n" for field, effect in EFFECTS.items()]
+    return HEADER + "".join(_section(RunConfig, "")) + CHANGES + "".join(rows)
 
 
 def _section(model: type[BaseModel], path: str) -> list[str]:

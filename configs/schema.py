@@ -222,8 +222,8 @@ class EvaluationConfig(Section):
     """`zerotir eval`, and the evaluator of a live run."""
 
     data: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], EvaluationData] = {}
-    """Data sets by name; without any, the source of `tasks.problems`, of which a recipe makes others than in
-    training; a file or data set gives the training problems themselves."""
+    """Data sets by name; without any, the source of `tasks.problems`: a recipe gives the problems that it keeps for
+    evaluation, a file or data set the training problems themselves."""
     samples: PositiveInt = 4
     """k, the responses to each problem under each limit of tool calls."""
     max_tool_calls: tuple[NonNegativeInt, ...] = ()

@@ -161,6 +161,7 @@ class Evaluator:
             number=job.number,
             reward=grade.reward,
             parts=grade.parts,
+            answer=grade.answer,
             passages=tuple(passages(response, self._engine.tokenizer)),
             tool_calls=tuple(response.tool_calls),
             refused_calls=response.refused_calls,

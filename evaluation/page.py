@@ -115,6 +115,7 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
             "failedCalls": sum(not call.success for call in sample.tool_calls),
             "refused": sample.refused_calls,
             "answered": sample.parts["answered"] > 0,
+            "answer": sample.answer,
             "finish": sample.finish_reason,
             "tokens": sample.response_tokens,
             "pieces": list(pieces(sample)),

@@ -130,9 +130,9 @@ def make_plan(config: RunConfig, chosen: EvaluationConfig) -> Plan:
 
 
 def refuse_known(config: RunConfig, plan: Plan) -> None:
-    """Raises ProblemError where a file or data set of the plan shares problems with what the run trains on.
+    """Raises ProblemError where a file or data set of the plan shares problems with what `config` trains on.
 
-    A recipe may: both sides draw from it, with other seeds.
+    A recipe shares none: it holds some of its problems out.
     """
     training = load_problems(config.tasks.problems, config.seed)
     for data in plan.data:
@@ -161,8 +161,7 @@ def _own(config: RunConfig) -> dict[str, EvaluationData]:
 
 
 def _load(config: RunConfig, name: str, source: EvaluationData) -> DataSet:
-    # Seeds of runs are not negative: a recipe gives an evaluation other draws than any run.
-    problems = load_problems(source, seed=-1 - abs(config.seed))
+    problems = load_problems(source, config.seed, evaluation=True)
     everything = list(problems) if source.file or source.dataset else list(problems[: source.limit])
     if len({problem.id for problem in everything}) < len(everything):
         ids = [problem.id for problem in everything]

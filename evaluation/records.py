@@ -45,6 +45,8 @@ class Sample(Message):
     reward: float
     parts: dict[str, float]
     """Parts of the reward, see `grading.grader.Grade`."""
+    answer: str | None
+    """What the grader took for the answer; None where it found none."""
     passages: tuple[Passage, ...]
     tool_calls: tuple[ToolCall, ...]
     refused_calls: NonNegativeInt

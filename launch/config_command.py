@@ -9,8 +9,11 @@ from configs.loading import dump_config
 def start(arguments: Namespace) -> int:
     """Runs the command; returns the exit status."""
     if arguments.check:
+        from launch.task_check import prompt_sample
         from learner.training.plan import show_plan
 
-        return show_plan(arguments.config, arguments.ranks, arguments.gpu_memory)
+        status = show_plan(arguments.config, arguments.ranks, arguments.gpu_memory)
+        sys.stdout.write(prompt_sample(arguments.config) + "\n")
+        return status
     sys.stdout.write(dump_config(arguments.config))
     return 0

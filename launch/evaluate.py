@@ -73,7 +73,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from actors.vllm_engine import VllmEngine
     from bus.messages import WeightVersion
     from evaluation.checkpoint import CheckpointImage
-    from evaluation.plan import make_plan
+    from evaluation.plan import make_plan, refuse_known
     from evaluation.runner import LocalRunner
     from evaluation.scoring import score
     from grading.grader import Grader
@@ -85,6 +85,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     model = await asyncio.to_thread(model_folder, checkpoint)
     await asyncio.to_thread(require_model, config, model)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
+    await asyncio.to_thread(refuse_known, config, plan)
     jail = Jail(config.sandbox)
     await check(jail)
     if jail.weaker:

@@ -10,11 +10,15 @@ import structlog
 from configs.schema import RunConfig
 from grading.grader import Grader, UngradableError
 from runtime.files import write_whole
-from tasks.problems import Problem, ProblemError, ProblemOrder
+from runtime.models import PREPARED, model_folder
+from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 from tasks.prompts import load_template, render_prompt
 
 log = structlog.get_logger()
 
+LAST_TOKENS = 8
+SHOWN = 400
+"""Characters of a prompt that are shown."""
 SAMPLE = 64
 """Problems that are looked at: the run's first ones."""
 
@@ -54,6 +58,27 @@ async def require_usable_tasks(config: RunConfig, template: str, order: ProblemO
     if unusable == len({problem.id for problem in problems}):
         raise ProblemError(text)
     log.warning(f"{text}; their tickets will fail", problems=sorted(reasons)[:10])
+
+
+def prompt_sample(config: RunConfig) -> str:
+    """Returns the run's first prompt for people, and its last tokens one by one: what the model reads before it writes.
+
+    Raises ProblemError and PromptError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    problem = ProblemOrder(load_problems(config.tasks.problems, config.seed), config.seed)[0]
+    template = load_template(config.tasks.prompt.template)
+    path = config.model.path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(path) if path in PREPARED else Path(path).expanduser())
+    except (OSError, ValueError) as error:
+        return f"  prompt     not shown, {path} has no tokenizer: {str(error).splitlines()[0]}"
+    tokens = render_prompt(template, problem.text, tokenizer, chat=config.tasks.prompt.chat)
+    last = " ".join(repr(tokenizer.decode([token])) for token in tokens[-LAST_TOKENS:])
+    text = tokenizer.decode(tokens)
+    shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
+    return f"  prompt     {len(tokens)} tokens: {shown!r}\n             the last ones: {last}"
 
 
 def _too_long(config: RunConfig, template: str, problems: Sequence[Problem], model: Path) -> dict[str, str]:

@@ -1,18 +1,18 @@
 """Problems that stand in the training and in an evaluation set: with them, an evaluation measures memory."""
 
-import re
 from collections.abc import Iterable
 
+from tasks.held_out import problem_key
 from tasks.problems import Problem, ProblemError
 
 
 def overlap(training: Iterable[Problem], evaluation: Iterable[Problem]) -> list[tuple[Problem, Problem]]:
     """Returns the pairs of an evaluation problem and a training problem of the same text, in the order of `evaluation`.
 
-    Case, white space, dollar signs and closing punctuation make no difference; numbers do.
+    Texts are compared by `problem_key`.
     """
-    known = {_key(problem.text): problem for problem in training}
-    return [(problem, known[key]) for problem in evaluation if (key := _key(problem.text)) in known]
+    known = {problem_key(problem.text): problem for problem in training}
+    return [(problem, known[key]) for problem in evaluation if (key := problem_key(problem.text)) in known]
 
 
 def refuse_overlap(training: Iterable[Problem], evaluation: Iterable[Problem], name: str) -> None:
@@ -24,7 +24,3 @@ def refuse_overlap(training: Iterable[Problem], evaluation: Iterable[Problem], n
             f"{len(pairs)} problems of the evaluation set {name!r} are training problems too ({some}; "
             f"{pairs[0][0].text[:60]!r}): take them out of one of the two"
         )
-
-
-def _key(text: str) -> str:
-    return re.sub(r"[\s$]+|[.?!:]+\s*$", "", text).casefold()

@@ -14,6 +14,14 @@ from typing import Any, overload
 
 from configs.errors import UserError, nearest
 from configs.tasks import MixedSource, ProblemsConfig
+from tasks.held_out import is_held_out
+from tasks.json_rows import read_json_rows
+
+KINDS = (".jsonl", ".json", ".parquet")
+MAX_DRAWS = 500
+"""Draws of a recipe for one problem before it is taken to have none on the side that is asked for."""
+EXACT = 2**53
+"""Up to here a float holds every integer."""
 
 
 class ProblemError(UserError):
@@ -29,15 +37,18 @@ class Problem:
     answer: str
 
 
-def load_problems(config: ProblemsConfig, seed: int) -> Sequence[Problem]:
+def load_problems(config: ProblemsConfig, seed: int, *, evaluation: bool = False) -> Sequence[Problem]:
     """Returns the problems of `config`, in the source's order; `seed` chooses those of a recipe.
+
+    A recipe gives an evaluation the problems that are held out, and training all others (`tasks.held_out`); a file or data
+    set gives both the same.
 
     Raises ProblemError for an unknown recipe, a missing file or field, a value that is no text or number, and no data.
     """
     if config.mix:
-        return _mixed(config.mix, config.size, seed)
+        return _mixed(config.mix, config.size, seed, evaluation)
     if config.recipe is not None:
-        return _mixed({config.recipe: MixedSource(options=config.options)}, config.size, seed)
+        return _mixed({config.recipe: MixedSource(options=config.options)}, config.size, seed, evaluation)
     return _rows(config)
 
 
@@ -68,13 +79,37 @@ class ProblemOrder:
         return self._problems[self._shuffled[1][position]]
 
 
+class _Recipe:
+    """Draws problems of a recipe, either those that are held out or the others."""
+
+    def __init__(self, name: str, options: dict[str, Any], size: int, seed: int, evaluation: bool) -> None:
+        self._name = name
+        self._evaluation = evaluation
+        self._arguments = (name, options, size, seed)
+        self._draws: list[Any] = [_dataset(*self._arguments, draw=0)]
+
+    def problem(self, number: int) -> Problem:
+        """Returns the problem of a number: of its draws the first that is on the right side."""
+        for draw in range(MAX_DRAWS):
+            if draw == len(self._draws):
+                self._draws.append(_dataset(*self._arguments, draw=draw))
+            entry = self._draws[draw][number]
+            if is_held_out(entry["question"]) == self._evaluation:
+                return Problem(id=f"{self._name}-{number}", text=entry["question"], answer=entry["answer"])
+        side = "evaluation" if self._evaluation else "training"
+        raise ProblemError(
+            f"recipe {self._name!r} has too few problems: of {MAX_DRAWS} draws none is for {side} "
+            "(a tenth of the problems is for evaluation alone)"
+        )
+
+
 class _MixedProblems(Sequence[Problem]):
     """Mixes sources: the one that problem `number` is from is drawn from the seed and the number.
 
     Recipes make the problem of that number when it is asked for; rows come in turn, again from the first after the last.
     """
 
-    def __init__(self, recipes: dict[str, Any], rows: dict[str, list[Problem]], weights: dict[str, float], size: int,
+    def __init__(self, recipes: dict[str, _Recipe], rows: dict[str, list[Problem]], weights: dict[str, float], size: int,
                  seed: int) -> None:  # fmt: skip
         self._recipes = recipes
         self._rows = rows
@@ -103,17 +138,18 @@ class _MixedProblems(Sequence[Problem]):
         name = self._source(number)
         if name in self._rows:
             return self._rows[name][self._turns[number] % len(self._rows[name])]
-        entry = self._recipes[name][number]
-        return Problem(id=f"{name}-{number}", text=entry["question"], answer=entry["answer"])
+        return self._recipes[name].problem(number)
 
     def _source(self, number: int) -> str:
         [name] = Random(f"mix/{self._seed}/{number}").choices(list(self._weights), list(self._weights.values()))
         return name
 
 
-def _mixed(mix: dict[str, MixedSource], size: int, seed: int) -> Sequence[Problem]:
+def _mixed(mix: dict[str, MixedSource], size: int, seed: int, evaluation: bool) -> Sequence[Problem]:
     rows = {name: _rows(source) for name, source in mix.items() if source.file or source.dataset}
-    recipes = {name: _recipe(name, source.options, size, seed) for name, source in mix.items() if name not in rows}
+    recipes = {
+        name: _Recipe(name, source.options, size, seed, evaluation) for name, source in mix.items() if name not in rows
+    }
     return _MixedProblems(recipes, rows, {name: source.weight for name, source in mix.items()}, size, seed)
 
 
@@ -124,7 +160,8 @@ def _rows(source: ProblemsConfig | MixedSource) -> list[Problem]:
     return _row_problems(_load_dataset(source.dataset), source, source.dataset)
 
 
-def _recipe(name: str, options: dict[str, Any], size: int, seed: int) -> Any:
+def _dataset(name: str, options: dict[str, Any], size: int, seed: int, draw: int) -> Any:
+    """Returns reasoning-gym's data set of a recipe; each draw is another."""
     from tasks.recipes import DATASETS, create_dataset
 
     if name not in DATASETS:
@@ -132,7 +169,7 @@ def _recipe(name: str, options: dict[str, Any], size: int, seed: int) -> Any:
     if reserved := {"seed", "size"} & options.keys():
         raise ProblemError(f"{reserved.pop()} is no option of a recipe: it follows from seed and tasks.problems.size")
     # Recipes seed problem i with seed + i: seeds 1 and 2 would share all problems but one unless they are spread.
-    spread = Random(f"{name}/{seed}").getrandbits(31)
+    spread = Random(f"{name}/{seed}/{draw}" if draw else f"{name}/{seed}").getrandbits(31)
     try:
         dataset = create_dataset(name, **options, seed=spread, size=size)
     # Recipes check their options with assertions, and unknown ones are unexpected arguments.
@@ -148,17 +185,18 @@ def _load_file(path: Path) -> Any:
     from datasets.exceptions import DatasetGenerationError
 
     disable_progress_bars()
-    readers = {".jsonl": Dataset.from_json, ".json": Dataset.from_json, ".parquet": Dataset.from_parquet}
     if not path.is_file():
         raise ProblemError(f"no file {path} (relative to {Path.cwd()})")
-    if path.suffix not in readers:
-        raise ProblemError(f"{path} is of no known kind: expected one of {', '.join(readers)}")
+    if path.suffix not in KINDS:
+        raise ProblemError(f"{path} is of no known kind: expected one of {', '.join(KINDS)}")
     if path.stat().st_size == 0:
         raise ProblemError(f"{path} is empty")
     try:
-        return readers[path.suffix](str(path))
+        return Dataset.from_parquet(str(path)) if path.suffix == ".parquet" else read_json_rows(path)
     except DatasetGenerationError as error:
         raise ProblemError(f"{path} can't be read: {error.__cause__ or error}") from error
+    except (OSError, ValueError) as error:
+        raise ProblemError(f"{path} can't be read: {error}") from error
 
 
 def _load_dataset(name: str) -> Any:
@@ -177,19 +215,23 @@ def _load_dataset(name: str) -> Any:
 def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) -> list[Problem]:
     if not len(rows):
         raise ProblemError(f"{source} has no rows")
+    columns = getattr(rows, "column_names", None) or list(rows[0])
     for field in (config.problem_field, config.answer_field):
-        if field not in rows.column_names:
-            raise ProblemError(f"{source} has no field {field!r}{nearest(field, rows.column_names)}")
+        if field not in columns:
+            raise ProblemError(f"{source} has no field {field!r}{nearest(field, columns)}")
     problems = []
     for number, row in enumerate(rows):
         text, answer = (
-            _text(row[field], field, source, number) for field in (config.problem_field, config.answer_field)
+            _text(row.get(field), field, source, number) for field in (config.problem_field, config.answer_field)
         )
         problems.append(Problem(id=str(row.get("id") or f"{Path(source).stem}-{number}"), text=text, answer=answer))
     return problems
 
 
 def _text(value: object, field: str, source: str, number: int) -> str:
+    where = f"{source}, row {number}: field {field!r} is {value!r}"
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise ProblemError(f"{source}, row {number}: field {field!r} is {value!r}, not a text or a number")
+        raise ProblemError(f"{where}, not a text or a number: store it as the text that is to be compared")
+    if isinstance(value, float) and not abs(value) < EXACT:
+        raise ProblemError(f"{where}: a float this large may be another number than was meant; store it as text")
     return str(value)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 PLACEHOLDER = "{problem}"
+STAND_IN = "\ue000problem\ue000"
+"""Stands where the problem's text will be: no chat template writes these characters of private use."""
 
 
 class PromptError(UserError):
@@ -26,21 +28,52 @@ class PromptError(UserError):
 def render_prompt(template: str, problem: str, tokenizer: "PreTrainedTokenizerBase", *, chat: bool) -> list[int]:
     """Returns the token ids of the prompt for `problem`.
 
-    Plain prompts get the special tokens that the tokenizer itself adds, chat prompts those of the chat template, up to
-    the beginning of the model's turn. Raises PromptError for a missing chat template.
+    Plain prompts begin with the special tokens that the tokenizer itself puts there, and end with the template's text: what
+    the tokenizer would append (an end of the sequence) is left out. Chat prompts have the special tokens of the chat
+    template, up to the beginning of the model's turn. A special token that the problem spells stays text.
 
     Args:
         template: its text, as of `load_template`.
         chat: wrap the filled template as a user turn in the model's own chat template.
+
+    Raises PromptError for a missing chat template, or one that changes the problem's text.
     """
+    text = _filled(template, problem, tokenizer, chat)
+    if any(token in problem for token in _special_tokens(tokenizer)):
+        before, found, after = _filled(template, STAND_IN, tokenizer, chat).partition(STAND_IN)
+        if not found:
+            raise PromptError("the model's chat template changes a problem that spells a special token")
+        tokens = [*_encode(before, tokenizer), *_encode(problem, tokenizer, split=True), *_encode(after, tokenizer)]
+    else:
+        tokens = _encode(text, tokenizer)
+    return tokens if chat else _beginning(text, tokenizer) + tokens
+
+
+def _filled(template: str, problem: str, tokenizer: "PreTrainedTokenizerBase", chat: bool) -> str:
     text = template.replace(PLACEHOLDER, problem)
     if not chat:
-        return list(tokenizer(text)["input_ids"])
+        return text
     if tokenizer.chat_template is None:
         raise PromptError("the model's tokenizer has no chat template: set tasks.prompt.chat to false")
-    # Without return_dict=False, transformers 5 returns a mapping, whose list() would be its keys.
     turns = [{"role": "user", "content": text}]
-    return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
+    return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+
+
+def _special_tokens(tokenizer: "PreTrainedTokenizerBase") -> set[str]:
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    return added.union(tokenizer.all_special_tokens)
+
+
+def _encode(text: str, tokenizer: "PreTrainedTokenizerBase", *, split: bool = False) -> list[int]:
+    """Returns the tokens of `text` alone; with `split`, a special token that it spells stays text."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=split)["input_ids"]) if text else []
+
+
+def _beginning(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Returns the special tokens that the tokenizer puts before `text`."""
+    bare, full = (list(tokenizer(text, add_special_tokens=special)["input_ids"]) for special in (False, True))
+    added = len(full) - len(bare)
+    return next((full[:count] for count in range(added + 1) if full[count : count + len(bare)] == bare), [])
 
 
 @lru_cache(maxsize=16)

@@ -72,7 +72,11 @@ def rendered(*samples: Sample, title: str = "title", text: str = "What?", notes=
 def test_hostile_text_is_inert_wherever_it_stands():
     clean = Parsed(rendered(sample()))
     hostile = page(
-        HOSTILE, plan(HOSTILE), [["head"], [HOSTILE]], [HOSTILE], {each.key: each for each in [sample(text=HOSTILE)]}
+        HOSTILE,
+        plan(HOSTILE),
+        [["head"], [HOSTILE]],
+        [HOSTILE],
+        {each.key: each for each in [sample(text=HOSTILE, answer=HOSTILE)]},
     )
     parsed = Parsed(hostile)
     assert parsed.tags == clean.tags
@@ -80,6 +84,7 @@ def test_hostile_text_is_inert_wherever_it_stands():
     data = json.loads(parsed.scripts[0])
     assert data["samples"][0]["pieces"][0][1] == HOSTILE
     assert data["problems"][0]["text"] == HOSTILE
+    assert data["samples"][0]["answer"] == HOSTILE
     # Title (twice), table and note show it as it is; nothing in it was taken for a placeholder.
     assert parsed.text.count(HOSTILE) == 4
 

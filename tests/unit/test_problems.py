@@ -9,6 +9,7 @@ import pytest
 
 from configs.loading import load_config
 from configs.tasks import ProblemsConfig
+from tasks.held_out import is_held_out
 from tasks.overlap import overlap, refuse_overlap
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 
@@ -72,6 +73,32 @@ class TestRecipes:
         config = ProblemsConfig(recipe="two_digit_products", size=200)
         first, second = ([p.text for p in load_problems(config, seed)] for seed in (1, 2))
         assert len(set(first) & set(second)) < 50  # about 5 of 8,100 by chance
+
+    @pytest.mark.parametrize("recipe", ["two_digit_products", "digit_sums"])
+    def test_no_problem_is_for_training_and_for_evaluation(self, recipe):
+        """Whatever the seeds: a checkpoint may be evaluated by another configuration than it was trained with."""
+        config = ProblemsConfig(recipe=recipe, size=3000)
+        training = {p.text for seed in (0, 1) for p in load_problems(config, seed)}
+        evaluation = {p.text for seed in (0, 5) for p in load_problems(config, seed, evaluation=True)[:300]}
+        assert not training & evaluation
+        assert len(evaluation) > 5
+        # Each is drawn as the recipe draws: most of the first draws are kept.
+        assert len(training) > 0.85 * {"two_digit_products": 3800, "digit_sums": 50}[recipe]
+
+    def test_spelling_does_not_move_a_problem_to_the_other_side(self):
+        texts = [f"What is {a} * {b}?" for a in range(10, 40) for b in range(10, 40)]
+        held_out = [is_held_out(text) for text in texts]
+        assert sum(held_out) == pytest.approx(90, abs=36)  # 4 standard deviations
+        for spell in (str.upper, lambda text: f" ${text[:-1]}$ .\n", lambda text: text.replace(" ", "  ")):
+            assert [is_held_out(spell(text)) for text in texts] == held_out
+
+    def test_a_recipe_with_too_few_problems_says_so(self):
+        config = ProblemsConfig(
+            recipe="products", options={"min_digits": 1, "max_digits": 1, "min_terms": 1, "max_terms": 1}
+        )
+        assert len({p.text for p in load_problems(config, seed=0)[:100]}) == 10
+        with pytest.raises(ProblemError, match="too few problems: of 500 draws none is for evaluation"):
+            load_problems(config, seed=0, evaluation=True)[0]
 
     def test_ids_are_unique_and_indices_bounded(self):
         problems = load_problems(ProblemsConfig(recipe="digit_sums", size=30), seed=0)
@@ -175,6 +202,48 @@ class TestFilesAndDataSets:
         problems = load_problems(ProblemsConfig(file=path, problem_field="question", answer_field="gold"), seed=0)
         assert list(problems) == [Problem(id=f"p{i}", text=f"{i}?", answer=str(i)) for i in range(3)]
 
+    @pytest.mark.parametrize("array", [False, True], ids=["lines", "array"])
+    def test_answers_are_what_the_file_says(self, tmp_path, array):
+        """Whatever else is in the column: a table would make floats and dates of these."""
+        answers = ["1180591620717411303424", "9007199254740993", "0.5", "-3", "1e-7", "3.10", '"2024-11-05"', '"007"']
+        answers.append("9" * 5000)
+        rows = [f'{{"problem": "{number}?", "answer": {answer}}}' for number, answer in enumerate(answers)]
+        path = tmp_path / "set.json"
+        path.write_text("[" + ",\n".join(rows) + "]" if array else "\n".join(rows) + "\n\n")
+        problems = load_problems(ProblemsConfig(file=str(path)), seed=0)
+        assert [problem.answer for problem in problems] == [answer.strip('"') for answer in answers]
+
+    @pytest.mark.parametrize("large", [2**53 + 1, 2**70, -(2**60)])
+    def test_integers_that_a_table_has_made_floats_are_refused(self, tmp_path, large):
+        from datasets import Dataset
+
+        path = tmp_path / "set.parquet"
+        Dataset.from_dict({"problem": ["a", "b"], "answer": [0.5, float(large)]}).to_parquet(path)
+        with pytest.raises(ProblemError, match=r"row 1: .* may be another number than was meant; store it as text"):
+            load_problems(ProblemsConfig(file=str(path)), seed=0)
+
+    def test_small_floats_and_exact_integers_of_a_table_are_taken(self, tmp_path):
+        from datasets import Dataset
+
+        path = tmp_path / "set.parquet"
+        Dataset.from_dict({"problem": ["a", "b"], "answer": [2**62 + 1, 3]}).to_parquet(path)
+        assert [p.answer for p in load_problems(ProblemsConfig(file=str(path)), seed=0)] == [str(2**62 + 1), "3"]
+        Dataset.from_dict({"problem": ["a", "b"], "answer": [0.25, 3.0]}).to_parquet(path)
+        assert [p.answer for p in load_problems(ProblemsConfig(file=str(path)), seed=0)] == ["0.25", "3.0"]
+        Dataset.from_dict({"problem": ["a", "b"], "answer": [1.5, None]}).to_parquet(path)
+        with pytest.raises(ProblemError, match="row 1"):
+            load_problems(ProblemsConfig(file=str(path)), seed=0)
+
+    def test_dates_of_a_table_are_refused_with_the_reason(self, tmp_path):
+        from datetime import date
+
+        from datasets import Dataset
+
+        path = tmp_path / "set.parquet"
+        Dataset.from_dict({"problem": ["a"], "answer": [date(2024, 11, 5)]}).to_parquet(path)
+        with pytest.raises(ProblemError, match=r"row 0: .*date.*store it as the text that is to be compared"):
+            load_problems(ProblemsConfig(file=str(path)), seed=0)
+
     def test_a_changed_file_is_read_anew(self, tmp_path):
         path = tmp_path / "set.jsonl"
         for text in ("first", "second one"):
@@ -222,7 +291,12 @@ class TestFilesAndDataSets:
             ('{"question": "a", "answer": "1"}\n', "no field 'problem'.*valid are question, answer"),
             ('{"problem": "a", "answer": "1"}\n{"problem": "b", "answer": null}\n', "row 1: field 'answer' is None"),
             ('{"problem": "a", "answer": "1"}\n{"problem": " ", "answer": "1"}\n', "row 1: field 'problem'"),
-            ('{"problem": "a", "answer": ["1"]}\n', "field 'answer'"),
+            ('{"problem": "a", "answer": ["1"]}\n', "field 'answer' is .'1'., not a text or a number"),
+            ('{"problem": "a", "answer": true}\n', "field 'answer' is True, not a text or a number"),
+            ('{"problem": "a", "answer": "1"}\n{"problem": "b"}\n', "row 1: field 'answer' is None"),
+            ('{"problem": "a", "answer": "1"}\n7\n', "line 2 is no object"),
+            ('[{"problem": "a", "answer": "1"}, 7]', "entry 1 is no object"),
+            ("[" * 100_000, "the array is not JSON"),
         ],
     )
     def test_bad_content(self, tmp_path, content, message):

@@ -47,6 +47,53 @@ def test_chat_prompts_end_where_the_model_begins(tokenizer):
     assert rendered == "<user>What is 2 * 3? Give the final answer as \\boxed{answer}.</><assistant>"
 
 
+@pytest.fixture(scope="module")
+def spelled():
+    """A tokenizer by the letter whose special tokens can be spelled, and that ends every text as T5's does."""
+    vocabulary = {"<s>": 0, "</s>": 1, "<end>": 2, "<word>": 3} | {chr(i): i for i in [10, *range(32, 127)]}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="~"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    backend.add_special_tokens(["<end>"])
+    backend.add_tokens(["<word>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    chat = CHAT.replace("</>", "<end>").replace("m.content", "m.content|trim")
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", chat_template=chat)
+
+
+def test_nothing_is_appended_to_a_prompt(spelled):
+    assert spelled("a")["input_ids"] == [0, ord("a"), 1]
+    assert render_prompt("{problem}=", "1+1", spelled, chat=False) == [0, *map(ord, "1+1=")]
+    # What the template itself says at its end is there.
+    assert render_prompt("{problem}</s>", "1", spelled, chat=False) == [0, ord("1"), 1]
+
+
+@pytest.mark.parametrize("special", ["</s>", "<end>", "<s>"])
+def test_a_special_token_that_the_problem_spells_stays_text(spelled, special):
+    problem = f"What is {special}?"
+    assert render_prompt("<s>{problem}<end>", problem, spelled, chat=False) == [0, 0, *map(ord, problem), 2]
+    begin, end = "<user>", "<assistant>"
+    assert render_prompt("{problem}!", problem, spelled, chat=True) == [
+        *map(ord, begin), *map(ord, f"{problem}!"), 2, *map(ord, end)
+    ]  # fmt: skip
+    # Also where the chat template writes the same: only the problem is text.
+    assert render_prompt("{problem}", special, spelled, chat=True) == [*map(ord, begin + special), 2, *map(ord, end)]
+
+
+def test_added_words_that_are_not_special_are_tokens_wherever_they_stand(spelled):
+    assert render_prompt("{problem}", "a <word>", spelled, chat=False) == [0, *map(ord, "a "), 3]
+
+
+def test_a_chat_template_that_changes_such_a_problem_is_refused(spelled):
+    from copy import deepcopy
+
+    upper = deepcopy(spelled)
+    upper.chat_template = CHAT.replace("m.content", "m.content|upper")
+    with pytest.raises(PromptError, match="changes a problem that spells a special token"):
+        render_prompt("{problem}", "a </s>", upper, chat=True)
+
+
 def test_a_tokenizer_without_chat_template(tokenizer):
     from copy import deepcopy
 
