@@ -127,7 +127,7 @@ def _runs(analysis: Analysis) -> str:
     rows = [
         [setting.setting.label, run.folder.name, str(run.seed), run.model,
          str(run.max_tool_calls), str(len(run.steps)), f"{run.hours:.2f}",
-         f"{run.series['trained_tokens'][-1]:.3g}", _last(run, "training_flops"), _last(run, "generation_flops")]
+         *(_last(run, axis) for axis in ("trained_tokens", "training_flops", "generation_flops"))]
         for setting in analysis.settings
         for run in setting.setting.runs
     ]  # fmt: skip

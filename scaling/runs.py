@@ -37,6 +37,7 @@ AXES = {
 """What it may grow with, all cumulative: the compute is the usual count, see `read_run`."""
 
 NEEDED = {
+    "trained_tokens": ("trained_tokens",),
     "training_flops": ("parameters", "trained_sequence_tokens"),
     "generation_flops": ("parameters", "trajectories", "prompt_length", "response_length"),
 }
@@ -145,11 +146,12 @@ def read_run(folder: Path) -> Run:
     steps = np.array([record["step"] for record in records], dtype=np.int64)
     series: dict[str, Floats] = {"step": steps.astype(np.float64)}
     series |= {name: column.get(name, np.full(len(records), np.nan)) for name in QUANTITIES}
-    series["trained_tokens"] = np.cumsum(column["trained_tokens"]) / 1e6
     missing = {}
     for axis, names in NEEDED.items():
         if absent := [name for name in names if name not in column]:
             missing[axis] = f"{folder.name} has no metric {' and '.join(absent)}"
+    if "trained_tokens" not in missing:
+        series["trained_tokens"] = np.cumsum(column["trained_tokens"]) / 1e6
     if "training_flops" not in missing:
         tokens = column["trained_sequence_tokens"]
         series["training_flops"] = np.cumsum(6 * column["parameters"] * tokens) / 1e15

@@ -87,6 +87,15 @@ class TestReading:
         # Nor does anybody know of how many responses its accuracy is a share.
         assert pool([run])[0].points("step", "accuracy").samples is None
 
+    def test_a_run_whose_trainer_computed_nothing_has_a_report(self, tmp_path):
+        """An emulated one: it counts no tokens and knows no parameters."""
+        none = ("parameters", "trained_tokens", "trained_sequence_tokens")
+        folders = [write_run(tmp_path / "emulated", [], without=none), write_run(tmp_path / "text", TEXT, without=none)]
+        runs = [read_run(folder) for folder in folders]
+        assert runs[0].missing["trained_tokens"] == "emulated has no metric trained_tokens"
+        write_report(folders, tmp_path / "out")
+        assert "emulated has no metric trained_tokens" in (tmp_path / "out" / "report.md").read_text()
+
     def test_what_is_no_run_is_named(self, tmp_path):
         with pytest.raises(RunError, match=r"absent is no run's folder: .*No such file"):
             read_run(tmp_path / "absent")
