@@ -14,7 +14,6 @@ not take hold the actor back.
 
 import asyncio
 import time
-from collections import Counter
 from dataclasses import dataclass
 
 import structlog
@@ -46,8 +45,12 @@ HAND_BACK_S = 2.0
 """Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
+UNUSABLE_PROMPT, DEADLINE = "unusable prompt", "deadline passed"
+OWN_FAULTS = (UNUSABLE_PROMPT, DEADLINE)
+"""Reasons that may lie in the actor: another tokenizer, an engine that is too slow. Others lie in the ticket."""
 MAX_SAME_FAILURES = 24
-"""Tickets that an actor may fail at for one reason while it has finished none."""
+LEAST_GROUPS = 3
+"""Tickets that an actor may fail at for one of these while it has finished none, and of how many groups."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,8 @@ class Actor:
         self._admission = Admission(engine.cache_tokens, config.actor.max_rollouts, config.rollout)
         self._finished = 0
         self._failed = 0
-        self._failures = Counter[str]()
-        """Tickets that failed, by reason."""
+        self._own_failures: dict[str, list[int]] = {}
+        """Groups of the tickets that failed for what may be this actor's fault, by reason."""
         self._handed_back = 0
         self._late = 0
         self._late_tokens = 0
@@ -206,7 +209,6 @@ class Actor:
             raise
         if isinstance(result, Failure):
             self._failed += 1
-            self._failures[result.reason] += 1
             self._require_some_to_succeed(result)
             log.warning("ticket failed", ticket=ticket.number, reason=result.reason, detail=result.detail)
         else:
@@ -221,7 +223,7 @@ class Actor:
         try:
             prompt = render_prompt(ticket.template, ticket.problem, self._engine.tokenizer, chat=ticket.chat)
         except PromptError as error:
-            return self._failure(leased, "unusable prompt", str(error))
+            return self._failure(leased, UNUSABLE_PROMPT, str(error))
         if len(prompt) > ticket.rollout.max_prompt_tokens:
             limit = ticket.rollout.max_prompt_tokens
             return self._failure(leased, "prompt too long", f"{len(prompt)} tokens, the limit is {limit}")
@@ -245,7 +247,7 @@ class Actor:
             self._admission.ended(error.length)
             self._late += 1
             self._late_tokens += error.length
-            return self._failure(leased, "deadline passed", str(error), error.length)
+            return self._failure(leased, DEADLINE, str(error), error.length)
         except UngradableError as error:
             return self._failure(leased, "ungradable gold answer", str(error))
         except (SandboxError, GradingError, EngineError) as error:
@@ -258,15 +260,16 @@ class Actor:
         return self._trajectory(ticket, prompt, response, grade, started_at)
 
     def _require_some_to_succeed(self, failure: Failure) -> None:
-        """Ends an actor that fails at all tickets for one reason: it would use them up faster than others work."""
-        if (
-            self._crash is None
-            and self._finished == 0
-            and self._failures[failure.reason] == self._failed >= MAX_SAME_FAILURES
-        ):
+        """Ends an actor that has only failed, and for one reason of its own: it would use up tickets faster than others."""
+        if failure.reason not in OWN_FAULTS:
+            return
+        groups = self._own_failures.setdefault(failure.reason, [])
+        groups.append(failure.group)
+        only = self._finished == 0 and len(self._own_failures) == 1
+        if only and len(groups) >= MAX_SAME_FAILURES and len(set(groups)) >= LEAST_GROUPS and self._crash is None:
             self._crash = UselessActorError(
-                f"all of the first {self._failed} tickets failed here for one reason, {failure.reason} "
-                f"({failure.detail}): fix that, then start the actor again"
+                f"{len(groups)} tickets of {len(set(groups))} problems failed here and none succeeded, for one reason: "
+                f"{failure.reason} ({failure.detail}); fix that, then start the actor again"
             )
 
     def _count_engine_failure(self, error: EngineError) -> None:

@@ -192,7 +192,6 @@ class Bare:
 def measure(way: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains `--steps` steps after one that is not timed."""
     overrides = [f"learner.algorithm.minibatches={MINIBATCHES}", "learner.algorithm.loss=decoupled_ppo"]
-    overrides.append("learner.max_engine_gap=null")  # No engine sampled these batches.
     config = load_config(arguments.config, [*overrides, *arguments.set])
     vocabulary = AutoConfig.from_pretrained(model_folder(config.model.path)).vocab_size
     batches = [batch(arguments, vocabulary, seed) for seed in range(arguments.steps + 1)]

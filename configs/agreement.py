@@ -22,11 +22,14 @@ FIXED = (
     "learner.group_size",
     "learner.max_staleness",
     "learner.algorithm.advantage",
+    "learner.algorithm.minibatches",
+    "learner.critic.minibatches",
+    "learner.critic.frozen_policy_steps",
     "learner.deepspeed.zero_stage",
     "learner.deepspeed.offload_optimizer",
 )
 """What a learner must have as well, and what cannot change in the life of a run: which tickets there are, which batch each
-is in, and what a checkpoint holds."""
+is in, and what a checkpoint holds: the learning rates' schedules count updates."""
 
 
 class Effect(StrEnum):
@@ -64,7 +67,11 @@ EFFECTS: dict[str, dict[Occasion, Effect]] = {
         ("learner.trainer", R, A),
         ("learner.algorithm", A, A),
         ("learner.algorithm.advantage", R, A),
+        # The schedules count updates, and a checkpoint how many were made.
+        ("learner.algorithm.minibatches", R, A),
         ("learner.critic", A, A),
+        ("learner.critic.minibatches", R, A),
+        ("learner.critic.frozen_policy_steps", R, A),
         ("learner.filters", A, A),
         ("learner.optimizer", A, A),
         ("learner.deepspeed", A, A),
@@ -79,7 +86,7 @@ EFFECTS: dict[str, dict[Occasion, Effect]] = {
         ("launch.runs_dir", N, N),
     )
 }
-"""What comes of a change, by field or section; of two that fit, the longer name counts."""
+"""What comes of a change, by field or section; where two fit, the more specific one applies."""
 
 
 @dataclass(frozen=True)

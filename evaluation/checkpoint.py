@@ -13,7 +13,7 @@ from typing import Self
 import xxhash
 
 from bus.messages import TensorEntry
-from runtime.model_files import model_tensors
+from runtime.model_files import DTYPES, model_tensors
 from runtime.models import ModelError
 
 BLOCK_BYTES = 16 * 2**20
@@ -58,7 +58,7 @@ class CheckpointImage:
         tensors = tuple(
             TensorEntry(
                 name=tensor.name,
-                dtype=tensor.dtype,
+                dtype=DTYPES[tensor.dtype],
                 shape=tensor.shape,
                 offset=begins[tensor.path] + tensor.offset,
                 nbytes=tensor.nbytes,

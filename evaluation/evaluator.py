@@ -28,7 +28,7 @@ from evaluation.records import Journal, Passage, Sample
 from grading.grader import Grade, Grader, GradingError
 from sandbox.client import SandboxError
 from tasks.problems import Problem
-from tasks.prompts import load_template, render_prompt
+from tasks.prompts import render_prompt
 
 log = structlog.get_logger()
 
@@ -121,8 +121,8 @@ class Evaluator:
         return None
 
     def _prompt(self, problem: Problem) -> list[int]:
-        prompt = self._plan.prompt
-        return render_prompt(load_template(prompt.template), problem.text, self._engine.tokenizer, chat=prompt.chat)
+        plan = self._plan
+        return render_prompt(plan.template, problem.text, self._engine.tokenizer, chat=plan.prompt.chat)
 
     async def _work(self, queue: Iterator[Job], journal: Journal) -> None:
         for job in queue:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from configs.schema import EvaluationConfig, EvaluationData, RolloutConfig, RunConfig
-from configs.tasks import GradingConfig, PromptConfig
+from configs.tasks import GradingConfig, ProblemsConfig, PromptConfig
 from evaluation.records import Key
 from tasks.overlap import refuse_overlap
 from tasks.problems import Problem, ProblemError, load_problems
-from tasks.prompts import load_template
+from tasks.prompts import kept_template
+
+log = structlog.get_logger()
 
 FILES = (".jsonl", ".json", ".parquet")
 
@@ -55,6 +59,8 @@ class Plan:
     samples: int
     """k, of each problem under each limit."""
     prompt: PromptConfig
+    template: str
+    """The prompt's text."""
     rollout: RolloutConfig
     """Limits and sampling of every sample, but for `max_tool_calls`, which is the job's."""
 
@@ -80,7 +86,7 @@ class Plan:
         """
         return {
             "weights": weights,
-            "prompt": {**self.prompt.model_dump(mode="json"), "text": load_template(self.prompt.template)},
+            "prompt": {**self.prompt.model_dump(mode="json"), "text": self.template},
             "rollout": self.rollout.model_dump(mode="json", exclude={"max_tool_calls"}),
             "data": {
                 data.name: {"digest": data.digest, "grading": data.grading.model_dump(mode="json")}
@@ -116,29 +122,45 @@ def choose(
     return chosen
 
 
-def make_plan(config: RunConfig, chosen: EvaluationConfig) -> Plan:
-    """Loads the problems. Raises ProblemError for what `load_problems` does and for two problems of one id; PromptError."""
-    load_template(config.tasks.prompt.template)
+def make_plan(config: RunConfig, chosen: EvaluationConfig, run: Path | None = None) -> Plan:
+    """Loads the problems, and the template that the run in the folder `run` keeps (`kept_template`).
+
+    Raises ProblemError for what `load_problems` does and for two problems of one id; PromptError.
+    """
     sampling = {"temperature": chosen.temperature, "top_p": chosen.top_p}
     return Plan(
         data=tuple(_load(config, name, source) for name, source in (chosen.data or _own(config)).items()),
         max_tool_calls=tuple(sorted(chosen.max_tool_calls or (config.rollout.max_tool_calls,))),
         samples=chosen.samples,
         prompt=config.tasks.prompt,
+        template=kept_template(run, config.tasks.prompt.template),
         rollout=config.rollout.model_copy(update={k: v for k, v in sampling.items() if v is not None}),
     )
 
 
 def refuse_known(config: RunConfig, plan: Plan) -> None:
-    """Raises ProblemError where a file or data set of the plan shares problems with what `config` trains on.
+    """Raises ProblemError where a file, data set or mix of the plan shares problems with what `config` trains on.
 
-    A recipe shares none: it holds some of its problems out.
+    A recipe shares none: it holds some of its problems out. The source of the training problems itself is let through, with
+    a warning. Raises ProblemError also where the training problems cannot be had.
     """
-    training = load_problems(config.tasks.problems, config.seed)
+    own = config.tasks.problems.model_dump()
+    asked = []
     for data in plan.data:
         source = config.evaluation.data.get(data.name)
-        if source is not None and (source.file or source.dataset):
-            refuse_overlap(training, data.problems, data.name)
+        rows = source is None or source.file or source.dataset or source.mix
+        if rows and (source is None or source.model_dump(include=set(own)) == own):
+            if _has_rows(config.tasks.problems):
+                log.warning(f"{data.name} is what the run trains on: this measures what was learned by heart as well")
+        elif rows:
+            asked.append(data)
+    training = load_problems(config.tasks.problems, config.seed) if asked else ()
+    for data in asked:
+        refuse_overlap(training, data.problems, data.name)
+
+
+def _has_rows(source: ProblemsConfig) -> bool:
+    return bool(source.file or source.dataset) or any(each.file or each.dataset for each in source.mix.values())
 
 
 def _source(text: str) -> tuple[str, EvaluationData]:

@@ -46,7 +46,7 @@ def start(arguments: argparse.Namespace) -> int:
 
     async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
         out = arguments.out or folder / "evaluation"
-        await _explained(lambda: _evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow))
+        await _explained(lambda: _evaluate_run(config, bus, announcer, folder, out, stop, once=not arguments.follow))
 
     id = arguments.id or new_id("evaluator")
     return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
@@ -80,12 +80,19 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from sandbox.check import check
     from sandbox.jail import Jail
     from sandbox.pool import Pool
+    from tasks.problems import ProblemError, load_problems
 
     set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     model = await asyncio.to_thread(model_folder, checkpoint)
     await asyncio.to_thread(require_model, config, model)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation)
-    await asyncio.to_thread(refuse_known, config, plan)
+    try:
+        await asyncio.to_thread(load_problems, config.tasks.problems, config.seed)
+    except ProblemError as error:
+        # A checkpoint may be evaluated where its training problems are not.
+        log.warning(f"what is asked was not compared with the training problems: {error}")
+    else:
+        await asyncio.to_thread(refuse_known, config, plan)
     jail = Jail(config.sandbox)
     await check(jail)
     if jail.weaker:
@@ -115,7 +122,7 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 
 
 async def _evaluate_run(
-    config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, *, once: bool
+    config: RunConfig, bus: Bus, announcer: Announcer, run: Path, out: Path, stop: asyncio.Event, *, once: bool
 ) -> None:
     from actors.vllm_engine import VllmEngine
     from evaluation.following import Following
@@ -123,7 +130,7 @@ async def _evaluate_run(
     from grading.grader import Grader
 
     await announcer.say("loading problems and the engine")
-    plan = await asyncio.to_thread(make_plan, config, config.evaluation)
+    plan = await asyncio.to_thread(make_plan, config, config.evaluation, run)
     await asyncio.to_thread(refuse_known, config, plan)
     model = await asyncio.to_thread(model_folder, config.model.path)
     await asyncio.to_thread(require_model, config, model)

@@ -29,23 +29,23 @@ def start(arguments: argparse.Namespace) -> int:
     if arguments.ranks:
         return start_ranks(arguments.ranks)
     end_with_launcher()
-    from learner.steps import UnstableError
+    from learner.steps import UnstableError, UntrainedError
 
     try:
         same, config = config == recorded, as_it_computed(config, run)
         if rank() > 0:
-            asyncio.run(run_rank(_unchecked(config), asyncio.Event()))
+            asyncio.run(run_rank(config, asyncio.Event()))
             return 0
         out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         return _replay(config, run, out.resolve(), same=same)
-    except UnstableError as error:
+    except (UnstableError, UntrainedError) as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 1
 
 
 def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     from learner.replay import difference, replay
-    from learner.steps import UnstableError
+    from learner.steps import UnstableError, UntrainedError
     from learner.training.trainer import make_trainer
     from runtime.models import model_folder
 
@@ -59,10 +59,10 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
             f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
         )
 
-    trainer = make_trainer(_unchecked(config), model_folder(config.model.path))
+    trainer = make_trainer(config, model_folder(config.model.path))
     try:
         steps = replay(config, trainer, run, out, report)
-    except UnstableError:
+    except (UnstableError, UntrainedError):
         # The other ranks wait for a command.
         trainer.close()
         raise
@@ -82,11 +82,6 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         say(f"optimiser state: {_compare_state(trainer, config, run, steps)}")
     trainer.close()
     return 0
-
-
-def _unchecked(config: RunConfig) -> RunConfig:
-    """Returns `config` without a bound on the engines' gap: they had the run's weights, and not those of this replay."""
-    return config.model_copy(update={"learner": config.learner.model_copy(update={"max_engine_gap": None})})
 
 
 def _compare_state(trainer: "Trainer", config: RunConfig, run: Path, steps: int) -> str:

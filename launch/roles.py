@@ -252,18 +252,19 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
-    from launch.task_check import kept_template, require_usable_tasks
+    from launch.task_check import require_usable_tasks
     from learner.checkpoints import in_checkpoint_dtype
     from learner.loop import Learner
     from learner.training.trainer import make_trainer
     from tasks.problems import ProblemOrder, load_problems
+    from tasks.prompts import keep_template
 
     config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)
     if config.learner.trainer == "deepspeed":
         await asyncio.to_thread(require_model, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())
     order = ProblemOrder(await asyncio.to_thread(load_problems, config.tasks.problems, config.seed), config.seed)
-    template = kept_template(folder, config.tasks.prompt.template)
+    template = keep_template(folder, config.tasks.prompt.template)
     await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)
     async with _weights_bus(bus, announcer) as weights_bus:

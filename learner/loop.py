@@ -234,9 +234,10 @@ class Learner:
     async def _train_batch(self, batch: Batch, stop: asyncio.Event) -> dict[str, float] | None:
         """Trains on a batch; returns the trainer's metrics, None when told to stop. Raises what `Steps.train` raises."""
         try:
-            return await self._unless_stopped(partial(self._steps.train, batch), stop)
+            same = self._weights.names_of(batch.version)
+            return await self._unless_stopped(partial(self._steps.train, batch, same), stop)
         except EngineGapError as error:
-            # Which of them has other weights than it should? What an engine loads has the published checksum.
+            # What an engine loads has the published checksum. Has the learner still these weights?
             if await self._weights.still_staged():
                 whose = f"the learner's weights are still those that it published as {self._weights.version}"
             else:

@@ -40,8 +40,6 @@ def replay(config: RunConfig, trainer: "Trainer", run: Path, out: Path, report: 
         out: takes `model/` and `metrics.jsonl`.
         report: called after each step.
 
-    Engines are not held against the learner: with another configuration it soon has other weights than they had.
-
     Returns the number of steps, fewer than the configuration's where the archive ends before. Raises MessageError where
     the archive is damaged, and what `Steps.train` raises.
     """

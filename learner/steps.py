@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import structlog
 import torch
 
-from bus.messages import Failure
+from bus.messages import Failure, WeightVersion
 from configs.errors import UserError
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError
 from learner.tickets.archive import Archive
-from learner.tickets.filters import NO_SIGNAL, NO_SIGNAL_ADVICE, Filters
+from learner.tickets.filters import ACCURACY, NO_SIGNAL, NO_SIGNAL_ADVICE, Filters
 from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
@@ -54,19 +54,21 @@ class Steps:
         self._folder = folder
         self._limit = settings.max_skipped_updates
         self._skipped = 0
-        self._untrained: Counter[str] = Counter()
-        """Why results were not trained on, in the latest steps that trained on none."""
-        self._untrained_steps = 0
+        self._untrained: list[dict[str, int]] = []
+        """Why results were not trained on, in each of the latest steps that could train on none."""
 
-    def train(self, batch: Batch) -> dict[str, float]:
+    def train(self, batch: Batch, same: frozenset[WeightVersion] = frozenset()) -> dict[str, float]:
         """Trains on one batch; returns the trainer's metrics.
+
+        `same`: the versions that are the weights that the step trains from; engines are held against the learner on their
+        tokens. A replay has none: with another configuration it soon has other weights than the engines had.
 
         Raises EngineGapError where engines and learner disagree, UnstableError once `learner.max_skipped_updates` updates
         of policy and critic had to be left out, without a step in between that needed none to be, and UntrainedError after
         `UNTRAINED_STEPS` steps in a row, or a whole run, in which nothing could be trained on.
         """
         self._require_trained(batch)
-        trained = self._trainer.train([list(group) for group in batch.trained], batch.version)
+        trained = self._trainer.train([list(group) for group in batch.trained], batch.version, same)
         skipped = int(trained["skipped_updates"] + trained.get("critic_skipped_updates", 0))
         self._skipped = self._skipped + skipped if skipped else 0
         if self._skipped >= self._limit:
@@ -84,26 +86,29 @@ class Steps:
         return trained
 
     def _require_trained(self, batch: Batch) -> None:
-        """Counts steps without a trained token. Those whose groups were all right or all wrong are left to the warning."""
+        """Counts steps that had nothing to train on; warns where it may be chance.
+
+        Groups that were all right or all wrong are chance: the next problems may be easier or harder for the model.
+        """
         if batch.trained:
-            self._untrained_steps = 0
             self._untrained.clear()
             return
-        self._untrained_steps += 1
-        for reason, members in batch.filtered.items():
-            self._untrained[reason] += len(members)
-        self._untrained.update(
-            result.reason for group in batch.taken for result in group if isinstance(result, Failure)
-        )
-        total = self._untrained.total()
-        reasons = ", ".join(f"{reason} {count / total:.0%}" for reason, count in self._untrained.most_common())
-        signal = self._untrained[NO_SIGNAL]
-        if 2 * signal > total:
-            log.warning(f"nothing to train on: {NO_SIGNAL_ADVICE}", step=batch.step, steps=self._untrained_steps)
-        elif self._untrained_steps >= UNTRAINED_STEPS or (self.ledger.trained == 0 and batch.step == self.ledger.steps):
+        reasons = Counter({reason: len(members) for reason, members in batch.filtered.items()})
+        reasons.update(result.reason for group in batch.taken for result in group if isinstance(result, Failure))
+        if 2 * (reasons[NO_SIGNAL] + reasons[ACCURACY]) > reasons.total():
+            log.warning(f"nothing to train on: {NO_SIGNAL_ADVICE}", step=batch.step)
+            self._untrained.clear()
+            return
+        self._untrained.append(dict(reasons))
+        steps = len(self._untrained)
+        if steps >= UNTRAINED_STEPS or (self.ledger.trained == 0 and batch.step == self.ledger.steps):
+            counts = Counter[str]()
+            for each in self._untrained:
+                counts.update(each)
+            named = ", ".join(f"{reason} {count / counts.total():.0%}" for reason, count in counts.most_common())
             raise UntrainedError(
-                f"the last {self._untrained_steps} steps up to step {batch.step} had nothing to train on: of their tickets' "
-                f"results {reasons}. The actors' logs have each failure; fix what they say and start a new run"
+                f"the last {steps} steps up to step {batch.step} had nothing to train on: of their tickets' results "
+                f"{named}. Filters (learner.filters) can be changed on resume; why tickets fail is in the actors' logs"
             )
 
     def state(self) -> dict[str, Any]:
@@ -111,8 +116,7 @@ class Steps:
         return {
             "ledger": self.ledger.state(),
             "skipped": self._skipped,
-            "untrained": dict(self._untrained),
-            "untrained_steps": self._untrained_steps,
+            "untrained": self._untrained,
             "ranks": self._trainer.ranks,
             # A replay takes the same, to come to the same sums.
             "threads": torch.get_num_threads(),
@@ -131,5 +135,4 @@ class Steps:
             )
         self.ledger.restore(state["ledger"])
         self._skipped = state["skipped"]
-        self._untrained = Counter(state["untrained"])
-        self._untrained_steps = state["untrained_steps"]
+        self._untrained = list(state["untrained"])

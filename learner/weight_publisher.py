@@ -15,6 +15,7 @@ import structlog
 import torch
 
 from bus.connection import Bus
+from bus.messages import WeightVersion
 from configs.bus import WeightsConfig
 from runtime.logs import log_version
 from weights.codec import WeightState
@@ -39,6 +40,7 @@ class WeightPublisher:
         self._snapshot_wanted = asyncio.Event()
         self.version = ""
         """The newest version on the log."""
+        self._same: frozenset[WeightVersion] = frozenset()
 
     async def open(self) -> None:
         """Takes over the log; see `WeightWriter.open`."""
@@ -62,6 +64,7 @@ class WeightPublisher:
         async with self._writing:
             published = await self._writer.publish(n, self._staged)
         self.version = str(published.version)
+        self._same = published.same
         log_version(self.version)
         log.info(
             "weights published",
@@ -76,6 +79,10 @@ class WeightPublisher:
             "weight_bytes": published.wire_bytes,
             "weight_snapshot_bytes": published.snapshot_bytes,
         }
+
+    def names_of(self, n: int) -> frozenset[WeightVersion]:
+        """Returns under which names the log holds the weights of version `n`; none while they are not published."""
+        return frozenset(version for version in self._same if version.n == n)
 
     async def still_staged(self) -> bool:
         """Returns whether the policy's weights are, bit for bit, those that were staged last."""

@@ -7,6 +7,7 @@ or two, whatever the size.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,13 @@ from runtime.models import ModelError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 """Names of dtypes in safetensors, and torch's names of them."""
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
+"""Bytes of an element."""
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+"""Transformers' names of layers that keep nothing but keys and values."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LEFT_OVER = r"rotary_emb\.inv_freq$"
+"""What older versions of transformers stored although it follows from the configuration."""
 NAMED = 3
 """How many tensors an error names."""
 
@@ -29,7 +36,7 @@ class StoredTensor:
     name: str
     path: Path
     dtype: str
-    """Torch's name of it."""
+    """Safetensors' name of it."""
     shape: tuple[int, ...]
     offset: int
     """In bytes from the beginning of the file."""
@@ -48,10 +55,9 @@ def skeleton(path: str | Path) -> Any:
         config = AutoConfig.from_pretrained(path)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model.path: the configuration of {path} cannot be read: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"model.path: no model can be made of the configuration of {path}: {reason}") from error
 
 
 def require_supported(model: Any) -> None:
@@ -67,7 +73,8 @@ def require_supported(model: Any) -> None:
     dense = "use a dense model with attention in every layer, such as Llama, Qwen2 or Qwen3"
     if any("experts" in name.split(".") for name, _ in model.named_parameters()):
         raise ModelError(f"{kind} is a mixture of experts, which is not supported: {dense}")
-    if model._is_stateful:
+    layers = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    if model._is_stateful or not layers <= ATTENTION:
         raise ModelError(f"{kind} has layers with a recurrent state, which are not supported: {dense}")
     if conversions := get_model_conversion_mapping(model, add_legacy=False):
         patterns = ", ".join(pattern for each in conversions for pattern in each.source_patterns)
@@ -86,7 +93,7 @@ def model_tensors(folder: Path) -> list[StoredTensor]:
     ties: dict[str, str] = model.all_tied_weights_keys
     tied = {name: source for name, source in ties.items() if name in stored}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in ties}
-    ignored = model._keys_to_ignore_on_load_unexpected or ()
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), LEFT_OVER]
     missing = [name for name in wanted if name not in stored]
     unknown = [
         name
@@ -96,9 +103,19 @@ def model_tensors(folder: Path) -> list[StoredTensor]:
     other = [name for name, shape in wanted.items() if name in stored and stored[name].shape != shape]
     what = f"{folder} does not hold the {type(model).__name__} that its config.json describes"
     if missing:
-        raise ModelError(f"{what}: it lacks {_named(missing)}; copy the checkpoint again, all of it")
+        raise ModelError(
+            f"{what}: it lacks {_named(missing)}; copy all of its files, or load and save it with transformers once, which "
+            "gives tensors their present names"
+        )
     if unknown:
-        raise ModelError(f"{what}: it has no place for {_named(unknown)}")
+        raise ModelError(
+            f"{what}: that model has no {_named(unknown)}; an adapter must be merged first, a quantised model dequantised"
+        )
+    for name in wanted:
+        if stored[name].dtype not in DTYPES:
+            raise ModelError(
+                f"{folder}: {name} is {stored[name].dtype}; expected one of {', '.join(DTYPES)} (quantised ones are not)"
+            )
     if other:
         name = other[0]
         raise ModelError(f"{what}: {name} is {stored[name].shape} in the file, {wanted[name]} in the model")
@@ -121,7 +138,7 @@ def _require_tied(folder: Path, stored: Mapping[str, StoredTensor], tied: Mappin
             return file.get_tensor(name)
 
     for name, source in tied.items():
-        if not torch.equal(read(name), read(source)):
+        if not torch.equal(read(name).float(), read(source).float()):
             raise ModelError(
                 f"{folder}: {name} differs from {source}, but config.json says that they are one "
                 "(tie_word_embeddings): set it to false, or leave that tensor out"
@@ -133,13 +150,17 @@ def _stored_tensors(folder: Path) -> list[StoredTensor]:
     if (folder / SINGLE).is_file():
         return _header(folder / SINGLE)
     try:
-        index: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        content = json.loads((folder / INDEX).read_text())
+        # transformers reads no index without.
+        _, where = content["metadata"], content["weight_map"]
+        index = {str(name): Path(file).name for name, file in where.items()}
     except FileNotFoundError:
         raise ModelError(
             f"{folder} holds neither {SINGLE} nor {INDEX}: save the model with `save_pretrained`, or copy all of its files"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / INDEX} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ModelError(f"{folder / INDEX} is no index of a checkpoint: {reason}") from error
     files = sorted(set(index.values()))
     if gone := [name for name in files if not (folder / name).is_file()]:
         raise ModelError(
@@ -164,10 +185,10 @@ def _header(path: Path) -> list[StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > size:
-                raise ModelError(f"{path} is no whole safetensors file")
+                raise ModelError(f"{path} is no whole safetensors file (one of git-lfs is fetched by `git lfs pull`)")
             header = {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
         return _tensors(path, 8 + length, size, header)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is no safetensors file: {error}") from error
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
@@ -177,19 +198,19 @@ def _tensors(path: Path, begin: int, size: int, header: Mapping[str, Any]) -> li
     """Returns the tensors of a header; `begin` is where the first one's bytes lie in the file."""
     tensors = []
     for name, entry in header.items():
-        first, last = entry["data_offsets"]
+        dtype, shape, (first, last) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, first, last)) or first > last:
+            raise ValueError(f"{name} has the shape {shape} and lies from {first} to {last}")
+        if dtype in WIDTHS and last - first != math.prod(shape) * WIDTHS[dtype]:
+            raise ValueError(f"{name} of {dtype} and shape {shape} does not take {last - first} bytes")
         if begin + last > size:
             raise ModelError(f"{path} ends before {name} does: it was not copied whole")
-        if entry["dtype"] not in DTYPES:
-            raise ModelError(
-                f"{path}: {name} is {entry['dtype']}; expected one of {', '.join(DTYPES)} (quantised ones are not)"
-            )
         tensors.append(
             StoredTensor(
                 name=name,
                 path=path,
-                dtype=DTYPES[entry["dtype"]],
-                shape=tuple(entry["shape"]),
+                dtype=dtype,
+                shape=tuple(shape),
                 offset=begin + first,
                 nbytes=last - first,
             )

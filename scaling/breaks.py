@@ -2,7 +2,9 @@
 
 The model is a continuous curve of straight pieces with AR(1) noise. A break is added where it lowers the squared error
 most, and stays if the reduction is larger than chance makes it: the F statistic of the best knot is compared with those
-of the best knots in simulated curves that have no further break. That pays for having searched.
+of the best knots in simulated curves that have no further break. That pays for having searched. Curves without any
+break are the smooth forms (`scaling.forms`), each as fitted to the data: growth that bends smoothly, as a power law does,
+changes its slope all the time and has no change point. So the first break must be unlikely under every one of them.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,8 @@ import numpy as np
 import statsmodels.api as sm
 
 from scaling.data import Floats, Points
+from scaling.fitting import Fit, fit_or_word
+from scaling.forms import CONSTANT, FORMS
 from scaling.noise import estimate_rho
 
 LEAST_STEPS = 12
@@ -110,15 +114,28 @@ def _best_break(
     null = _design(steps, knots)
     alternatives = [_design(steps, [*knots, knot]) for knot in candidates]
     best = int(np.argmin([_squares(design, y[:, None])[0] for design in alternatives]))
-    # Around the curve without the break: should there be one, it passes for correlation, which only asks for more evidence.
-    residuals = y - null @ np.linalg.lstsq(null, y, rcond=None)[0]
-    rho = estimate_rho(residuals, _as_points(steps, residuals), null.shape[1])
-    # The F statistic depends neither on the noise's scale nor on the curve without the break.
-    values = np.column_stack([y, _autoregressive(rng, len(steps), rho, SIMULATIONS)])
-    before = _squares(null, values)
-    after = np.min([_squares(design, values) for design in alternatives], axis=0)
-    statistic = before / np.maximum(after, 1e-300)
-    return candidates[best], float((1 + (statistic[1:] >= statistic[0]).sum()) / (1 + SIMULATIONS))
+
+    def statistic(values: Floats) -> Floats:
+        after = np.min([_squares(design, values) for design in alternatives], axis=0)
+        return _squares(null, values) / np.maximum(after, 1e-300)
+
+    # Around the curve with the break: around one without it, the break itself would pass for noise.
+    design = alternatives[best]
+    residuals = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    freedom = len(y) - design.shape[1] - 1
+    rho = estimate_rho(residuals, _as_points(steps, residuals), design.shape[1] + 1)
+    deviation = np.sqrt(residuals @ residuals / freedom)
+
+    def p_value(curve: Floats) -> float:
+        simulated = curve[:, None] + deviation * _autoregressive(rng, len(steps), rho, SIMULATIONS)
+        return float((1 + (statistic(simulated) >= statistic(y[:, None])[0]).sum()) / (1 + SIMULATIONS))
+
+    if knots:
+        nulls = [null @ np.linalg.lstsq(null, y, rcond=None)[0]]
+    else:
+        fits = [fit_or_word(form, _as_points(steps, y)) for form in FORMS if form is not CONSTANT]
+        nulls = [found.mean(steps) for found in fits if isinstance(found, Fit)]
+    return candidates[best], max(map(p_value, nulls))
 
 
 def _knot_interval(steps: Floats, y: Floats, knots: list[int], knot: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Is growth predictable? Each form is fitted to the first half of the steps and held against the second.
 
-The half is taken by steps. Errors and coverage are those of single measurements: the batch's own noise is in both.
+The forecast of somebody who does not know the form is that of all forms, weighted (`scaling.mixture`). The half is taken by
+steps. Errors and coverage are those of single measurements: the batch's own noise is in both.
 """
 
 from dataclasses import dataclass
@@ -10,16 +11,17 @@ import numpy as np
 from scaling.data import Points, TooLittleDataError
 from scaling.fitting import Fit, fit
 from scaling.forms import FORMS
+from scaling.mixture import Mixture, mix
 from scaling.selection import select
 
 LEVELS = (0.8, 0.95)
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """Says what a form, fitted to the first half, said of the second."""
+class Forecast[F: (Fit, Mixture)]:
+    """Says what a form, or all of them weighted, fitted to the first half, said of the second."""
 
-    fit: Fit
+    fit: F
     error: float
     """Root mean squared error over the second half."""
     bias: float
@@ -37,11 +39,13 @@ class Forecasts:
     """Holds all forms' forecasts from one half."""
 
     last_fitted_step: int
-    forecasts: list[Forecast]
+    forecasts: list[Forecast[Fit]]
     refused: dict[str, str]
     """Form to the word that says why it made no forecast."""
     chosen: str | None
     """Form that the first half alone would have had one choose, None where it is too short to choose."""
+    weighted: Forecast[Mixture] | None
+    """All forms with the weights of the first half, None where it is too short for weights."""
 
 
 def forecast(points: Points) -> Forecasts:
@@ -62,13 +66,14 @@ def forecast(points: Points) -> Forecasts:
         except TooLittleDataError as error:
             refused[form.name] = str(error)
     try:
-        chosen = select(early).chosen.form.name
+        selection = select(early)
     except TooLittleDataError:
-        chosen = None
-    return Forecasts(last, forecasts, refused, chosen)
+        return Forecasts(last, forecasts, refused, None, None)
+    weighted = _held_against(mix(early, selection), late)
+    return Forecasts(last, forecasts, refused, selection.chosen.form.name, weighted)
 
 
-def _held_against(fitted: Fit, late: Points) -> Forecast:
+def _held_against[F: (Fit, Mixture)](fitted: F, late: Points) -> Forecast[F]:
     off = fitted.mean(late.x) - late.y
     coverage, width = {}, {}
     for level in LEVELS:

@@ -103,7 +103,7 @@ def _growth(analysis: Analysis, axis: str, axes: list[Axes]) -> None:
 
 
 def _forecast(growth: Growth, ax: Axes) -> None:
-    """Draws what was measured, and each form's forecast of the second half, with the 95 % band of the best one."""
+    """Draws what was measured, each form's forecast of the second half, and that of all, weighted, with its 95 % band."""
     _dress(ax, growth.axis, growth.quantity)
     if isinstance(growth.points, str):
         ax.text(0.5, 0.5, growth.points, transform=ax.transAxes, ha="center", color="0.4")
@@ -112,14 +112,12 @@ def _forecast(growth: Growth, ax: Axes) -> None:
         found = growth.forecasts
         x = np.unique(growth.points.x)
         ax.axvline(found.last_fitted_step + 0.5, color="0.6", linewidth=0.8, linestyle=":")
-        best = min(found.forecasts, key=lambda forecast: forecast.error, default=None)
         for forecast in found.forecasts:
-            colour = FORM_COLOURS[forecast.fit.form.name]
-            style = "-" if forecast is best else "--"
-            ax.plot(x, forecast.fit.mean(x), color=colour, linestyle=style, linewidth=1.0)
-            if forecast is best:
-                low, high = forecast.fit.prediction(x, 0.95)
-                ax.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+            ax.plot(x, forecast.fit.mean(x), color=FORM_COLOURS[forecast.fit.form.name], linestyle="--", linewidth=1.0)
+        if found.weighted is not None:
+            low, high = found.weighted.fit.prediction(x, 0.95)
+            ax.plot(x, found.weighted.fit.mean(x), color="0.2", linewidth=1.2)
+            ax.fill_between(x, low, high, color="0.2", alpha=0.12, linewidth=0)
     _scatter(ax, growth.points, "0.25")
     if growth.quantity not in SHARES:
         # Forms that run away must not flatten what was measured.

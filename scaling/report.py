@@ -12,7 +12,7 @@ from scaling.analysis import Analysis, Relation, SettingAnalysis, analyse
 from scaling.breaks import Course
 from scaling.correlation import Correlation
 from scaling.fitting import Fit
-from scaling.forecasting import Forecasts
+from scaling.forecasting import Forecast, Forecasts
 from scaling.forms import Form
 from scaling.plots import plot_analysis, setting_figure
 from scaling.runs import AXES, QUANTITIES, Run, read_run
@@ -239,21 +239,34 @@ def _forecasts(setting: SettingAnalysis) -> str:
         "width of 95 %",
         "log density",
     ]
-    note = "**Bold**: the form that the first half alone would choose; where none is, it is too short to choose.\n"
+    note = (
+        "**Bold**: the forecast, of all forms with the weights that the first half gives them; its intervals are meant to "
+        "hold. A single form's hold only if it is the right one: chosen from the first half, it covers far less. "
+        "Without a bold row the first half is too short for weights. No form foretells a turn that has not begun.\n"
+    )
     table = _table(head, rows) + "\n" + note if rows else ""
     return "### Forecast of the second half from the first\n\n" + table + "".join(words)
 
 
 def _forecast_rows(where: str, found: Forecasts) -> list[list[str]]:
     rows = []
+    if found.weighted is not None:
+        mixture = found.weighted.fit
+        weights = zip(mixture.fits, mixture.weights, strict=True)
+        named = ", ".join(f"{fit.form.name} {weight:.0%}" for fit, weight in weights if weight >= 0.005)
+        rows.append([where, f"**all, weighted**: {named}", *_measures(found.weighted)])
     for item in found.forecasts:
         name = item.fit.form.name
-        rows.append(
-            [where, f"**{name}**" if name == found.chosen else name, f"{item.error:.3g}", f"{item.bias:+.3g}",
-             f"{item.coverage[0.8]:.0%}", f"{item.coverage[0.95]:.0%}", f"{item.width[0.95]:.3g}", f"{item.log_density:.2f}"]
-        )  # fmt: skip
+        rows.append([where, f"{name} (chosen)" if name == found.chosen else name, *_measures(item)])
     rows += [[where, name, word, "", "", "", "", ""] for name, word in found.refused.items()]
     return rows
+
+
+def _measures(item: Forecast[Any]) -> list[str]:
+    return [
+        f"{item.error:.3g}", f"{item.bias:+.3g}", f"{item.coverage[0.8]:.0%}", f"{item.coverage[0.95]:.0%}",
+        f"{item.width[0.95]:.3g}", f"{item.log_density:.2f}",
+    ]  # fmt: skip
 
 
 def _courses(setting: SettingAnalysis) -> str:

@@ -15,11 +15,13 @@ from typing import Any, overload
 from configs.errors import UserError, nearest
 from configs.tasks import MixedSource, ProblemsConfig
 from tasks.held_out import is_held_out
-from tasks.json_rows import read_json_rows
+from tasks.json_rows import positional, read_json_rows
 
 KINDS = (".jsonl", ".json", ".parquet")
 MAX_DRAWS = 500
 """Draws of a recipe for one problem before it is taken to have none on the side that is asked for."""
+SHOWN = 80
+"""Characters of a value that an error shows."""
 EXACT = 2**53
 """Up to here a float holds every integer."""
 
@@ -219,19 +221,27 @@ def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) 
     for field in (config.problem_field, config.answer_field):
         if field not in columns:
             raise ProblemError(f"{source} has no field {field!r}{nearest(field, columns)}")
+        if getattr(getattr(rows, "features", {}).get(field), "dtype", "") in ("float16", "float32"):
+            raise ProblemError(
+                f"{source}: field {field!r} holds floats of less than 64 bits, which are other numbers than were meant: "
+                "store it as text"
+            )
     problems = []
     for number, row in enumerate(rows):
         text, answer = (
             _text(row.get(field), field, source, number) for field in (config.problem_field, config.answer_field)
         )
-        problems.append(Problem(id=str(row.get("id") or f"{Path(source).stem}-{number}"), text=text, answer=answer))
+        id = row.get("id")
+        name = f"{Path(source).stem}-{number}" if id is None or id == "" else str(id)
+        problems.append(Problem(id=name, text=text, answer=answer))
     return problems
 
 
 def _text(value: object, field: str, source: str, number: int) -> str:
-    where = f"{source}, row {number}: field {field!r} is {value!r}"
+    shown = repr(value)
+    where = f"{source}, row {number}: field {field!r} is {shown if len(shown) < SHOWN else f'{shown[:SHOWN]} ...'}"
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ProblemError(f"{where}, not a text or a number: store it as the text that is to be compared")
     if isinstance(value, float) and not abs(value) < EXACT:
         raise ProblemError(f"{where}: a float this large may be another number than was meant; store it as text")
-    return str(value)
+    return positional(repr(value)) if isinstance(value, float) else str(value)

@@ -65,6 +65,8 @@ class Published:
     """Bytes of its delta, or of its snapshot where it has no delta; 0 where the log held it already."""
     snapshot_bytes: int
     """Bytes of the snapshot that followed it, 0 if none did."""
+    same: frozenset[WeightVersion]
+    """Under which names the log holds these very weights: of every epoch that published them."""
     seconds: float
 
 
@@ -110,6 +112,8 @@ class WeightWriter:
         self._config = config
         self._head: Manifest | None = None
         self._head_sequence = 0
+        self._checksums: dict[WeightVersion, str] = {}
+        """Checksums of all versions, as far back as the log goes."""
         self._logged: dict[int, str] = {}
         """Checksums of the head's version and of those that led to it, as far back as the log goes."""
         self._snapshots: deque[_Snapshot] = deque()
@@ -159,7 +163,10 @@ class WeightWriter:
             wire_bytes = await self._write_snapshot(n, state)
         self._base, self._spare = state, self._base
         assert self._head is not None
-        return Published(self._head.version, wire_bytes, snapshot_bytes, time.monotonic() - started)
+        same = frozenset(
+            version for version, checksum in self._checksums.items() if version.n == n and checksum == state.checksum
+        )
+        return Published(self._head.version, wire_bytes, snapshot_bytes, same, time.monotonic() - started)
 
     async def snapshot(self) -> None:
         """Writes a snapshot of the newest version, for a follower that cannot go on without one."""
@@ -313,6 +320,7 @@ class WeightWriter:
     def _note(self, sequence: int, manifest: Manifest) -> None:
         """Takes a manifest of the log, read or just written, into account."""
         self._head = manifest
+        self._checksums[manifest.version] = manifest.checksum
         if manifest.kind is ManifestKind.SNAPSHOT:
             self._snapshots.append(_Snapshot(manifest.first_chunk or sequence, manifest.location))
             self._since_snapshot = self._delta_bytes = 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bus.messages import Trajectory
+from bus.messages import Trajectory, WeightVersion
 from weights.codec import Layout
 
 SIZE = 1024
@@ -26,7 +26,9 @@ class EmulatedTrainer:
         self.vocabulary: int = json.loads((model / "config.json").read_text())["vocab_size"]
         self._steps = 0
 
-    def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
+    def train(
+        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+    ) -> dict[str, float]:
         """Counts the step."""
         self._steps = version + 1
         return {"skipped_updates": 0.0}

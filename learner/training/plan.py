@@ -17,10 +17,12 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from configs.errors import UserError
 from configs.schema import RunConfig
 from runtime.model_files import require_supported, skeleton
+from runtime.models import ModelError
 
 GIB = 2**30
 LOGIT_BYTES = 16
@@ -93,7 +95,7 @@ def read_shape(path: str) -> Shape:
     heads = text.num_attention_heads
     return Shape(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        positions=text.max_position_embeddings,
+        positions=_positions_of(model),
         vocabulary=text.vocab_size,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
@@ -204,8 +206,16 @@ def require_model(config: RunConfig, folder: Path) -> None:
     """
     model = skeleton(folder)
     require_supported(model)
-    if faults := _positions(config, model.config.get_text_config().max_position_embeddings):
+    if faults := _positions(config, _positions_of(model)):
         raise PlanError(faults[0])
+
+
+def _positions_of(model: Any) -> int:
+    """Returns how many positions a model is made for. Raises ModelError where its configuration does not say."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        raise ModelError(f"{type(model).__name__} does not say how many positions it has: it is not supported")
+    return positions
 
 
 def require_memory(config: RunConfig, model: Path, ranks: int) -> None:

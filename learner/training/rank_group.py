@@ -18,7 +18,7 @@ import structlog
 import torch
 
 from bus.codec import Message, decode, encode
-from bus.messages import Trajectory
+from bus.messages import Trajectory, WeightVersion
 from learner.training.engine_gap import EngineGapError
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks
@@ -36,6 +36,8 @@ class Command(Message):
     version: int = 0
     groups: tuple[tuple[bytes, ...], ...] = ()
     """Packed trajectories of the batch to train on."""
+    same: tuple[WeightVersion, ...] = ()
+    """Names of that version on the weight log."""
     folder: str = ""
     """The folder to save to, load from or compare with; all ranks must reach it."""
 
@@ -66,10 +68,12 @@ class RankGroup:
         """See `Trainer.vocabulary`."""
         return self._trainer.policy.vocabulary
 
-    def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
+    def train(
+        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+    ) -> dict[str, float]:
         """See `Trainer.train`."""
-        with self._command("train", version=version, groups=groups):
-            return self._trainer.train(groups, version)
+        with self._command("train", version=version, groups=groups, same=same):
+            return self._trainer.train(groups, version, same)
 
     def save(self, folder: Path) -> None:
         """See `Trainer.save`."""
@@ -113,11 +117,14 @@ class RankGroup:
         version: int = 0,
         groups: list[list[Trajectory]] | None = None,
         folder: Path = Path(),
+        same: frozenset[WeightVersion] = frozenset(),
     ) -> Iterator[None]:
         with self._busy:
             if self._ranks.count > 1:
                 packed = tuple(tuple(encode(trajectory) for trajectory in group) for group in groups or ())
-                command = Command(what=what, version=version, groups=packed, folder=str(folder.resolve()))
+                command = Command(
+                    what=what, version=version, groups=packed, folder=str(folder.resolve()), same=tuple(same)
+                )
                 self._ranks.broadcast(encode(command))
             yield
 
@@ -143,7 +150,7 @@ def serve_rank(trainer: RankTrainer) -> None:
                 groups = [[decode(data, Trajectory) for data in group] for group in command.groups]
                 # Every rank finds the same; rank 0 says what comes next.
                 with contextlib.suppress(EngineGapError):
-                    trainer.train(groups, command.version)
+                    trainer.train(groups, command.version, frozenset(command.same))
             case "save":
                 trainer.save(folder)
             case "load":

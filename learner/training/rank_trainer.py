@@ -18,7 +18,7 @@ import numpy as np
 import structlog
 import torch
 
-from bus.messages import Trajectory
+from bus.messages import Trajectory, WeightVersion
 from configs.schema import ModelConfig, RunConfig
 from learner.algorithm.correction import importance_weights, in_band, log_ratio, sequence_ratios
 from learner.algorithm.losses import value_loss
@@ -111,12 +111,15 @@ class RankTrainer:
         self._engine_check = EngineCheck(gap_bound(config))
         self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
-    def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
+    def train(
+        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+    ) -> dict[str, float]:
         """Trains on one batch: an optimiser step for each of the algorithm's minibatches, and of the critic's.
 
         Args:
             groups: the batch, already filtered; advantages are relative to each group and to the batch.
             version: of the weights that the step trains from; with the seed it decides which trajectories share a minibatch.
+            same: versions of the weight log that are these weights. Engines are held against the policy on their tokens.
 
         Returns:
             The step's metrics (names: `POLICY_METRICS`, with a critic `CRITIC_METRICS` too), without those that the step
@@ -124,7 +127,7 @@ class RankTrainer:
             an update whose gradients were not finite is left out and counted in `skipped_updates`. The importance weights,
             `behaviour_kl` and the sequences' ratios compare the proximal policy with the behaviour policy, whether or
             not the loss uses them. The loss `ppo` has no proximal pass: each minibatch is compared with the weights
-            just before its own update. `engine_gap` is there where tokens without staleness are. `train_tokens_per_s`
+            just before its own update. `engine_gap` is there where tokens of `same` are. `train_tokens_per_s`
             counts sampled tokens. No groups: no weight is touched.
 
         Raises EngineGapError, before the policy's first update, where engines and learner disagree on those tokens.
@@ -148,7 +151,7 @@ class RankTrainer:
         updates: dict[str, float] = {}
         if frozen:
             assert proximal_logprobs is not None
-            updates |= self._engine_check.measure(trajectories, dict(enumerate(proximal_logprobs)), version)
+            updates |= self._engine_check.measure(trajectories, dict(enumerate(proximal_logprobs)), same)
         values = self._passes.evaluate(self._critic.values, trajectories) if self._critic else None
         advantages, returns = batch_advantages(
             self._algorithm,
@@ -163,7 +166,9 @@ class RankTrainer:
         if values is not None and returns is not None:
             updates |= self._train_critic(trajectories, values, returns, version)
         if not frozen:
-            policy_updates, proximal_logprobs = self._train_policy(trajectories, advantages, proximal_logprobs, version)
+            policy_updates, proximal_logprobs = self._train_policy(
+                trajectories, advantages, proximal_logprobs, version, same
+            )
             updates |= policy_updates
         assert proximal_logprobs is not None
         seconds = time.perf_counter() - started
@@ -272,6 +277,7 @@ class RankTrainer:
         advantages: Sequence[torch.Tensor],
         proximal_logprobs: Sequence[torch.Tensor] | None,
         version: int,
+        same: frozenset[WeightVersion],
     ) -> tuple[dict[str, float], list[torch.Tensor]]:
         """Makes the policy's updates on one batch.
 
@@ -296,7 +302,7 @@ class RankTrainer:
             sums, before = self._accumulate_policy(minibatch, proximal if decoupled and position > 0 else None)
             proximal |= before
             if position == 0:
-                gap = self._engine_check.measure(trajectories, proximal, version)
+                gap = self._engine_check.measure(trajectories, proximal, same)
             updates.append((self.policy.optimizer_step(), sums))
         tokens = sum(minibatch.tokens for minibatch in minibatches)
         shares = ("clip_fraction", "reference_kl") if self._reference else ("clip_fraction",)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from bus.messages import Trajectory
+from bus.messages import Trajectory, WeightVersion
 from configs.schema import RunConfig
 from weights.codec import Layout
 
@@ -32,10 +32,12 @@ class Trainer(Protocol):
         """Returns the number of token ids that the policy knows."""
         ...
 
-    def train(self, groups: list[list[Trajectory]], version: int) -> dict[str, float]:
-        """Trains on one batch and returns the step's metrics; `RankTrainer.train` describes both.
+    def train(
+        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+    ) -> dict[str, float]:
+        """Trains on one batch and returns the step's metrics; `RankTrainer.train` describes all of it.
 
-        `version` is the one that the step trains from.
+        `version` is the one that the step trains from, `same` its names on the weight log.
         """
         ...
 

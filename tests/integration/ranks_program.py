@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from bus.messages import WeightVersion
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
@@ -140,7 +141,8 @@ def main() -> None:
         group = RankGroup(trainer)
         before = weights(group)
         try:
-            group.train([group for seed in range(4) for group in random_batch(seed)], 0)
+            batch = [group for seed in range(4) for group in random_batch(seed)]
+            group.train(batch, 0, frozenset({WeightVersion(epoch=0, n=0)}))
         except EngineGapError as error:
             results["gap"] = str(error)
         results["unchanged by the gap"] = all(

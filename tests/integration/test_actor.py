@@ -102,7 +102,13 @@ class PlayedEngine:
 
 
 async def serve(
-    bus: Bus, engine: PlayedEngine, problems: list[str], folder: Path, version: int = 0, answer: str = "5"
+    bus: Bus,
+    engine: PlayedEngine,
+    problems: list[str],
+    folder: Path,
+    version: int = 0,
+    answer: str = "5",
+    group: int = 8,
 ) -> list[Trajectory | Failure]:
     """Returns what an actor answers to a ticket for each problem, whose right answer is `answer`, in the tickets' order.
 
@@ -113,7 +119,7 @@ async def serve(
     await writer.publish(version, writer.spare_state(Layout.of([("w", "float32", (4,), 16)])))
     for number, problem in enumerate(problems, start=1):
         ticket = Ticket(
-            number=number, group=0, sample=number - 1, problem_id="p", problem=problem, answer=answer,
+            number=number, group=(number - 1) // group, sample=(number - 1) % group, problem_id="p", problem=problem, answer=answer,
             template="{problem}", chat=False, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
             issued_at=time.time(),
         )  # fmt: skip
@@ -153,7 +159,22 @@ async def test_an_actor_that_fails_at_every_ticket_for_one_reason_ends(bus: Bus,
         await serve(bus, PlayedEngine(tokenizer, 10**6), ["hang"] * (MAX_SAME_FAILURES + 8), tmp_path)
     [error] = caught.value.exceptions
     assert isinstance(error, UselessActorError)
-    assert f"all of the first {MAX_SAME_FAILURES} tickets failed here for one reason, deadline passed" in str(error)
+    assert f"{MAX_SAME_FAILURES} tickets of 3 problems failed here and none succeeded, for one reason: deadline" in str(
+        error
+    )
+
+
+async def test_tickets_that_are_at_fault_themselves_end_no_actor(bus: Bus, tokenizer: Any, tmp_path: Path):
+    problems = ["1" * 500] * (MAX_SAME_FAILURES + 8)
+    results = await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path)
+    assert {result.reason for result in results if isinstance(result, Failure)} == {"prompt too long"}
+    assert len(results) == len(problems)
+
+
+async def test_one_problem_that_takes_too_long_ends_no_actor(bus: Bus, tokenizer: Any, tmp_path: Path):
+    """Its group may be as large as anything."""
+    results = await serve(bus, PlayedEngine(tokenizer, 10**6), ["hang"] * (MAX_SAME_FAILURES + 8), tmp_path, group=40)
+    assert len(results) == MAX_SAME_FAILURES + 8
 
 
 async def test_one_ticket_that_succeeds_is_enough_to_go_on(bus: Bus, tokenizer: Any, tmp_path: Path):

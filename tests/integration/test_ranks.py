@@ -93,7 +93,7 @@ def test_two_ranks_report_the_metrics_of_one(two_ranks, one_rank):
 
 @pytest.mark.slow
 def test_two_ranks_find_engines_that_had_other_weights_and_go_on(two_ranks):
-    assert "engine and learner disagree on version 0" in two_ranks["gap"]
+    assert "engine and learner disagree on version 0.0" in two_ranks["gap"]
     assert two_ranks["unchanged by the gap"]
 
 

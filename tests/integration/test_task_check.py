@@ -8,10 +8,10 @@ import structlog
 
 from configs.loading import load_config
 from configs.schema import RunConfig
-from launch.task_check import kept_template, require_usable_tasks
-from runtime.models import model_folder
+from launch.task_check import require_usable_tasks
+from runtime.models import ModelError, model_folder
 from tasks.problems import ProblemError, ProblemOrder, load_problems
-from tasks.prompts import PromptError, load_template
+from tasks.prompts import PromptError, keep_template, kept_template, load_template
 from tests.processes import zerotir
 
 
@@ -34,7 +34,7 @@ async def test_good_problems_pass(tmp_path: Path):
 
 
 async def test_prompts_that_are_all_too_long_are_refused(tmp_path: Path):
-    with pytest.raises(ProblemError, match=r"3 of 3 problems .* has 4 tokens, rollout\.max_prompt_tokens is 2"):
+    with pytest.raises(ProblemError, match=r"problems .* has 4 tokens, rollout\.max_prompt_tokens is 2"):
         await check(*of(["1", "2", "3"], tmp_path, "rollout.max_prompt_tokens=2"))
 
 
@@ -43,7 +43,7 @@ async def test_prompts_that_are_all_too_long_are_refused(tmp_path: Path):
 )
 async def test_golds_that_no_rule_reads_are_refused(tmp_path: Path, rule: str, golds: list[str]):
     config, order = of(golds, tmp_path, f"tasks.grading.rule={rule}")
-    with pytest.raises(ProblemError, match=r"3 of 3 problems cannot be trained on, for instance: .*gold answer"):
+    with pytest.raises(ProblemError, match=r"problems cannot be trained on, for instance: .*gold answer"):
         await check(config, order)
 
 
@@ -51,26 +51,44 @@ async def test_some_bad_problems_are_told(tmp_path: Path):
     with structlog.testing.capture_logs() as logs:
         await check(*of(["1", "a lot", "3"], tmp_path, "tasks.grading.rule=last_number"))
     [told] = [line for line in logs if line["log_level"] == "warning"]
-    assert told["event"].startswith("1 of 3 problems cannot be trained on")
+    assert " problems cannot be trained on, for instance: the gold answer" in told["event"]
     assert told["problems"] == ["1"]
 
 
 async def test_a_chat_template_that_the_model_lacks_is_refused(tmp_path: Path):
-    with pytest.raises(PromptError, match=r"tasks\.prompt\.chat"):
-        await check(*of(["1"], tmp_path, "tasks.prompt.chat=true"))
+    with pytest.raises(ProblemError, match=r"2 of 2 problems .*tasks\.prompt\.chat"):
+        await check(*of(["1", "2"], tmp_path, "tasks.prompt.chat=true"))
+
+
+async def test_problems_of_one_name_are_several(tmp_path: Path):
+    rows = [{"id": "gsm", "problem": "1" * (200 if number == 0 else 1), "answer": "1"} for number in range(9)]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config("tiny", [f"tasks.problems={{file: '{tmp_path / 'set.jsonl'}'}}"])
+    with structlog.testing.capture_logs() as logs:
+        await check(config, ProblemOrder(load_problems(config.tasks.problems, 0), 0))
+    [told] = [line for line in logs if line["log_level"] == "warning"]
+    assert "of 36 problems cannot be trained on" in told["event"]
+
+
+async def test_a_model_without_a_tokenizer_is_one_line(tmp_path: Path):
+    config, order = of(["1"], tmp_path)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(ModelError, match=r"model has no usable tokenizer: [^\n]*$"):
+        await require_usable_tasks(config, "{problem}", order, tmp_path / "model")
 
 
 def test_a_run_keeps_the_template_that_it_began_with(tmp_path: Path):
     file, run = tmp_path / "mine.txt", tmp_path / "run"
     run.mkdir()
     file.write_text("Q: {problem}\nA:\n\n")
-    assert kept_template(run, str(file)) == "Q: {problem}\nA:\n"
+    assert kept_template(run, "tiny") == load_template("tiny")
+    assert keep_template(run, str(file)) == "Q: {problem}\nA:\n"
     file.unlink()
-    assert kept_template(run, str(file)) == "Q: {problem}\nA:\n"
+    assert keep_template(run, str(file)) == kept_template(run, str(file)) == "Q: {problem}\nA:\n"
     (tmp_path / "other").mkdir()
     with pytest.raises(PromptError, match="no prompt template"):
-        kept_template(tmp_path / "other", str(tmp_path / "elsewhere.txt"))
-    assert kept_template(tmp_path / "other", "tiny") == load_template("tiny")
+        keep_template(tmp_path / "other", str(tmp_path / "elsewhere.txt"))
+    assert keep_template(tmp_path / "other", "tiny") == load_template("tiny")
 
 
 @pytest.mark.slow

@@ -37,5 +37,5 @@ def shard(folder: Path, files: int = 4) -> list[Path]:
     for number, path in enumerate(paths):
         save_file({name: tensors[name] for name in names[number::files]}, path, {"format": "pt"})
     where = {name: path.name for number, path in enumerate(paths) for name in names[number::files]}
-    (folder / INDEX).write_text(json.dumps({"weight_map": where}))
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 0}, "weight_map": where}))
     return paths

@@ -48,6 +48,7 @@ def test_what_makes_up_a_run_is_refused_on_resume():
         ("learner.critic.optimizer.eps=1e-6", None, None),
         ("learner.filters.overlong=true", None, None),
         ("learner.steps=9", None, "decides which results"),
+        ("learner.algorithm.minibatches=4", "cannot be 4 in it", None),
         ("learner.group_size=8", "cannot be 8 in it", "decides which results"),
         ("learner.algorithm.advantage=grpo", "cannot be 'grpo'", None),
         ("rollout.temperature=2", "cannot be 2.0", "no effect on a replay.*leave it at 1.0"),

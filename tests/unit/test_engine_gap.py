@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from bus.messages import Trajectory
+from bus.messages import Trajectory, WeightVersion
 from configs.loading import load_config
 from learner.training.engine_gap import EngineCheck, EngineGapError, gap_bound
 from tests.factories import spans, trajectory
@@ -27,7 +27,7 @@ def measure(check: EngineCheck, *pairs: tuple[Trajectory, float], version: int =
     logprobs = {
         index: torch.full((int(item.loss_mask.sum()),), -1.0 + apart) for index, (item, apart) in enumerate(pairs)
     }
-    return check.measure([item for item, _ in pairs], logprobs, version)
+    return check.measure([item for item, _ in pairs], logprobs, frozenset({WeightVersion(epoch=0, n=version)}))
 
 
 def test_the_gap_is_the_mean_over_sampled_tokens_without_staleness():
@@ -41,11 +41,29 @@ def test_the_gap_is_the_mean_over_sampled_tokens_without_staleness():
     assert measure(check) == {}
 
 
+def test_another_epochs_weights_of_the_same_number_are_other_weights():
+    check = EngineCheck(0.2)
+    assert measure(check, (sampled().model_copy(update={"versions": spans((4, 0, TOKENS), epoch=1)}), 5.0)) == {}
+    # Unless the log says that they are the same.
+    same = frozenset({WeightVersion(epoch=0, n=4), WeightVersion(epoch=1, n=4)})
+    batch = [sampled(), sampled().model_copy(update={"versions": spans((4, 0, TOKENS), epoch=1)})]
+    assert check.measure(batch, {n: torch.full((TOKENS,), -1.1) for n in (0, 1)}, same)["engine_gap"] == pytest.approx(
+        0.1
+    )
+    with pytest.raises(EngineGapError, match=r"on version 1\.4"):
+        check.measure(batch, {n: torch.full((TOKENS,), -1.3) for n in (0, 1)}, same)
+
+
+def test_an_actor_with_few_tokens_is_no_witness():
+    with pytest.raises(EngineGapError, match="have not agreed in this process yet"):
+        measure(EngineCheck(0.2), (sampled("a"), 1.0), (sampled("b", tokens=10), 0.0))
+
+
 def test_a_mean_beyond_the_bound_ends_training():
     check = EngineCheck(0.2)
     measure(check, (sampled(), 0.19))
     with pytest.raises(
-        EngineGapError, match=r"on version 4: .* are 0\.21 apart at the mean of 300 tokens, at most 0\.2 "
+        EngineGapError, match=r"on version 0.4: .* are 0\.21 apart at the mean of 300 tokens, at most 0\.2 "
     ):
         measure(check, (sampled(), 0.21))
     with pytest.raises(EngineGapError, match="nan apart"):
@@ -56,17 +74,17 @@ def test_one_engine_of_several_is_named_although_the_others_hide_it():
     check = EngineCheck(0.2)
     batch = [(sampled(name), 0.001) for name in "abcdefgh"]
     measure(check, *batch)
-    expected = "the engines of d are at fault: the learner agrees with the other actors"
+    expected = "it is the engines of d: the learner agrees with 7 other actors"
     with pytest.raises(EngineGapError, match=re.escape(expected)):
         measure(check, *(pair if pair[0].actor != "d" else (pair[0], 0.7) for pair in batch))
 
 
 def test_the_last_agreement_is_told():
     check = EngineCheck(0.2)
-    with pytest.raises(EngineGapError, match="have not agreed yet in this process"):
+    with pytest.raises(EngineGapError, match="have not agreed in this process yet"):
         measure(check, (sampled(), 0.5))
     measure(check, (sampled(), 0.0))
-    with pytest.raises(EngineGapError, match="last agreed at version 4"):
+    with pytest.raises(EngineGapError, match=r"last agreed at version 0\.4"):
         measure(check, (sampled(version=5), 0.5), version=5)
 
 

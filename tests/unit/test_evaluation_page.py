@@ -61,6 +61,7 @@ def plan(text: str = "What?", samples: int = 2) -> Plan:
         max_tool_calls=(1,),
         samples=samples,
         prompt=PromptConfig(),
+        template="{problem}",
         rollout=RolloutConfig(),
     )
 

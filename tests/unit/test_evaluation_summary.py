@@ -23,6 +23,7 @@ PLAN = Plan(
     max_tool_calls=(0, 2),
     samples=2,
     prompt=PromptConfig(template="plain", chat=True),
+    template="{problem}",
     rollout=RolloutConfig(temperature=0.7),
 )
 

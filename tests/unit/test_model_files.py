@@ -9,7 +9,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from runtime.model_files import INDEX, SINGLE, model_tensors, require_supported, skeleton
+from runtime.model_files import DTYPES, INDEX, SINGLE, model_tensors, require_supported, skeleton
 from runtime.models import ModelError
 from tests.factories import tiny_shape
 from tests.unit.stored_models import Tensors, llama, rewrite, shard
@@ -18,7 +18,7 @@ from tests.unit.stored_models import Tensors, llama, rewrite, shard
 def same_bytes(folder: Path, tensors: Tensors) -> None:
     for stored in model_tensors(folder):
         raw = stored.path.read_bytes()[stored.offset : stored.offset + stored.nbytes]
-        found = torch.frombuffer(bytearray(raw), dtype=getattr(torch, stored.dtype)).reshape(stored.shape)
+        found = torch.frombuffer(bytearray(raw), dtype=getattr(torch, DTYPES[stored.dtype])).reshape(stored.shape)
         assert torch.equal(found, tensors[stored.name]), stored.name
 
 
@@ -56,9 +56,28 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path: Path):
     (tmp_path / INDEX).write_text(json.dumps(index))
     with pytest.raises(ModelError, match=rf"{name} is not in {second.name}"):
         model_tensors(tmp_path)
-    (tmp_path / INDEX).write_text("[]")
-    with pytest.raises(ModelError, match="cannot be read"):
-        model_tensors(tmp_path)
+    for content in (
+        "[]",
+        "{",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": 1}, "metadata": {}}',
+        '{"weight_map": {}}',
+        "[" * 10**5,
+    ):
+        (tmp_path / INDEX).write_text(content)
+        with pytest.raises(ModelError, match="is no index of a checkpoint"):
+            model_tensors(tmp_path)
+
+
+def test_files_are_looked_for_in_the_folder_alone(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    first, *_ = shard(llama(tmp_path / "model"))
+    first.rename(tmp_path / first.name)
+    index = json.loads((tmp_path / "model" / INDEX).read_text())
+    moved = {name: f"../{file}" if file == first.name else file for name, file in index["weight_map"].items()}
+    (tmp_path / "model" / INDEX).write_text(json.dumps(index | {"weight_map": moved}))
+    with pytest.raises(ModelError, match=rf"files of its index are missing: {first.name}"):
+        model_tensors(tmp_path / "model")
 
 
 def test_tensors_are_those_of_the_model(tmp_path: Path):
@@ -69,7 +88,9 @@ def test_tensors_are_those_of_the_model(tmp_path: Path):
         model_tensors(tmp_path)
     (tmp_path / SINGLE).write_bytes(whole)
     rewrite(tmp_path, lambda tensors: tensors.update({"model.layers.0.mlp.up_proj.lora_A.weight": torch.zeros(2, 2)}))
-    with pytest.raises(ModelError, match=r"it has no place for model\.layers\.0\.mlp\.up_proj\.lora_A\.weight"):
+    with pytest.raises(
+        ModelError, match=r"that model has no model\.layers\.0\.mlp\.up_proj\.lora_A\.weight; an adapter must be merged"
+    ):
         model_tensors(tmp_path)
     (tmp_path / SINGLE).write_bytes(whole)
     rewrite(tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.zeros(3)}))
@@ -104,7 +125,45 @@ def test_damaged_files_are_named(tmp_path: Path):
     with pytest.raises(ModelError, match=r"model\.norm\.weight is I8; expected one of BF16"):
         model_tensors(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"model\.path: the configuration of .* cannot be read"):
+    with pytest.raises(ModelError, match=r"model\.path: no model can be made of the configuration of "):
+        model_tensors(tmp_path)
+
+
+def test_headers_that_contradict_themselves_are_refused(tmp_path: Path):
+    path = llama(tmp_path) / SINGLE
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + length])
+    sound = header["model.norm.weight"]
+    for wrong in (
+        {"data_offsets": [sound["data_offsets"][0], sound["data_offsets"][0] + 4]},
+        {"data_offsets": [-256, 0]},
+        {"data_offsets": [0.0, 256.0]},
+        {"shape": [8, 9]},
+        {"shape": [64.0]},
+        {"shape": 64},
+        {"data_offsets": [0]},
+    ):
+        text = json.dumps(header | {"model.norm.weight": sound | wrong}).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+        with pytest.raises(ModelError, match="is no safetensors file"):
+            model_tensors(tmp_path)
+
+
+def test_what_older_versions_stored_besides_is_left_alone(tmp_path: Path):
+    llama(tmp_path)
+    left_over = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(tmp_path, lambda tensors: tensors.update({left_over: torch.ones(16)}))
+    assert left_over not in {stored.name for stored in model_tensors(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    "change", [{"rope_parameters": {"rope_type": "nope"}}, {"hidden_act": "nope"}, {"num_attention_heads": 0}]
+)
+def test_a_configuration_that_makes_no_model_is_one_line(tmp_path: Path, change: dict[str, Any]):
+    path = llama(tmp_path) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=r"model\.path: no model can be made of the configuration of [^\n]*$"):
         model_tensors(tmp_path)
 
 
@@ -118,6 +177,7 @@ STATES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_head
         (transformers.Qwen3MoeConfig(**tiny_shape(), **EXPERTS), "Qwen3MoeForCausalLM is a mixture of experts"),
         (transformers.MixtralConfig(**tiny_shape(), num_local_experts=4), "MixtralForCausalLM is a mixture of experts"),
         (transformers.Mamba2Config(**STATES), "Mamba2ForCausalLM has layers with a recurrent state"),
+        (transformers.Lfm2Config(**tiny_shape(), layer_types=["conv", "full_attention"]), "Lfm2ForCausalLM has layers"),
         (transformers.GPTNeoXConfig(**tiny_shape()), "GPTNeoXForCausalLM is trained under other names"),
     ],
     ids=lambda value: value.model_type if hasattr(value, "model_type") else "",

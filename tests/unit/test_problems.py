@@ -9,7 +9,7 @@ import pytest
 
 from configs.loading import load_config
 from configs.tasks import ProblemsConfig
-from tasks.held_out import is_held_out
+from tasks.held_out import is_held_out, problem_key
 from tasks.overlap import overlap, refuse_overlap
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 
@@ -91,6 +91,13 @@ class TestRecipes:
         assert sum(held_out) == pytest.approx(90, abs=36)  # 4 standard deviations
         for spell in (str.upper, lambda text: f" ${text[:-1]}$ .\n", lambda text: text.replace(" ", "  ")):
             assert [is_held_out(spell(text)) for text in texts] == held_out
+
+    def test_numbers_are_not_joined_and_long_texts_cost_no_more_than_their_length(self):
+        assert problem_key("Compute 1 1/2.") != problem_key("Compute 11/2.")
+        assert problem_key("Compute 5!") != problem_key("Compute 5")
+        assert problem_key("What is  2 + 3 ?") == problem_key("what is 2+3")
+        for text in ("." * 10**6 + "x", " " * 10**6 + "x", "$ " * 10**6):
+            problem_key(text)
 
     def test_a_recipe_with_too_few_problems_says_so(self):
         config = ProblemsConfig(
@@ -205,13 +212,39 @@ class TestFilesAndDataSets:
     @pytest.mark.parametrize("array", [False, True], ids=["lines", "array"])
     def test_answers_are_what_the_file_says(self, tmp_path, array):
         """Whatever else is in the column: a table would make floats and dates of these."""
-        answers = ["1180591620717411303424", "9007199254740993", "0.5", "-3", "1e-7", "3.10", '"2024-11-05"', '"007"']
+        answers = ["1180591620717411303424", "9007199254740993", "0.5", "-3", "3.10", '"2024-11-05"', '"007"']
         answers.append("9" * 5000)
         rows = [f'{{"problem": "{number}?", "answer": {answer}}}' for number, answer in enumerate(answers)]
         path = tmp_path / "set.json"
         path.write_text("[" + ",\n".join(rows) + "]" if array else "\n".join(rows) + "\n\n")
         problems = load_problems(ProblemsConfig(file=str(path)), seed=0)
         assert [problem.answer for problem in problems] == [answer.strip('"') for answer in answers]
+
+    def test_numbers_have_no_exponents_which_a_grader_takes_for_eulers_number(self, tmp_path):
+        from datasets import Dataset
+
+        path = write_jsonl(tmp_path / "set.jsonl", [{"problem": "a", "answer": 1e-5}, {"problem": "b", "answer": 1e16}])
+        assert [p.answer for p in load_problems(ProblemsConfig(file=path), seed=0)] == ["0.00001", "10000000000000000"]
+        (tmp_path / "set.json").write_text('[{"problem": "a", "answer": 1e3}, {"problem": "b", "answer": -2.5E-3}]')
+        problems = load_problems(ProblemsConfig(file=str(tmp_path / "set.json")), seed=0)
+        assert [problem.answer for problem in problems] == ["1000", "-0.0025"]
+        Dataset.from_dict({"problem": ["a"], "answer": [1e-5]}).to_parquet(tmp_path / "set.parquet")
+        problems = load_problems(ProblemsConfig(file=str(tmp_path / "set.parquet")), seed=0)
+        assert [problem.answer for problem in problems] == ["0.00001"]
+
+    def test_a_byte_order_mark_and_an_id_of_0_are_taken(self, tmp_path):
+        path = tmp_path / "set.jsonl"
+        path.write_text('{"id": 0, "problem": "a", "answer": "1"}\n', encoding="utf-8-sig")
+        assert list(load_problems(ProblemsConfig(file=str(path)), seed=0)) == [Problem("0", "a", "1")]
+
+    def test_floats_of_32_bits_are_refused(self, tmp_path):
+        from datasets import Dataset, Features, Value
+
+        path = tmp_path / "set.parquet"
+        features = Features({"problem": Value("string"), "answer": Value("float32")})
+        Dataset.from_dict({"problem": ["a"], "answer": [0.1]}, features=features).to_parquet(path)
+        with pytest.raises(ProblemError, match="holds floats of less than 64 bits"):
+            load_problems(ProblemsConfig(file=str(path)), seed=0)
 
     @pytest.mark.parametrize("large", [2**53 + 1, 2**70, -(2**60)])
     def test_integers_that_a_table_has_made_floats_are_refused(self, tmp_path, large):
@@ -297,6 +330,11 @@ class TestFilesAndDataSets:
             ('{"problem": "a", "answer": "1"}\n7\n', "line 2 is no object"),
             ('[{"problem": "a", "answer": "1"}, 7]', "entry 1 is no object"),
             ("[" * 100_000, "the array is not JSON"),
+            ('{"problem": "a", "answer": NaN}\n', "line 1 is not JSON .NaN is no number"),
+            ('{"problem": "a", "answer": 1e999999999}\n', "has more than 400 digits"),
+            ('{"problem": "a", "answer": 1, "answer": 2}\n', "field 'answer' is there twice"),
+            ('{\n"problem": "a",\n"answer": 1\n}', "one object a line is expected, or one array of objects"),
+            ('{"problem": "a", "answer": [%s]}' % ("1, " * 9000 + "1"), r"is \['1', .{60,80} \.\.\., not a text"),
         ],
     )
     def test_bad_content(self, tmp_path, content, message):

@@ -22,7 +22,7 @@ EVERY_ROLE = {"bus", "configs", "runtime"}
 MAY_IMPORT = {
     "configs": set(),
     "runtime": {"configs"},
-    "tasks": {"configs"},
+    "tasks": {"configs", "runtime"},
     "grading": {"configs", "runtime"},
     "bus": {"configs", "runtime"},
     "weights": EVERY_ROLE,

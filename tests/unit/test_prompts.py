@@ -81,6 +81,24 @@ def test_a_special_token_that_the_problem_spells_stays_text(spelled, special):
     assert render_prompt("{problem}", special, spelled, chat=True) == [*map(ord, begin + special), 2, *map(ord, end)]
 
 
+def test_a_problem_that_is_a_special_token_alone_keeps_the_beginning(spelled):
+    assert render_prompt("{problem}", "<s>", spelled, chat=False) == [0, *map(ord, "<s>")]
+
+
+def test_what_cannot_be_asked_is_explained(spelled):
+    from copy import deepcopy
+
+    refusing = deepcopy(spelled)
+    refusing.chat_template = "{{ raise_exception('only in pairs') }}"
+    with pytest.raises(PromptError, match="chat template cannot be filled: only in pairs"):
+        render_prompt("{problem}", "1", refusing, chat=True)
+    refusing.chat_template = "{% for"
+    with pytest.raises(PromptError, match="chat template cannot be filled"):
+        render_prompt("{problem}", "1", refusing, chat=True)
+    with pytest.raises(PromptError, match="surrogate"):
+        render_prompt("{problem}", "a \ud83d b", spelled, chat=False)
+
+
 def test_added_words_that_are_not_special_are_tokens_wherever_they_stand(spelled):
     assert render_prompt("{problem}", "a <word>", spelled, chat=False) == [0, *map(ord, "a "), 3]
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 import structlog
 
@@ -64,13 +65,28 @@ def test_a_whole_run_that_trained_nothing_has_not_succeeded(tmp_path: Path):
         step(steps, 1, "failed")
 
 
-def test_groups_without_a_signal_are_told_and_end_nothing(steps: Steps):
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["learner.filters.no_signal=false", "learner.filters.accuracy_band=[0.1, 0.9]"]],
+    ids=["no signal", "accuracy band"],
+)
+def test_groups_without_a_signal_are_told_and_end_nothing(tmp_path: Path, overrides: list[str]):
+    steps = make(tmp_path, *overrides)
     with structlog.testing.capture_logs() as logs:
         for version in range(5):
             step(steps, version, "same")
     told = [line for line in logs if "all right or all wrong" in line["event"]]
-    assert [line["steps"] for line in told] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in told] == [1, 2, 3, 4, 5]
     assert all("learner.group_size" in line["event"] for line in told)
+
+
+def test_steps_without_a_signal_are_not_counted_with_those_that_cannot_train(steps: Steps):
+    for version in range(6):
+        step(steps, version, "same" if version % 3 == 2 else "failed")
+    for version in range(6, 8):
+        step(steps, version, "failed")
+    with pytest.raises(UntrainedError, match=r"the last 3 steps up to step 9 .*prompt too long 100%"):
+        step(steps, 8, "failed")
 
 
 def test_the_count_goes_on_from_a_checkpoint(tmp_path: Path):
@@ -81,3 +97,4 @@ def test_the_count_goes_on_from_a_checkpoint(tmp_path: Path):
     resumed.restore(steps.state())
     with pytest.raises(UntrainedError, match="the last 3 steps up to step 3"):
         step(resumed, 2, "failed")
+    assert msgpack.unpackb(msgpack.packb(steps.state())) == steps.state()
