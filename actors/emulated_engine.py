@@ -38,6 +38,7 @@ class PlainTokenizer:
     """
 
     chat_template = ""
+    all_special_tokens: Sequence[str] = ()
 
     def __init__(self, folder: Path) -> None:
         from tokenizers import Tokenizer
@@ -49,11 +50,19 @@ class PlainTokenizer:
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": self._tokenizer.encode(text).ids}
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Returns the tokens that were added to the vocabulary, special ones among them, by their ids."""
+        return self._tokenizer.get_added_tokens_decoder()
 
-    def apply_chat_template(self, turns: list[dict[str, str]], **_: bool) -> list[int]:
-        return self("".join(turn["content"] for turn in turns))["input_ids"]
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, split_special_tokens: bool = False
+    ) -> dict[str, list[int]]:
+        tokens = self.encode(text, add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens)
+        return {"input_ids": tokens}
+
+    def apply_chat_template(self, turns: list[dict[str, str]], **_: bool) -> str:
+        return "".join(turn["content"] for turn in turns)
 
     def encode(self, text: str, *, add_special_tokens: bool, split_special_tokens: bool = False) -> list[int]:
         self._tokenizer.encode_special_tokens = split_special_tokens

@@ -21,8 +21,9 @@ Made from the schema (`configs/schema.py`) by `scripts/document_configuration`. 
 CHANGES = """
 ## What may change
 
-What comes of another value than the run has, by field or section; where two rows fit, the more specific one applies. On
-resume: `zerotir up --resume RUN --set ...`, and `zerotir bus` on the run's folder. In a replay: `zerotir replay RUN --set ...`.
+What comes of another value than the run has, by field or section; where two rows fit, the more specific one applies.
+On resume: `zerotir up --resume RUN --set ...`, and `zerotir bus` on the run's folder. In a replay: `zerotir replay RUN
+--set ...`.
 A role that is started by hand refuses another value of what makes up a run, and ignores what has no meaning for it.
 
 | field | on resume | in a replay |

@@ -205,7 +205,7 @@ class LearnerConfig(Section):
     which the learner stops and saves the batch."""
     max_engine_gap: PositiveFloat | Literal["auto"] | None = "auto"
     """Mean difference of the engines' and the learner's log-probabilities, nats a token, on tokens that both computed with
-    the same weights, beyond which the learner stops. `auto`: 0.005 where float32 is configured, else 0.2; null for no bound."""
+    the same weights, beyond which the learner stops. `auto`: 0.005 where float32 is configured, else 0.2; null: no bound."""
 
 
 class EvaluationData(ProblemsConfig):

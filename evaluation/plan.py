@@ -144,19 +144,21 @@ def refuse_known(config: RunConfig, plan: Plan) -> None:
     A recipe shares none: it holds some of its problems out. The source of the training problems itself is let through, with
     a warning. Raises ProblemError also where the training problems cannot be had.
     """
-    own = config.tasks.problems.model_dump()
     asked = []
     for data in plan.data:
         source = config.evaluation.data.get(data.name)
-        rows = source is None or source.file or source.dataset or source.mix
-        if rows and (source is None or source.model_dump(include=set(own)) == own):
+        if source is None or isinstance(source, _OwnData):
             if _has_rows(config.tasks.problems):
                 log.warning(f"{data.name} is what the run trains on: this measures what was learned by heart as well")
-        elif rows:
+        elif source.file or source.dataset or source.mix:
             asked.append(data)
     training = load_problems(config.tasks.problems, config.seed) if asked else ()
     for data in asked:
         refuse_overlap(training, data.problems, data.name)
+
+
+class _OwnData(EvaluationData):
+    """The source that the run trains on, where the user has named none."""
 
 
 def _has_rows(source: ProblemsConfig) -> bool:
@@ -179,7 +181,7 @@ def _own(config: RunConfig) -> dict[str, EvaluationData]:
     """Returns the source that the run trains on."""
     problems = config.tasks.problems
     name = problems.recipe or (problems.file and Path(problems.file).stem) or problems.dataset or "mix"
-    return {_plain(name): EvaluationData(**problems.model_dump())}
+    return {_plain(name): _OwnData(**problems.model_dump())}
 
 
 def _load(config: RunConfig, name: str, source: EvaluationData) -> DataSet:

@@ -62,12 +62,10 @@ def _filled(template: str, problem: str, tokenizer: "PreTrainedTokenizerBase", c
         return text
     if tokenizer.chat_template is None:
         raise PromptError("the model's tokenizer has no chat template: set tasks.prompt.chat to false")
-    from jinja2 import TemplateError
-
     turns = [{"role": "user", "content": text}]
     try:
         return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    except TemplateError as error:
+    except Exception as error:
         raise PromptError(f"the model's chat template cannot be filled: {error}") from error
 
 

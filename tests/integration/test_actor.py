@@ -119,7 +119,8 @@ async def serve(
     await writer.publish(version, writer.spare_state(Layout.of([("w", "float32", (4,), 16)])))
     for number, problem in enumerate(problems, start=1):
         ticket = Ticket(
-            number=number, group=(number - 1) // group, sample=(number - 1) % group, problem_id="p", problem=problem, answer=answer,
+            number=number, group=(number - 1) // group, sample=(number - 1) % group,
+            problem_id="p", problem=problem, answer=answer,
             template="{problem}", chat=False, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
             issued_at=time.time(),
         )  # fmt: skip

@@ -32,6 +32,7 @@ SETTINGS = (
     f"learner.steps={STEPS}",
     "learner.checkpoint.every=2",
     "learner.batch_timeout_s=120",
+    "learner.max_engine_gap=null",  # The answers are made up.
 )
 BEFORE_THE_KILL = 3
 """Steps that the learner takes before it is killed: one more than its newest checkpoint holds."""

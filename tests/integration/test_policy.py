@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from configs.schema import ModelConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.training.policy import Policy
+from runtime.models import ModelError
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -63,7 +64,7 @@ def test_a_model_that_caps_its_logits_is_refused(tmp_path, folder):
         final_logit_softcapping=0.01,
     )
     Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="logits"):
+    with pytest.raises(ModelError, match="logits"):
         Policy(tmp_path, ModelConfig(path="capped"), TRAIN, DeepSpeedConfig(), 0, 1, torch.float32)
 
 

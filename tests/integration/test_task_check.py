@@ -56,7 +56,7 @@ async def test_some_bad_problems_are_told(tmp_path: Path):
 
 
 async def test_a_chat_template_that_the_model_lacks_is_refused(tmp_path: Path):
-    with pytest.raises(ProblemError, match=r"2 of 2 problems .*tasks\.prompt\.chat"):
+    with pytest.raises(ProblemError, match=r"16 of 16 problems .*tasks\.prompt\.chat"):
         await check(*of(["1", "2"], tmp_path, "tasks.prompt.chat=true"))
 
 
@@ -67,7 +67,7 @@ async def test_problems_of_one_name_are_several(tmp_path: Path):
     with structlog.testing.capture_logs() as logs:
         await check(config, ProblemOrder(load_problems(config.tasks.problems, 0), 0))
     [told] = [line for line in logs if line["log_level"] == "warning"]
-    assert "of 36 problems cannot be trained on" in told["event"]
+    assert "of 16 problems cannot be trained on" in told["event"]
 
 
 async def test_a_model_without_a_tokenizer_is_one_line(tmp_path: Path):

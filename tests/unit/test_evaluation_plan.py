@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from configs.loading import load_config
 from evaluation.plan import Plan, choose, make_plan, refuse_known
 from launch.cli import main
 from tasks.problems import ProblemError
+from tasks.prompts import keep_template
 from tests.processes import zerotir
 
 ROWS = [{"id": f"q{n}", "problem": f"{n} + {n}?", "answer": str(2 * n)} for n in range(10)]
@@ -58,6 +60,35 @@ def test_an_evaluation_on_what_is_trained_on_is_refused_and_names_it(file: Path,
                 refuse_known(chosen, plan)
         else:
             refuse_known(chosen, plan)
+
+
+@pytest.mark.parametrize("limit", [None, 3])
+def test_the_training_problems_themselves_are_let_through_with_a_warning(file: Path, limit: int | None):
+    """Where the user has named no data: that is what the configuration has."""
+    config = load_config("tiny", ["tasks.problems={file: " + str(file) + "}"])
+    chosen = config.model_copy(update={"evaluation": choose(config, [], (), None, limit)})
+    with capture_logs() as logs:
+        refuse_known(chosen, make_plan(chosen, chosen.evaluation))
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
+        "my-set-v1 is what the run trains on: this measures what was learned by heart as well"
+    ]
+
+
+def test_a_mix_with_training_problems_is_refused(file: Path):
+    training = "tasks.problems={file: " + str(file) + "}"
+    config = load_config("tiny", [training, "evaluation.data={held: {mix: {m: {file: " + str(file) + "}}, size: 8}}"])
+    config = config.model_copy(update={"evaluation": config.evaluation})
+    with pytest.raises(ProblemError, match="problems of the evaluation set 'held' are training problems too"):
+        refuse_known(config, make_plan(config, config.evaluation))
+
+
+def test_the_template_is_the_one_that_the_run_keeps(file: Path, tmp_path: Path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text("Solve: {problem}")
+    config = load_config("tiny", [f"tasks.prompt.template={mine}", "tasks.problems={file: " + str(file) + "}"])
+    keep_template(tmp_path, str(mine))
+    mine.write_text("Edited: {problem}")
+    assert make_plan(config, config.evaluation, tmp_path).template == "Solve: {problem}"
 
 
 def test_sampling_of_its_own_and_limits_of_calls_reach_the_rollouts(file: Path):
