@@ -138,11 +138,11 @@ def make_plan(config: RunConfig, chosen: EvaluationConfig, run: Path | None = No
     )
 
 
-def refuse_known(config: RunConfig, plan: Plan) -> None:
+def refuse_known(config: RunConfig, plan: Plan, *, required: bool = True) -> None:
     """Raises ProblemError where a file, data set or mix of the plan shares problems with what `config` trains on.
 
     A recipe shares none: it holds some of its problems out. The source of the training problems itself is let through, with
-    a warning. Raises ProblemError also where the training problems cannot be had.
+    a warning. Where the training problems cannot be had, that is a ProblemError too if `required`, else a warning.
     """
     asked = []
     for data in plan.data:
@@ -152,7 +152,15 @@ def refuse_known(config: RunConfig, plan: Plan) -> None:
                 log.warning(f"{data.name} is what the run trains on: this measures what was learned by heart as well")
         elif source.file or source.dataset or source.mix:
             asked.append(data)
-    training = load_problems(config.tasks.problems, config.seed) if asked else ()
+    if not asked:
+        return
+    try:
+        training = load_problems(config.tasks.problems, config.seed)
+    except ProblemError as error:
+        if required:
+            raise
+        log.warning(f"what is asked was not compared with the training problems: {error}")
+        return
     for data in asked:
         refuse_overlap(training, data.problems, data.name)
 

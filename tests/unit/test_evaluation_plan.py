@@ -74,6 +74,17 @@ def test_the_training_problems_themselves_are_let_through_with_a_warning(file: P
     ]
 
 
+def test_training_problems_that_are_elsewhere_are_needed_in_a_run_alone(file: Path, tmp_path: Path):
+    config = load_config("tiny", ["tasks.problems={file: " + str(tmp_path / "elsewhere.jsonl") + "}"])
+    config = config.model_copy(update={"evaluation": choose(config, [str(file)], (), None, None)})
+    plan = make_plan(config, config.evaluation)
+    with pytest.raises(ProblemError, match="no file"):
+        refuse_known(config, plan)
+    with capture_logs() as logs:
+        refuse_known(config, plan, required=False)
+    assert "was not compared with the training problems" in logs[0]["event"]
+
+
 def test_a_mix_with_training_problems_is_refused(file: Path):
     training = "tasks.problems={file: " + str(file) + "}"
     config = load_config("tiny", [training, "evaluation.data={held: {mix: {m: {file: " + str(file) + "}}, size: 8}}"])
