@@ -1,6 +1,7 @@
 """Servers and folders that tests share: real ones, started once."""
 
 import itertools
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from bus.server import embedded_server
 from bus.streams import create_streams
 from configs.bus import BusConfig
 from tests import environment
+
+# Before PyTorch is imported. Two workers share the cores: a thread that spins at a barrier takes them from the other one.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _runs = itertools.count(1)
 
