@@ -6,8 +6,9 @@ weights into one parameter (`q_proj`, `k_proj` and `v_proj` into `qkv_proj`), wh
 
 from collections.abc import Collection, Mapping, Sequence
 
-NAMED = 3
-"""How many names an error lists."""
+from configs.errors import some
+
+REMEDY = "the actor's model.path must name the model that the learner trains"
 
 
 def require_same_names(
@@ -23,9 +24,9 @@ def require_same_names(
     """
     wanted = {name for parameter in parameters for name in _unpacked(parameter, packed)}
     if missing := sorted(wanted.difference(weights)):
-        raise ValueError(f"the engine's model has weights that the learner's has not: {_listed(missing)}")
+        raise ValueError(f"the learner sent no weights for {some(missing)} of the engine's model: {REMEDY}")
     if unknown := sorted(set(weights).difference(wanted)):
-        raise ValueError(f"the learner's model has weights that the engine's has not: {_listed(unknown)}")
+        raise ValueError(f"the engine's model has no place for {some(unknown)} of the learner's: {REMEDY}")
 
 
 def require_all_loaded(parameters: Collection[str], loaded: Collection[str] | None) -> None:
@@ -33,7 +34,7 @@ def require_all_loaded(parameters: Collection[str], loaded: Collection[str] | No
     if loaded is None:
         raise ValueError("vLLM does not say which of the model's parameters it loaded")
     if untouched := sorted(set(parameters).difference(loaded)):
-        raise ValueError(f"the engine loaded nothing into {_listed(untouched)}")
+        raise ValueError(f"the engine loaded nothing into {some(untouched)}")
 
 
 def _unpacked(parameter: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
@@ -42,8 +43,3 @@ def _unpacked(parameter: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
         if part in packed:
             return [".".join([*parts[:position], name, *parts[position + 1 :]]) for name in packed[part]]
     return [parameter]
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

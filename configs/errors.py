@@ -1,10 +1,12 @@
-"""Errors that the user has to fix, and hints at valid names."""
+"""Errors that the user has to fix, and names as an error lists them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 LISTED = 20
 """Most names that a hint lists."""
+NAMED = 3
+"""Most names that an error gives as examples."""
 
 
 class UserError(Exception):
@@ -20,3 +22,9 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         return ""
     left = f", ... ({len(names)} in all)" if len(names) > LISTED else ""
     return f": valid are {', '.join(names[:LISTED])}{left}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Returns the first few names, and how many more there are."""
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,13 +13,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 
 from bus.codec import Message
 from bus.messages import FinishReason, ToolCall
+from configs.errors import UserError
 from runtime.files import try_lock, write_whole
 
 Key = tuple[str, str, int, int]
 """Data set, problem, limit of tool calls, number of the sample: what identifies a sample."""
 
 
-class JournalError(RuntimeError):
+class JournalError(UserError):
     """The folder cannot take or give this evaluation's samples; the text says what to do."""
 
 

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,11 +42,11 @@ def start(arguments: argparse.Namespace) -> int:
     config = config.model_copy(update={"evaluation": chosen})
     if arguments.checkpoint:
         out = arguments.out or _folder_for(config, arguments.checkpoint)
-        return guarded(lambda stop: _explained(lambda: _evaluate_checkpoint(config, arguments.checkpoint, out, stop)))
+        return guarded(lambda stop: _evaluate_checkpoint(config, arguments.checkpoint, out, stop))
 
     async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
         out = arguments.out or folder / "evaluation"
-        await _explained(lambda: _evaluate_run(config, bus, announcer, folder, out, stop, once=not arguments.follow))
+        await _evaluate_run(config, bus, announcer, folder, out, stop, once=not arguments.follow)
 
     id = arguments.id or new_id("evaluator")
     return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
@@ -57,17 +56,6 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
     """Returns the folder of a checkpoint's evaluation, by the last two parts of its path: `model` would name every run's."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", "-".join(Path(checkpoint).parts[-2:])).strip("-.")
     return Path(config.launch.runs_dir) / f"evaluation-{config.name}-{name}"
-
-
-async def _explained(work: Callable[[], Coroutine[None, None, None]]) -> None:
-    """Does `work`; what the user has to fix becomes a UserError."""
-    from evaluation.records import JournalError
-    from sandbox.jail import SandboxUnavailable
-
-    try:
-        await work()
-    except (JournalError, SandboxUnavailable) as error:
-        raise UserError(str(error)) from error
 
 
 async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event) -> None:

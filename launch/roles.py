@@ -171,21 +171,18 @@ async def _require_same_run(bus: Bus, config: RunConfig, fields: tuple[str, ...]
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
     from sandbox.check import check
-    from sandbox.jail import Jail, SandboxUnavailable
+    from sandbox.jail import Jail
     from sandbox.pool import Pool
     from sandbox.service import SandboxService
 
-    try:
-        jail = Jail(config.sandbox)
-        log.info("sandbox checked", isolation=await check(jail))
-        if jail.weaker:
-            log.warning(jail.weaker)
-        async with Pool(jail) as pool:
-            service = SandboxService(bus.client, bus.names.execution, pool, config.sandbox, announcer.id)
-            await service.start()
-            await _serve_sandbox(config, bus, announcer, service, stop)
-    except SandboxUnavailable as error:
-        raise UserError(str(error)) from error
+    jail = Jail(config.sandbox)
+    log.info("sandbox checked", isolation=await check(jail))
+    if jail.weaker:
+        log.warning(jail.weaker)
+    async with Pool(jail) as pool:
+        service = SandboxService(bus.client, bus.names.execution, pool, config.sandbox, announcer.id)
+        await service.start()
+        await _serve_sandbox(config, bus, announcer, service, stop)
 
 
 async def _serve_sandbox(

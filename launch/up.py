@@ -31,7 +31,7 @@ from launch.processes import RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
 from launch.views import say, step_line, summary
-from learner.tickets.filters import NO_SIGNAL_ADVICE
+from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
 from learner.tickets.ledger import BalanceError
 from runtime.logs import set_up_logs
 
@@ -39,8 +39,6 @@ log = structlog.get_logger()
 
 RESTARTS = 5
 BUS_TIMEOUT_S = 60.0
-UNTRAINED_TOLD = 3
-"""Of steps without anything to train on, every so many are told with the reason."""
 STILL_WAITING_S = 20.0
 
 
@@ -74,7 +72,7 @@ def _up(config: RunConfig, resume: Path | None) -> int:
         log.error("run failed", error=str(error))
         say(f"FAILED: {error}")
         say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md")
-        say(f"once that is fixed, go on with: {_resume_hint(folder)}")
+        say(f"once that is fixed, {f'go on with: {_resume_hint(folder)}' if steps_of(folder) else 'start a new run'}")
         return 1
     plots = plot_run(folder)
     try:
@@ -91,15 +89,14 @@ def _resume_hint(folder: Path) -> str:
     return f"zerotir up --resume {folder}"
 
 
-def _why_untrained(metrics: Metrics) -> str:
-    """Returns the commonest reason for which a step's results were not trained on, and what to do."""
-    counts = {name: value for name, value in metrics.values.items() if name.startswith(("filtered_by_", "failed_by_"))}
-    name = max(counts, key=lambda name: counts[name], default="")
-    if name == "filtered_by_no_signal":
-        return NO_SIGNAL_ADVICE
-    return (
-        f"{name.replace('_', ' ')} {counts.get(name, 0):.0f} of {sum(counts.values()):.0f}; each role's log says more"
-    )
+def _untrained(metrics: Metrics) -> dict[str, float]:
+    """Returns how many of a step's results were not trained on, by reason."""
+    reasons = {name: name.partition("_by_")[2].replace("_", " ") for name in metrics.values}
+    return {
+        reason: metrics.values[name]
+        for name, reason in reasons.items()
+        if name.startswith(("filtered_by_", "failed_by_"))
+    }
 
 
 class _Supervisor:
@@ -242,5 +239,5 @@ class _Supervisor:
             if metrics.role == "learner" and metrics.step is not None:
                 say(step_line(metrics, self._config.learner.steps))
                 untrained = 0 if metrics.values.get("trained_trajectories") else untrained + 1
-                if untrained and untrained % UNTRAINED_TOLD == 0:
-                    say(f"the last {untrained} steps had nothing to train on: {_why_untrained(metrics)}")
+                if untrained and untrained % UNTRAINED_STEPS == 0:
+                    say(f"the last {untrained} steps had nothing to train on: {why_untrained(_untrained(metrics))}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from bus.address import AddressError, BusAddress
+from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
@@ -176,7 +176,7 @@ def show_metrics(arguments: argparse.Namespace) -> int:
 def _view(show: Callable[[], Coroutine[None, None, None]]) -> int:
     try:
         asyncio.run(show())
-    except (AddressError, BusError) as error:
+    except BusError as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2
     except BalanceError as error:

@@ -7,14 +7,14 @@ import sys
 import time
 from pathlib import Path
 
-from bus.address import AddressError, BusAddress
+from bus.address import BusAddress
 from bus.connection import Bus, BusError, open_bus
 from bus.messages import Manifest, WeightVersion
 from bus.presence import who_is_alive
 from configs.bus import BusConfig
-from configs.loading import ConfigError, load_config
+from configs.loading import load_config
 from runtime.model_files import model_tensors
-from runtime.models import ModelError, model_folder
+from runtime.models import model_folder
 from weights.codec import WeightsError, WeightState
 from weights.follower import WeightFollower
 from weights.log import newest, read_manifests
@@ -24,7 +24,7 @@ def start(arguments: argparse.Namespace) -> int:
     """Prints the log of a run, or writes one version (`newest` or such as `0.12`) to a folder; returns the exit status."""
     try:
         asyncio.run(_show(arguments.run, arguments.export))
-    except (AddressError, BusError, ConfigError, ModelError, WeightsError) as error:
+    except (BusError, WeightsError) as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 2
     return 0

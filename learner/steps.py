@@ -16,7 +16,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError
 from learner.tickets.archive import Archive
-from learner.tickets.filters import ACCURACY, NO_SIGNAL, NO_SIGNAL_ADVICE, Filters
+from learner.tickets.filters import UNTRAINED_STEPS, Filters, may_be_chance, why_untrained
 from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 
 log = structlog.get_logger()
-
-UNTRAINED_STEPS = 3
-"""So many steps in a row without anything to train on end a run."""
 
 
 class UnstableError(UserError):
@@ -86,17 +83,14 @@ class Steps:
         return trained
 
     def _require_trained(self, batch: Batch) -> None:
-        """Counts steps that had nothing to train on; warns where it may be chance.
-
-        Groups that were all right or all wrong are chance: the next problems may be easier or harder for the model.
-        """
+        """Counts steps that had nothing to train on, and raises UntrainedError; warns where it may be chance."""
         if batch.trained:
             self._untrained.clear()
             return
         reasons = Counter({reason: len(members) for reason, members in batch.filtered.items()})
         reasons.update(result.reason for group in batch.taken for result in group if isinstance(result, Failure))
-        if 2 * (reasons[NO_SIGNAL] + reasons[ACCURACY]) > reasons.total():
-            log.warning(f"nothing to train on: {NO_SIGNAL_ADVICE}", step=batch.step)
+        if may_be_chance(reasons):
+            log.warning(f"nothing to train on: {why_untrained(reasons)}", step=batch.step)
             self._untrained.clear()
             return
         self._untrained.append(dict(reasons))
@@ -105,10 +99,9 @@ class Steps:
             counts = Counter[str]()
             for each in self._untrained:
                 counts.update(each)
-            named = ", ".join(f"{reason} {count / counts.total():.0%}" for reason, count in counts.most_common())
             raise UntrainedError(
                 f"the last {steps} steps up to step {batch.step} had nothing to train on: of their tickets' results "
-                f"{named}. Filters (learner.filters) can be changed on resume; why tickets fail is in the actors' logs"
+                f"{why_untrained(counts)}"
             )
 
     def state(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from configs.errors import some
 from runtime.models import ModelError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -25,8 +26,6 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 LEFT_OVER = r"rotary_emb\.inv_freq$"
 """What older versions of transformers stored although it follows from the configuration."""
-NAMED = 3
-"""How many tensors an error names."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,12 @@ def model_tensors(folder: Path) -> list[StoredTensor]:
     what = f"{folder} does not hold the {type(model).__name__} that its config.json describes"
     if missing:
         raise ModelError(
-            f"{what}: it lacks {_named(missing)}; copy all of its files, or load and save it with transformers once, which "
+            f"{what}: it lacks {some(missing)}; copy all of its files, or load and save it with transformers once, which "
             "gives tensors their present names"
         )
     if unknown:
         raise ModelError(
-            f"{what}: that model has no {_named(unknown)}; an adapter must be merged first, a quantised model dequantised"
+            f"{what}: that model has no {some(unknown)}; an adapter must be merged first, a quantised model dequantised"
         )
     for name in wanted:
         if stored[name].dtype not in DTYPES:
@@ -121,11 +120,6 @@ def model_tensors(folder: Path) -> list[StoredTensor]:
         raise ModelError(f"{what}: {name} is {stored[name].shape} in the file, {wanted[name]} in the model")
     _require_tied(folder, stored, tied)
     return [stored[name] for name in wanted]
-
-
-def _named(names: list[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _require_tied(folder: Path, stored: Mapping[str, StoredTensor], tied: Mapping[str, str]) -> None:
@@ -164,7 +158,7 @@ def _stored_tensors(folder: Path) -> list[StoredTensor]:
     files = sorted(set(index.values()))
     if gone := [name for name in files if not (folder / name).is_file()]:
         raise ModelError(
-            f"{folder} is not whole: {len(gone)} of the {len(files)} files of its index are missing: {_named(gone)}"
+            f"{folder} is not whole: {len(gone)} of the {len(files)} files of its index are missing: {some(gone)}"
         )
     stored = [tensor for name in files for tensor in _header(folder / name)]
     found = {tensor.name: tensor.path.name for tensor in stored}

@@ -18,6 +18,7 @@ from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
 from nsjail.enums import LogLevel, Mode, RLimitType
 from nsjail.serializers import to_textproto
 
+from configs.errors import UserError
 from configs.schema import SandboxConfig
 
 INSIDE_ID = 65534
@@ -30,7 +31,7 @@ HEAP_BYTES = 64 * 2**20
 HERE = Path(__file__).parent
 
 
-class SandboxUnavailable(RuntimeError):
+class SandboxUnavailable(UserError):
     """Jails cannot run on this machine; the text says what is missing and what fixes it."""
 
 

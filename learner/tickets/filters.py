@@ -4,7 +4,8 @@ They are pure functions of the group's trajectories, so the ledger stays determi
 no part in its group's baseline either: the group goes on with fewer samples.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -20,12 +21,31 @@ HALLUCINATED = "hallucinated output"
 TOO_SMALL = "group too small"
 NO_SIGNAL = "no signal"
 ACCURACY = "accuracy band"
-NO_SIGNAL_ADVICE = (
-    "the responses to each problem are all right or all wrong. If it stays so: problems that the model solves now and then "
-    "(tasks.problems), more samples of each (learner.group_size), an example in the prompt (tasks.prompt.template)"
-)
-"""What to do where no group has a signal, step after step."""
+UNTRAINED_STEPS = 3
+"""Steps in a row without anything to train on that are too many."""
 REASONS = (NOT_FINITE, OVERLONG, VOID_TURN, HALLUCINATED, TOO_SMALL, NO_SIGNAL, ACCURACY)
+
+
+def may_be_chance(counts: Mapping[str, float]) -> bool:
+    """Returns whether most of the results that were not trained on, counted by reason, were left out for their rewards.
+
+    Groups that were all right or all wrong are chance: the next problems may be easier or harder for the model.
+    """
+    return 2 * (counts.get(NO_SIGNAL, 0) + counts.get(ACCURACY, 0)) > sum(counts.values())
+
+
+def why_untrained(counts: Mapping[str, float]) -> str:
+    """Returns why results were not trained on, from their numbers by reason (of filters and failures), and what to do."""
+    shares = ", ".join(
+        f"{reason} {count / sum(counts.values()):.0%}" for reason, count in Counter(counts).most_common()
+    )
+    if may_be_chance(counts):
+        return (
+            f"{shares}: the responses to each problem are all right or all wrong, or outside learner.filters.accuracy_band. "
+            "If it stays so: problems that the model solves now and then (tasks.problems), more samples of each "
+            "(learner.group_size), an example in the prompt (tasks.prompt.template)"
+        )
+    return f"{shares}. Filters (learner.filters) can be changed on resume; why tickets fail is in the actors' logs"
 
 
 def is_finite(trajectory: Trajectory) -> bool:

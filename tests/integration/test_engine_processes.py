@@ -126,12 +126,9 @@ async def test_a_tied_head_follows_and_stop_ends_every_process(
 @pytest.mark.parametrize(
     ("change", "error"),
     [
-        ({"tie_word_embeddings": True}, "the learner's model has weights that the engine's has not: lm_head.weight"),
-        (
-            {"attention_bias": True},
-            "the engine's model has weights that the learner's has not: model.layers.0.self_attn.k",
-        ),
-        ({"num_hidden_layers": 1}, "the learner's model has weights that the engine's has not: model.layers.1.input"),
+        ({"tie_word_embeddings": True}, "the engine's model has no place for lm_head.weight of the learner's"),
+        ({"attention_bias": True}, "the learner sent no weights for model.layers.0.self_attn.k"),
+        ({"num_hidden_layers": 1}, "the engine's model has no place for model.layers.1.input"),
     ],
     ids=["an untied head", "no biases", "a layer more"],
 )

@@ -1,6 +1,5 @@
 """`zerotir weights`: what people see of the log, and a version as a checkpoint that transformers loads."""
 
-from argparse import Namespace
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,8 +13,9 @@ from bus.messages import WeightVersion
 from bus.presence import Announcer
 from configs.bus import BusConfig, WeightsConfig
 from configs.loading import dump_config, load_config
-from launch.weights_command import _show, start
+from launch.weights_command import _show
 from runtime.models import model_folder
+from tests.processes import zerotir
 from weights.codec import Layout, WeightsError
 from weights.writer import WeightWriter
 
@@ -78,6 +78,8 @@ async def test_a_version_that_is_not_there_is_named(run: Path, version: str):
     assert not (run / "exported").exists()
 
 
-def test_a_folder_without_a_run_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert start(Namespace(run=tmp_path, export=None)) == 2
-    assert "zerotir up" in capsys.readouterr().err
+def test_a_folder_without_a_run_is_explained(tmp_path: Path):
+    done = zerotir("weights", str(tmp_path))
+    assert done.returncode == 2
+    assert "zerotir up" in done.stderr
+    assert "Traceback" not in done.stderr

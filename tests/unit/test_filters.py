@@ -1,5 +1,6 @@
 """What of a group is trained on: each filter alone, together, and through the ledger of tickets."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from bus.codec import decode, encode
 from bus.messages import FinishReason, Trajectory
 from configs.schema import FiltersConfig
 from learner.step_metrics import batch_metrics
-from learner.tickets.filters import REASONS, Filters
+from learner.tickets.filters import REASONS, Filters, may_be_chance, why_untrained
 from learner.tickets.ledger import Ledger
 from tests import factories
 
@@ -139,3 +140,21 @@ def test_every_reason_is_counted_in_the_book_and_reported_and_the_balance_closes
     assert {reason: metrics.get(f"filtered_by_{reason.replace(' ', '_')}", 0) for reason in REASONS} == {
         reason: ledger.filtered[reason] for reason in REASONS
     }
+
+
+@pytest.mark.parametrize(
+    ("counts", "chance", "text"),
+    [
+        ({"no signal": 3, "deadline passed": 1}, True, "no signal 75%, deadline passed 25%: .*all right or all wrong"),
+        (
+            {"accuracy band": 2, "no signal": 1, "overlong": 2},
+            True,
+            r"accuracy band 40%.*learner\.filters\.accuracy_band",
+        ),
+        ({"no signal": 2, "overlong": 2}, False, "no signal 50%, overlong 50%. .*learner.filters.*actors' logs"),
+        ({"prompt too long": 8}, False, "prompt too long 100%. .*actors' logs"),
+    ],
+)
+def test_why_nothing_was_trained_on_comes_with_what_to_do(counts: dict[str, float], chance: bool, text: str):
+    assert may_be_chance(counts) is chance
+    assert re.match(text, why_untrained(counts))

@@ -9,7 +9,8 @@ import structlog
 
 from bus.messages import Failure, FinishReason
 from configs.loading import load_config
-from learner.steps import UNTRAINED_STEPS, Steps, UntrainedError
+from learner.steps import Steps, UntrainedError
+from learner.tickets.filters import UNTRAINED_STEPS
 from learner.training.emulated_trainer import EmulatedTrainer
 from tests.factories import answer, failure
 

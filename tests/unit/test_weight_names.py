@@ -21,17 +21,17 @@ def test_joined_parameters_have_all_of_their_weights():
 
 @pytest.mark.parametrize("left_out", WEIGHTS)
 def test_a_weight_that_is_missing_is_named(left_out: str):
-    with pytest.raises(ValueError, match=rf"engine's model has weights that the learner's has not: {left_out}$"):
+    with pytest.raises(ValueError, match=rf"sent no weights for {left_out} of the engine's model: .*model\.path"):
         require_same_names(PARAMETERS, PACKED, [name for name in WEIGHTS if name != left_out])
 
 
 def test_a_weight_that_fits_nothing_is_named():
-    with pytest.raises(ValueError, match=r"learner's model has weights that the engine's has not: lm_head.weight$"):
+    with pytest.raises(ValueError, match=r"no place for lm_head.weight of the learner's: .*model\.path"):
         require_same_names(PARAMETERS, PACKED, [*WEIGHTS, "lm_head.weight"])
 
 
 def test_many_names_are_counted():
-    with pytest.raises(ValueError, match=r"a0, a1, a2 and 7 more$"):
+    with pytest.raises(ValueError, match=r"a0, a1, a2 and 7 more of"):
         require_same_names([f"a{number}" for number in range(10)], {}, [])
 
 

@@ -58,7 +58,7 @@ def test_check_names_the_limits_that_are_weaker_without_cgroups():
 )
 def test_check_fails_where_something_that_is_asked_for_is_missing(setting, words):
     result = zerotir("--check", "--set", setting)
-    assert (result.returncode, result.stdout) == (1, "")
+    assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("zerotir: ")
     assert words in result.stderr
     assert "Traceback" not in result.stderr
