@@ -30,8 +30,7 @@ from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.errors import UserError
 from configs.schema import RunConfig
-from grading.grader import Grade, Grader, GradingError, UngradableError, void_turns
-from grading.spontaneity import code_unused
+from grading.grader import Grade, Grader, GradingError, UngradableError
 from runtime.waiting import done_or_stopped
 from sandbox.client import SandboxClient, SandboxError
 from tasks.prompts import PromptError, render_prompt
@@ -239,7 +238,8 @@ class Actor:
             if response.lowest_version < ticket.min_version:
                 # A learner that went back to its checkpoint published older weights while this was written.
                 return HandBack("older weights than the ticket allows came meanwhile")
-            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading)
+            outputs = [call.output for call in response.tool_calls]
+            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading, outputs)
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
             grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)
@@ -284,7 +284,6 @@ class Actor:
         self, ticket: Ticket, prompt: list[int], response: Response, grade: Grade, started_at: float
     ) -> Trajectory:
         tokens, mask, logprobs = response.arrays(prompt)
-        outputs = [call.output for call in response.tool_calls]
         return Trajectory(
             ticket=ticket.number,
             group=ticket.group,
@@ -298,9 +297,9 @@ class Actor:
             reward_parts=grade.parts,
             tool_calls=tuple(response.tool_calls),
             finish_reason=response.finish_reason,
-            void_turns=void_turns(response.turns, ticket.grading),
+            void_turns=grade.void_turns,
             hallucinated_outputs=response.hallucinated_outputs,
-            code_unused=bool(outputs and grade.answer) and code_unused(response.turns, outputs, grade.answer or ""),
+            code_unused=grade.code_unused,
             actor=self._announcer.id,
             seed=self._seed,
             issued_at=ticket.issued_at,

@@ -81,7 +81,7 @@ class GradingConfig(Section):
     answer_tag: bool = False
     """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
     timeout_s: PositiveFloat = 5.0
-    """Seconds that math-verify may take before an answer counts as ungradable."""
+    """Seconds of processor time that grading a response may take before its answer counts as ungradable."""
     format_penalty: NonNegativeFloat = 0.0
     """Taken off the reward where there is no answer, or, with `answer_tag`, the response does not end with one `</think>`
     and one `<answer> </answer>` behind it."""

@@ -1,38 +1,39 @@
 """Grading: whether the model's answer equals the gold answer.
 
-Only text that the model sampled, outside code and output blocks, can be the answer. An answer that chokes math-verify is
-graded 0, with the part `ungradable`. If math-verify cannot compare the gold answer with itself either, that is an error and
+Only text that the model sampled, outside of blocks, can be the answer. It is read and compared in processes of their own,
+since the text of a policy under optimisation is hostile: nothing scans it in the caller's event loop. An answer that
+chokes a process is graded 0, with the part `ungradable`. If the gold answer is not equal to itself, that is an error and
 never a reward. The reward is the part `correct` plus the penalties that the configuration names, each a part of its own.
+
+    grade --> a quick turn: QUICK_S of processor time      --verdict--> grade
+                 | it takes longer
+                 +--> a patient turn: `timeout_s`, in a process of the lowest priority
+
+So answers that take long wait for one another, and nobody waits for them. There are at most `workers` processes for each
+kind of turn, each with at most 2 GiB of memory.
 """
 
 import asyncio
-import re
-from collections.abc import Sequence
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
 from configs.tasks import GradingConfig
-from grading.answers import plain
-from grading.blocks import find_blocks
-from grading.text import as_number, last_boxed, last_boxes, last_number, last_tagged, own_text
-from grading.verifier import GradingError, NoVerdict, UngradableError, Verifier
+from grading.judge import Reading, Verdict
+from grading.processes import GradingError, NoVerdict, OutOfTime, UngradableError, Worker, Workshop
+from grading.text import as_number
 
-__all__ = ["Grade", "Grader", "GradingError", "UngradableError", "void_turns"]
+__all__ = ["Grade", "Grader", "GradingError", "UngradableError"]
 
 log = structlog.get_logger()
 
-MAX_ANSWER_LENGTH = 1000
-"""Characters of a box beyond which it is neither made plain nor handed to math-verify."""
-
-# Numbers that no answer needs written out and that take math-verify minutes: 10000000!!, 9^{9^{9^{9}}}, 2^{10000000}.
-_CHOKING = re.compile(r"[0-9]{5,}[\s)}\]]*!|[0-9](?:\s*\^\s*[{(]*\s*[0-9]+){3}|\^\s*[{(]*\s*[-+]?[0-9]{6,}")
-
-_FORM = re.compile(r"</think>\s*<answer>[^\0]*</answer>\s*(?:<\|[^|]*\|>|</s>)?\s*\Z")
-"""How a response in the paper's form ends; the end of the sequence may be spelled out."""
+QUICK_S = 0.25
+"""Seconds of processor time: usual answers take a hundredth."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,14 @@ class Grade:
     """The judgement of one response."""
 
     parts: dict[str, float]
-    """0 or 1: `correct`; `answered`: there was an answer; `ungradable`: math-verify choked on it. Not positive, where the
+    """0 or 1: `correct`; `answered`: there was an answer; `ungradable`: it choked the grader. Not positive, where the
     configuration has them: `format_penalty`, `unparsable_penalty`, `overlong_penalty`."""
     answer: str | None
     """What was taken for the answer."""
+    void_turns: int = 0
+    """Turns that close no code block and hold no answer."""
+    code_unused: bool = False
+    """The answer is not seen to come from a call."""
 
     @property
     def reward(self) -> float:
@@ -60,19 +65,17 @@ class Grade:
 
 
 class Grader:
-    """Grades responses; an asynchronous context manager that owns up to `workers` math-verify processes.
+    """Grades responses; an asynchronous context manager that owns processes, by default as many as there are cores.
 
-    The processes start when the rule `boxed` first needs them and are gone when the context is left. A call waits while
-    all of them are busy, each for at most three comparisons' time.
+    They start when they are first needed and are gone when the context is left.
     """
 
-    def __init__(self, workers: int = 1) -> None:
-        self._verifiers = [Verifier() for _ in range(workers)]
-        # Last in, first out: a second process starts only when the first is busy.
-        self._idle: asyncio.LifoQueue[Verifier] = asyncio.LifoQueue(workers)
+    def __init__(self, workers: int | None = None) -> None:
+        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workshop = Workshop()
+        self._quick_turns, self._patient_turns = asyncio.Semaphore(self._workers), asyncio.Semaphore(self._workers)
+        self._idle: list[Worker] = []
         self._gradable: set[tuple[str, str]] = set()
-        for verifier in self._verifiers:
-            self._idle.put_nowait(verifier)
 
     async def __aenter__(self) -> Self:
         return self
@@ -80,26 +83,38 @@ class Grader:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for verifier in self._verifiers:
-            await verifier.close()
+        while self._idle:
+            self._idle.pop().end()
+        await self._workshop.close()
 
-    async def grade(self, turns: Sequence[str], answer: str, config: GradingConfig) -> Grade:
+    async def grade(
+        self, turns: Sequence[str], answer: str, config: GradingConfig, outputs: Sequence[str] = ()
+    ) -> Grade:
         """Judges the response that consists of `turns`, the texts that the model sampled, against the gold `answer`.
 
-        Raises UngradableError when the gold answer can't be graded by the rule, GradingError when math-verify can't be run.
+        `outputs`: what the calls between them gave; nothing in them can be the answer.
+
+        Raises UngradableError when the gold answer can't be graded by the rule, GradingError when no process can be run or
+        the machine gives it no time.
         """
-        own = own_text(turns)
-        text = last_tagged(own) or "" if config.answer_tag else own
-        if config.rule == "last_number":
-            grade, parsed = _grade_number(text, answer)
-        else:
-            grade, parsed = await self._grade_box(last_boxed(text), answer, config.timeout_s)
-        penalties = {
-            "format_penalty": config.format_penalty * (not _well_formed(own, grade, config)),
-            "unparsable_penalty": config.unparsable_penalty * (not parsed),
+        if config.rule == "last_number" and as_number(answer) is None:
+            raise UngradableError(
+                f"the gold answer {answer[:80]!r} is not a number: grade these problems by the rule `boxed`"
+            )
+        request = {
+            "turns": list(turns),
+            "outputs": list(outputs),
+            "gold": answer,
+            "config": config.model_dump(mode="json"),
         }
-        parts = {part: -value for part, value in penalties.items() if getattr(config, part)}
-        return replace(grade, parts=grade.parts | parts)
+        try:
+            reading, verdict = await self._judge(request, config.timeout_s)
+        except NoVerdict as error:
+            if request["turns"] != _gold_turns(answer, config):
+                await self.require_gradable(answer, config)
+            reading = error.reading or Reading(answer=None, well_formed=False, void_turns=0, code_unused=False)
+            verdict = Verdict(equal=False, parsed=True, refused=True)
+        return _grade(reading, verdict, config)
 
     async def require_gradable(self, gold: str, config: GradingConfig) -> None:
         """Raises UngradableError where the gold answer itself would not be graded right, GradingError as `grade` does.
@@ -108,84 +123,60 @@ class Grader:
         """
         if (gold, config.rule) in self._gradable:
             return
-        answer = f"\\boxed{{{gold}}}"
-        grade = await self.grade([f"<answer>{answer}</answer>" if config.answer_tag else answer], gold, config)
+        grade = await self.grade(_gold_turns(gold, config), gold, config)
         if not grade.parts["correct"]:
             raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: fix the problem")
         self._gradable.add((gold, config.rule))
 
-    async def _grade_box(self, box: str | None, gold: str, timeout_s: float) -> tuple[Grade, bool]:
-        """Returns the grade, and whether the box could be read."""
-        if not box:
-            return _grade(None), False
-        if len(box) > MAX_ANSWER_LENGTH or (_CHOKING.search(box) and not _CHOKING.search(gold)):
-            return _grade(box, ungradable=True), True
-        verifier = await self._idle.get()
-        try:
-            return await _compare(verifier, box, gold, timeout_s)
-        finally:
-            self._idle.put_nowait(verifier)
+    async def _judge(self, request: dict[str, Any], timeout_s: float) -> tuple[Reading, Verdict]:
+        """Raises NoVerdict where the response used up its time, or ended its process twice."""
+        answer = str(request["turns"][-1:])[-80:]
+        for attempt in (1, 2):
+            try:
+                try:
+                    async with self._quick(fresh=attempt > 1) as worker:
+                        return await worker.judge({**request, "patient": False}, min(QUICK_S, timeout_s))
+                except OutOfTime:
+                    async with self._patient() as worker:
+                        return await worker.judge({**request, "patient": True}, timeout_s)
+            except NoVerdict as error:
+                log.info("no verdict on a response", end=answer, attempt=attempt, reason=str(error))
+                # A process that something else killed costs nobody a reward.
+                if isinstance(error, OutOfTime) or attempt == 2:
+                    raise
+        raise AssertionError
+
+    @asynccontextmanager
+    async def _quick(self, *, fresh: bool) -> AsyncIterator[Worker]:
+        async with self._quick_turns:
+            worker = self._idle.pop() if self._idle and not fresh else await self._workshop.worker()
+            yield worker
+            # Not after an error: the worker is gone.
+            self._idle.append(worker)
+
+    @asynccontextmanager
+    async def _patient(self) -> AsyncIterator[Worker]:
+        async with self._patient_turns:
+            worker = await self._workshop.worker()
+            yield worker
+            # It stays at the lowest priority.
+            worker.end()
 
 
-def void_turns(turns: Sequence[str], config: GradingConfig) -> int:
-    """Counts the turns that close no code block and hold no answer, tagged or not (SimpleTIR, arXiv 2509.02479)."""
-
-    def void(turn: str) -> bool:
-        text = own_text([turn])
-        answer = _stated_number(text) if config.rule == "last_number" else last_boxed(text)
-        return answer is None and not any(block.kind == "python" and block.closed for block in find_blocks(turn))
-
-    return sum(map(void, turns))
+def _gold_turns(gold: str, config: GradingConfig) -> list[str]:
+    answer = f"\\boxed{{{gold}}}"
+    return [f"<answer>{answer}</answer>" if config.answer_tag else answer]
 
 
-def _well_formed(own: str, grade: Grade, config: GradingConfig) -> bool:
-    if grade.answer is None:
-        return False
-    return not config.answer_tag or (
-        own.count("<answer>") == 1 and own.count("</think>") == 1 and bool(_FORM.search(own))
-    )
-
-
-def _grade(answer: str | None, *, correct: bool = False, ungradable: bool = False) -> Grade:
-    parts = {"correct": float(correct), "answered": float(answer is not None), "ungradable": float(ungradable)}
-    return Grade(parts, answer)
-
-
-def _grade_number(text: str, gold: str) -> tuple[Grade, bool]:
-    expected = as_number(gold)
-    if expected is None:
-        raise UngradableError(
-            f"the gold answer {gold[:80]!r} is not a number: grade these problems by the rule `boxed`"
-        )
-    number = _stated_number(text)
-    answer = None if number is None else str(number)
-    return _grade(answer, correct=number == expected), number is not None
-
-
-def _stated_number(text: str) -> Decimal | None:
-    """Returns the last number of the last box, if that is whole; of the text where it is not or there is none."""
-    boxes = last_boxes(text)
-    if not boxes:
-        return last_number(text)
-    box = boxes[-1]
-    return last_number(plain(box) if len(box) <= MAX_ANSWER_LENGTH else box)
-
-
-async def _compare(verifier: Verifier, box: str, gold: str, timeout_s: float) -> tuple[Grade, bool]:
-    # The answer is blamed only if it fails twice, the second time in a fresh process: a child that something else
-    # killed costs nobody a reward.
-    for attempt in (1, 2):
-        try:
-            verdict = await verifier.compare(gold, box, timeout_s)
-            return _grade(box, correct=verdict.equal), verdict.parsed
-        except NoVerdict as error:
-            log.info("no verdict on an answer", answer=box[:80], attempt=attempt, reason=str(error))
-    try:
-        gradable = (await verifier.compare(gold, gold, timeout_s)).equal
-    except NoVerdict as error:
-        raise GradingError(f"grading the gold answer {gold[:80]!r} against itself fails as well: {error}") from error
-    if not gradable:
-        raise UngradableError(
-            f"math-verify does not find the gold answer {gold[:80]!r} equal to itself: fix the problem"
-        )
-    return _grade(box, ungradable=True), True
+def _grade(reading: Reading, verdict: Verdict, config: GradingConfig) -> Grade:
+    penalties = {
+        "format_penalty": config.format_penalty * (not reading.well_formed),
+        "unparsable_penalty": config.unparsable_penalty * (not verdict.parsed),
+    }
+    parts = {
+        "correct": float(verdict.equal),
+        "answered": float(reading.answer is not None),
+        "ungradable": float(verdict.refused),
+    }
+    parts |= {part: -value for part, value in penalties.items() if getattr(config, part)}
+    return Grade(parts, reading.answer, reading.void_turns, reading.code_unused)

@@ -1,22 +1,23 @@
 """The model's own text, and the answer in it.
 
-A response is a list of turns: the runs of text that the model sampled, without the tool output between them. Code
-blocks, and output blocks that the model made up, are not its own text. Pieces stay apart: nothing that begins before a
-block or the end of a turn continues after it. All scans take time linear in the text.
+A response is a list of turns: the runs of text that the model sampled, without the tool output between them. Blocks are
+not its own text: code, output that the model made up, and whatever else Markdown calls a fenced block. Pieces stay apart:
+nothing that begins before a block or the end of a turn continues after it. All scans take time linear in the text: in the
+regular expressions here no part takes what the part before it has given back (`*+`).
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
-from grading.blocks import find_blocks
+from grading.blocks import own_pieces
 
 BREAK = "\0"
 """Stands between pieces of own text that do not touch."""
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)[ \t\n]*\{|\\[{}]|[{}]|\0")
-_SPACING = r"(?:[\s$]|\\[,; ()]|\\q?quad(?![A-Za-z]))*"
+_SPACING = r"(?:[\s$]|\\[,; ()]|\\q?quad(?![A-Za-z]))*+"
 _WORD = r"(?:(?:and|or)\b|\\text\s*\{\s*(?:and|or)\s*\})"
 _BETWEEN = re.compile(rf"{_SPACING}(?:[,;]{_SPACING}{_WORD}?|{_WORD}){_SPACING}")
 """What joins boxes to one answer of several parts."""
@@ -28,21 +29,13 @@ _NUMBER = re.compile(
 
 
 def strip_code(text: str) -> str:
-    """Returns `text` with each python or output block, closed or not, replaced by a line break."""
-    return "\n".join(_own_pieces(text))
+    """Returns `text` with each block, closed or not, replaced by a line break."""
+    return "\n".join(own_pieces(text))
 
 
 def own_text(turns: Sequence[str]) -> str:
     """Returns the model's own text of all turns, its pieces separated by `BREAK`."""
-    return BREAK.join(piece for turn in turns for piece in _own_pieces(turn))
-
-
-def _own_pieces(text: str) -> Iterator[str]:
-    end = 0
-    for block in find_blocks(text):
-        yield text[end : block.start]
-        end = block.end
-    yield text[end:]
+    return BREAK.join(piece for turn in turns for piece in own_pieces(turn))
 
 
 def last_tagged(text: str) -> str | None:

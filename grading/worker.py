@@ -1,74 +1,79 @@
-"""The process that runs math-verify: `python -m grading.worker`, started by `grading.verifier`.
+"""The processes that grade: `python -m grading.worker`, started by `grading.processes`.
 
-Reads requests `{"gold", "answer", "timeout_s"}` as JSON Lines on stdin and answers each with `{"equal": bool, "parsed":
-bool}`; says `{"ready": true}` first. It ends at the end of its input. Its memory is limited, and a watchdog ends it when
-a request runs far past its time, so that it does not outlive a parent that died.
+The first one imports math-verify, which takes seconds, and grades nothing: for every socket that it is sent it forks a
+child that does, so that a child that had to be ended is replaced in milliseconds. Parent and children speak JSON Lines:
+
+    parent --> {"turns", "outputs", "config", "gold", "patient"}     child --> a `Reading`, a `Verdict`
+
+A child ends with its socket, and by itself where it computes far past its time: it does not outlive a parent that died.
 """
 
-import faulthandler
-import functools
+import gc
 import json
 import logging
 import os
 import resource
 import signal
-import sys
-from collections.abc import Callable
+import socket
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
-from grading.answers import equal_at_sight, plain
+from configs.tasks import GradingConfig
+from grading.judge import Reading, Verdict, compare, math_verify, read
 
 MEMORY_BYTES = 2 * 1024**3
-
-
-def compare(gold: str, answer: str) -> dict[str, bool]:
-    """Returns whether the contents of two boxes are equal, and whether the answer's could be read.
-
-    Has no time limit.
-    """
-    gold, answer = plain(gold), plain(answer)
-    sight = equal_at_sight(gold, answer)
-    if sight is not None:
-        return {"equal": sight, "parsed": True}
-    parse, verify, target = _math_verify()
-    gold_values, answer_values = (
-        parse(f"\\boxed{{{text}}}", target, extraction_mode="first_match", parsing_timeout=None)
-        for text in (gold, answer)
-    )
-    equal = bool(verify(gold_values, answer_values, timeout_seconds=None))
-    # What can't be parsed stays text, which may still be the gold answer, such as a name.
-    return {"equal": equal, "parsed": equal or any(not isinstance(value, str) for value in answer_values)}
-
-
-@functools.cache
-def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
-    """Imports math-verify, which takes seconds; returns its functions and extraction settings."""
-    from math_verify import LatexExtractionConfig, grader, parse, verify
-
-    from grading.equality import strictly
-
-    grader.sympy_numeric_eq = strictly(grader.sympy_numeric_eq)
-    # Only the box as a whole counts: with other targets, math-verify would fish for numbers inside what it can't parse.
-    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0),)
+READY = b"\0"
 
 
 def main() -> None:
-    """Serves requests until stdin ends."""
+    """Forks a child for each socket that comes over stdin, itself a socket, and says its process id; ends with stdin."""
+    parent = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # children must not hold the socket open
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends this process
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print must not mix with the replies
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends these processes
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes ended children away
+    os.dup2(2, 1)  # what libraries print goes to the log
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    compare("x", "y")  # imports what it needs
-    replies.write(json.dumps({"ready": True}) + "\n")
-    with open(os.devnull, "w") as devnull:
-        for line in sys.stdin:
+    math_verify()
+    compare("x", "y", "boxed")  # imports what it needs
+    gc.freeze()
+    parent.send(READY)
+    while True:
+        message, descriptors, *_ = socket.recv_fds(parent, 1, 1)
+        if not message:
+            return
+        if (child := os.fork()) == 0:
+            parent.close()
+            _serve(socket.socket(fileno=descriptors[0]))
+            os._exit(0)
+        os.close(descriptors[0])
+        parent.send(child.to_bytes(4))
+
+
+def _serve(connection: socket.socket) -> None:
+    """Grades what comes until the connection ends."""
+    with connection.makefile("rw", encoding="utf-8") as stream:
+        for line in stream:
             request = json.loads(line)
-            # The parent's limit comes first; this one works without a parent, and while C code holds the interpreter.
-            faulthandler.dump_traceback_later(2 * request["timeout_s"] + 5, exit=True, file=devnull)
-            reply = compare(request["gold"], request["answer"])
-            faulthandler.cancel_dump_traceback_later()
-            replies.write(json.dumps(reply) + "\n")
+            config = GradingConfig.model_validate(request["config"])
+            if request["patient"]:
+                os.setpriority(os.PRIO_PROCESS, 0, 19)
+            # The parent's limit comes first. This one, of processor time too, works without a parent.
+            signal.setitimer(signal.ITIMER_PROF, 2 * config.timeout_s + 5)
+            for reply in _judge(request, config):
+                stream.write(json.dumps(asdict(reply)) + "\n")
+                stream.flush()
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _judge(request: dict[str, Any], config: GradingConfig) -> Iterator[Reading | Verdict]:
+    reading = read(request["turns"], request["outputs"], config)
+    yield reading
+    try:
+        yield compare(reading.answer, request["gold"], config.rule)
+    except (MemoryError, RecursionError):
+        yield Verdict(equal=False, parsed=True, refused=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from configs.tasks import GradingConfig
-from grading.grader import Grader, void_turns
+from grading.grader import Grader
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOXED = GradingConfig(timeout_s=20.0)
@@ -176,8 +176,16 @@ async def test_last_number_inside_the_answer_tag(grader):
         ([], BOXED, 0),
     ],
 )
-def test_void_turns(turns, config, count):
-    assert void_turns(turns, config) == count
+async def test_void_turns(grader, turns, config, count):
+    assert (await grader.grade(turns, "42", config)).void_turns == count
+
+
+async def test_whether_the_code_was_used_is_told_where_there_are_calls(grader):
+    turns = ["```python\nprint(42)\n```", r"So \boxed{42}."]
+    assert not (await grader.grade(turns, "42", BOXED, ["42"])).code_unused
+    assert (await grader.grade(turns, "42", BOXED, ["41"])).code_unused
+    assert not (await grader.grade(turns, "42", BOXED)).code_unused
+    assert not (await grader.grade([turns[0], ""], "42", BOXED, ["41"])).code_unused
 
 
 TAGGED = r"</think> <answer>\boxed{42}</answer>"

@@ -1,16 +1,20 @@
-"""The processes that run math-verify: answers that choke them, limits, deaths, and what no reward may come of."""
+"""The processes that grade: answers that choke them, limits, deaths, and what no reward may come of."""
 
 import asyncio
 import json
 import os
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from configs.tasks import GradingConfig
+from grading import processes
 from grading.grader import Grader, GradingError, UngradableError
-from grading.verifier import NoVerdict, Verifier
+from grading.judge import Verdict
+from grading.processes import NoVerdict, OutOfTime, Workshop
 
 BOXED = GradingConfig(timeout_s=20.0)
 NUMBER = GradingConfig(rule="last_number")
@@ -26,8 +30,22 @@ async def grader():
         yield grader
 
 
+SLOW = r"\sum_{k=1}^{99999} \frac{1}{k}"
+"""It takes math-verify many seconds, and nothing shows that before."""
+
+
+def request(answer: str, config: GradingConfig = BOXED) -> dict[str, Any]:
+    return {
+        "turns": [f"\\boxed{{{answer}}}"],
+        "outputs": [],
+        "gold": "42",
+        "config": config.model_dump(mode="json"),
+        "patient": False,
+    }
+
+
 def child_pids(grader: Grader) -> list[int]:
-    return [verifier._process.pid for verifier in grader._verifiers if verifier._process]
+    return [worker._pid for worker in grader._idle]
 
 
 def proc_file(pid: int, name: str) -> str:
@@ -42,12 +60,10 @@ def is_running(pid: int) -> bool:
     return True
 
 
-async def test_last_number_starts_no_process_and_needs_a_number():
-    async with Grader() as grader:
-        assert (await grader.grade(["5"], "5", NUMBER)).reward == 1
-        with pytest.raises(GradingError, match="not a number"):
-            await grader.grade(["5"], "x + 1", NUMBER)
-        assert child_pids(grader) == []
+async def test_last_number_needs_a_number(grader):
+    assert (await grader.grade(["5"], "5", NUMBER)).reward == 1
+    with pytest.raises(UngradableError, match="not a number"):
+        await grader.grade(["5"], "x + 1", NUMBER)
 
 
 @pytest.mark.parametrize(
@@ -58,9 +74,10 @@ async def test_last_number_starts_no_process_and_needs_a_number():
         "123456789!-1",
         "2^{10000000}",
         "1+" * 600 + "1",
-        # These pass the bounds and are stopped in the process.
         r"9^{9^9} + \sqrt{2}",
         r"(9999!)^{9999} \cdot 7^{88888}",
+        # Nothing shows that this one chokes: it is stopped in the process.
+        SLOW,
     ],
 )
 async def test_choking_answers_earn_nothing_and_hurt_nobody(grader, answer):
@@ -69,7 +86,7 @@ async def test_choking_answers_earn_nothing_and_hurt_nobody(grader, answer):
 
 
 async def test_a_gold_answer_that_chokes_is_an_error(grader):
-    with pytest.raises(GradingError, match="against itself fails as well"):
+    with pytest.raises(UngradableError, match="not graded equal to itself"):
         await grader.grade([r"\boxed{42}"], r"\binom{10000000}{5000000}", HASTY)
     assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
 
@@ -80,6 +97,12 @@ async def test_gold_answers_are_tried_before_anything_is_graded_by_them(grader):
     for gold, config in (("forty-two", NUMBER), ("", BOXED)):
         with pytest.raises(UngradableError, match="gold answer"):
             await grader.require_gradable(gold, config)
+
+
+async def gone(pid: int) -> None:
+    async with asyncio.timeout(60):
+        while is_running(pid):
+            await asyncio.sleep(0.01)
 
 
 async def test_memory_is_limited():
@@ -100,17 +123,17 @@ async def test_a_child_killed_from_outside_costs_no_reward():
 
 
 async def test_a_cancelled_grade_leaves_no_late_reply():
-    async with Grader() as grader:
+    async with Grader(workers=1) as grader:
         await grader.grade([r"\boxed{42}"], "42", BOXED)
         (pid,) = child_pids(grader)
-        task = asyncio.create_task(grader.grade([r"\boxed{9^{9^9}}"], "42", BOXED))
+        task = asyncio.create_task(grader.grade([f"\\boxed{{{SLOW}}}"], "42", BOXED))
         async with asyncio.timeout(60):
-            while not grader._idle.empty():  # until its child has the comparison
+            while grader._idle:  # until its child has the comparison
                 await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not is_running(pid)
+        await gone(pid)
         assert (await grader.grade([r"\boxed{41}"], "42", BOXED)).parts == WRONG
         assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
 
@@ -122,41 +145,98 @@ async def test_concurrent_grades_get_their_own_verdicts_and_no_process_stays():
         assert len(pids) == 2
         assert all(map(is_running, pids))
     assert [grade.reward for grade in grades] == [float(i % 3 == 1) for i in range(30)]
-    assert not any(map(is_running, pids))
+    for pid in pids:
+        await gone(pid)
     with pytest.raises(GradingError, match="closed"):
         await grader.grade([r"\boxed{1}"], "1", BOXED)
 
 
-async def test_the_child_ends_with_its_input_and_does_not_import_big_libraries():
-    verifier = Verifier()
-    assert (await verifier.compare("x+1", "1+x", 20.0)).equal
-    process = verifier._process
-    assert process is not None
-    assert process.stdin is not None
-    assert "libtorch" not in proc_file(process.pid, "maps")
-    process.stdin.close()
-    async with asyncio.timeout(60):
-        assert await process.wait() == 0
-
-
-async def test_the_child_ends_itself_when_its_parent_is_gone():
-    """Nobody limits this comparison but the child's watchdog: no parent's time-out, and the input stays open."""
-    verifier = Verifier()
-    await verifier.compare("1", "1", 20.0)
-    process = verifier._process
-    assert process is not None
-    assert process.stdin is not None
-    request = {"gold": "1", "answer": r"9^{9^9} + \sqrt{2}", "timeout_s": 0.1}
-    process.stdin.write(json.dumps(request).encode() + b"\n")
-    try:
+async def test_answers_that_take_long_hold_up_none_that_do_not():
+    async with Grader(workers=1) as grader:
+        slow = [asyncio.create_task(grader.grade([f"\\boxed{{{SLOW}}}"], "42", BOXED)) for _ in range(2)]
         async with asyncio.timeout(60):
-            assert await process.wait() != 0
-    finally:
-        await verifier.close()
+            while not grader._patient_turns.locked():
+                await asyncio.sleep(0.01)
+        assert (await grader.grade([r"\boxed{\sqrt{1764}}"], "42", BOXED)).parts == RIGHT
+        assert not any(task.done() for task in slow)
+        for task in slow:
+            task.cancel()
+        await asyncio.gather(*slow, return_exceptions=True)
 
 
-async def test_no_verdict_says_why():
-    verifier = Verifier()
-    with pytest.raises(NoVerdict, match=r"within 0\.5 s"):
-        await verifier.compare("1", r"9^{9^9} + \sqrt{2}", 0.5)
-    await verifier.close()
+async def test_a_process_that_gets_no_time_is_an_error_and_no_verdict(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "STARVED", 0.2)
+    async with Grader(workers=1) as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        os.kill(child_pids(grader)[0], signal.SIGSTOP)
+        with pytest.raises(GradingError, match=r"processor time in .* more to do than it can"):
+            await grader.grade([r"\boxed{42}"], "42", BOXED)
+        assert (await grader.grade([r"\boxed{42}"], "42", GradingConfig(timeout_s=600))).parts == RIGHT
+
+
+async def test_processes_end_with_their_parents_and_import_no_big_libraries():
+    workshop = Workshop()
+    worker = await workshop.worker()
+    assert (await worker.judge(request(r"\sqrt{1764}"), 20.0))[1] == Verdict(equal=True, parsed=True)
+    first = workshop._process
+    assert first is not None
+    for pid in (first.pid, worker._pid):
+        assert "libtorch" not in proc_file(pid, "maps")
+    # The end of its input ends the first one, the end of its socket a child.
+    assert workshop._control is not None
+    workshop._control.close()
+    async with asyncio.timeout(60):
+        assert await first.wait() == 0
+    assert is_running(worker._pid)
+    worker._writer.close()
+    await gone(worker._pid)
+    await workshop.close()
+
+
+async def test_a_child_ends_itself_when_its_parent_is_gone():
+    """Nobody limits this comparison but the child's own timer: no parent's limit, and its socket stays open."""
+    workshop = Workshop()
+    worker = await workshop.worker()
+    worker._writer.write(json.dumps(request(SLOW, GradingConfig(timeout_s=0.1))).encode() + b"\n")
+    await gone(worker._pid)
+    worker.end()
+    await workshop.close()
+
+
+async def test_the_process_that_others_are_forked_from_is_replaced():
+    async with Grader(workers=1) as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        first = grader._workshop._process
+        assert first is not None
+        first.kill()
+        await first.wait()
+        os.kill(child_pids(grader)[0], signal.SIGKILL)
+        assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+        assert grader._workshop._process is not first
+
+
+async def test_a_cancelled_start_gives_no_worker_to_the_next_one():
+    async with Grader(workers=1) as grader:
+        for delay in (0.0, 0.001, 0.01, 0.1):
+            task = asyncio.create_task(grader.grade([r"\boxed{41}"], "42", BOXED))
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
+
+
+async def test_no_verdict_says_why_and_keeps_what_was_read():
+    workshop = Workshop()
+    worker = await workshop.worker()
+    with pytest.raises(OutOfTime, match=r"within 0\.5 s of processor time") as caught:
+        await worker.judge(request(SLOW), 0.5)
+    assert caught.value.reading is not None
+    assert caught.value.reading.answer == SLOW
+    await gone(worker._pid)
+    worker = await workshop.worker()
+    task = asyncio.create_task(worker.judge(request(SLOW), 20.0))
+    await asyncio.sleep(0.1)
+    os.kill(worker._pid, signal.SIGKILL)
+    with pytest.raises(NoVerdict, match="died"):
+        await task
+    await workshop.close()

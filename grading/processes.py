@@ -1,0 +1,216 @@
+"""The parent's side of the processes that grade: starts them, asks them, measures their processor time, ends them.
+
+math-verify can run for minutes or exhaust memory on a short answer, and its own time limits need the main thread of a
+process: so it runs in children that are killed when their time is up. Their time is processor time: on a busy machine an
+answer has as much of it as on an idle one.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from grading.judge import Reading, Verdict
+from grading.worker import READY
+
+log = structlog.get_logger()
+
+START_TIMEOUT_S = 120.0
+"""Seconds that the first process may take to import math-verify; seldom more than 2."""
+STARVED = 30.0
+"""An answer that has had its processor time a thirtieth so long on the clock was not given it: the machine is overloaded."""
+POLL_S = 0.05
+MAX_LINE = 2**26
+"""Bytes of a reply."""
+
+
+class GradingError(RuntimeError):
+    """An answer could not be graded for a reason that is not the answer's; the text says what to do."""
+
+
+class UngradableError(GradingError):
+    """No answer is right by this gold answer and rule: the problem has to be fixed; the text says which."""
+
+
+class NoVerdict(Exception):
+    """A process ran out of time or died over one answer, and is gone.
+
+    `reading` is what it had found in the text before; None where not even that.
+    """
+
+    def __init__(self, reason: str, reading: Reading | None) -> None:
+        super().__init__(reason)
+        self.reading = reading
+
+
+class OutOfTime(NoVerdict):
+    """It had all of its processor time."""
+
+
+class Worker:
+    """One process that grades; takes one response at a time."""
+
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._pid = pid
+        self._handle = os.pidfd_open(pid)
+
+    async def judge(self, request: dict[str, Any], seconds: float) -> tuple[Reading, Verdict]:
+        """Asks for the judgement of a response; grants `seconds` of processor time.
+
+        Raises OutOfTime beyond them, NoVerdict where the process died, and GradingError where the machine did not give it
+        its time. After an error or a cancellation the process has been ended.
+        """
+        reading = None
+        answered = False
+        try:
+            limit = _Limit(self._pid, seconds)
+            self._writer.write(json.dumps(request).encode() + b"\n")
+            reading = Reading(**await self._reply(limit))
+            verdict = Verdict(**await self._reply(limit))
+            answered = True
+        except TimeoutError:
+            raise OutOfTime(f"no verdict within {seconds:g} s of processor time", reading) from None
+        except (ConnectionError, EOFError, ProcessLookupError):
+            raise NoVerdict("the grading process died", reading) from None
+        finally:
+            # After a cancellation too: a late reply would be taken for the next one's.
+            if not answered:
+                self.end()
+        return reading, verdict
+
+    async def _reply(self, limit: "_Limit") -> dict[str, Any]:
+        """Raises TimeoutError when the limit is reached, EOFError when the process is gone."""
+        line = asyncio.ensure_future(self._reader.readline())
+        try:
+            while not line.done():
+                await asyncio.wait([line], timeout=POLL_S)
+                if not line.done():
+                    limit.require_within()
+        finally:
+            line.cancel()
+        if not (text := line.result()).endswith(b"\n"):
+            raise EOFError
+        return json.loads(text)
+
+    def end(self) -> None:
+        """Ends the process for good, whatever it is doing."""
+        self._writer.close()
+        if self._handle >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            os.close(self._handle)
+            self._handle = -1
+
+
+class _Limit:
+    """Says when a process has used up its time; `seconds` of the processor."""
+
+    def __init__(self, pid: int, seconds: float) -> None:
+        self._pid = pid
+        self._end = _processor_seconds(pid) + seconds
+        self._seconds = seconds
+        self._since = time.monotonic()
+
+    def require_within(self) -> None:
+        """Raises TimeoutError past it, GradingError where the process does not get its time."""
+        if _processor_seconds(self._pid) > self._end:
+            raise TimeoutError
+        if (waited := time.monotonic() - self._since) > STARVED * (self._seconds + 1):
+            raise GradingError(
+                f"the grading process was given less than {self._seconds:g} s of processor time in {waited:.0f} s: "
+                "this machine has more to do than it can (fewer rollouts, actor.max_rollouts, or more cores)"
+            )
+
+
+def _processor_seconds(pid: int) -> float:
+    """Returns the processor time that a process has used. Raises ProcessLookupError where there is none."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError from None
+    # utime and stime, proc(5).
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Workshop:
+    """Starts workers: forks of one process that has imported math-verify. That one starts when the first is needed."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+        self._control: socket.socket | None = None
+        """To that process; None where there is none, or where its next message may be somebody else's."""
+        self._lock = asyncio.Lock()
+        self._closed = False
+
+    async def worker(self) -> Worker:
+        """Returns a new worker. Raises GradingError where none can be started, or after `close`."""
+        async with self._lock:
+            try:
+                return await self._fork()
+            except OSError as error:
+                log.warning("the process that grading processes are forked from is started again", reason=repr(error))
+                return await self._fork()
+
+    async def _fork(self) -> Worker:
+        control = self._control or await self._start()
+        self._control = None
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        with theirs:
+            socket.send_fds(control, [READY], [theirs.fileno()])
+        pid = await _receive(control, 4)
+        self._control = control
+        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+        return Worker(int.from_bytes(pid), reader, writer)
+
+    async def _start(self) -> socket.socket:
+        if self._closed:
+            raise GradingError("the grader is closed")
+        await self._end()
+        control, theirs = socket.socketpair()
+        control.setblocking(False)
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "grading.worker", stdin=theirs.fileno()
+            )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await _receive(control, len(READY))
+        except TimeoutError as error:
+            raise GradingError(f"the grading process was not ready within {START_TIMEOUT_S:g} s") from error
+        except ConnectionError as error:
+            code = await self._process.wait()
+            raise GradingError(
+                f"the grading process ended at its start with exit code {code}; its stderr says why"
+            ) from error
+        return control
+
+    async def close(self) -> None:
+        """Ends the process that workers are forks of; workers end with their sockets."""
+        self._closed = True
+        await self._end()
+
+    async def _end(self) -> None:
+        self._control = None
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+async def _receive(control: socket.socket, count: int) -> bytes:
+    """Raises ConnectionError where the other side is gone. Messages are so short that they come whole."""
+    if len(data := await asyncio.get_running_loop().sock_recv(control, count)) < count:
+        raise ConnectionResetError
+    return data
