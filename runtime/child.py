@@ -34,10 +34,22 @@ def die_with_parent() -> None:
 
 
 def engine_process() -> None:
-    """Makes a process of an engine end with its actor, however that ends; vLLM calls this as a plugin in each."""
+    """Sets up a process of an engine, which ends with its actor, however that ends; vLLM calls this as a plugin in each."""
+    _allow_tiles()
     actor = multiprocessing.parent_process()
     if actor is None:
         return  # This is the actor itself.
     die_with_parent()
     if os.getppid() != actor.pid:
         os._exit(1)  # It had died before.
+
+
+def _allow_tiles() -> None:
+    """Asks Linux for the tile registers of processors with AMX; does nothing on others.
+
+    Without, the first instruction that uses them ends the process (SIGILL). oneDNN asks too, but not for a prompt of few
+    tokens: then vLLM's own attention in bfloat16 comes first, and does not ask.
+    """
+    import torch
+
+    torch.cpu._init_amx()
