@@ -29,7 +29,7 @@ _CODE_PIECE = re.compile(
 )
 _INFO_STRING = re.compile(r"^[ \t]*+[0-9.]*+[ \t]*+\n")
 _CONTAINER = r"^(?:[ \t>]|[-*+][ \t]|[0-9]{1,9}[.)][ \t])*+"
-"""What a line inside lists and quotations begins with."""
+"""Matches what a line inside lists and quotations begins with."""
 _MARKDOWN_OPENING = re.compile(rf"{_CONTAINER}(?P<fence>`{{3,}}(?=[^`\n]*+$)|~{{3,}})", re.MULTILINE)
 _MARKDOWN_CLOSING = re.compile(rf"{_CONTAINER}(?P<fence>`{{3,}}+|~{{3,}}+)[ \t]*+$", re.MULTILINE)
 

@@ -7,7 +7,7 @@ never a reward. The reward is the part `correct` plus the penalties that the con
 
     grade --> a quick turn: QUICK_S of processor time      --verdict--> grade
                  | it takes longer
-                 +--> a patient turn: `timeout_s`, in a process of the lowest priority
+                 +--> a patient turn: `timeout_s`, in a process of low priority
 
 So answers that take long wait for one another, and nobody waits for them. There are at most `workers` processes for each
 kind of turn, each with at most 2 GiB of memory.
@@ -129,22 +129,25 @@ class Grader:
         self._gradable.add((gold, config.rule))
 
     async def _judge(self, request: dict[str, Any], timeout_s: float) -> tuple[Reading, Verdict]:
-        """Raises NoVerdict where the response used up its time, or ended its process twice."""
-        answer = str(request["turns"][-1:])[-80:]
-        for attempt in (1, 2):
+        """Raises NoVerdict where the response used up its time, or ended its process twice without a word."""
+        patient, deaths = False, 0
+        while True:
+            turn = self._patient() if patient else self._quick(fresh=deaths > 0)
+            seconds = timeout_s if patient else min(QUICK_S, timeout_s)
             try:
-                try:
-                    async with self._quick(fresh=attempt > 1) as worker:
-                        return await worker.judge({**request, "patient": False}, min(QUICK_S, timeout_s))
-                except OutOfTime:
-                    async with self._patient() as worker:
-                        return await worker.judge({**request, "patient": True}, timeout_s)
+                async with turn as worker:
+                    return await worker.judge({**request, "patient": patient}, seconds)
             except NoVerdict as error:
-                log.info("no verdict on a response", end=answer, attempt=attempt, reason=str(error))
+                out_of_time = isinstance(error, OutOfTime)
+                if out_of_time and not patient:
+                    patient = True
+                    continue
+                deaths += not out_of_time
+                end = str(request["turns"][-1:])[-80:]
+                log.info("no verdict on a response", end=end, deaths=deaths, reason=str(error))
                 # A process that something else killed costs nobody a reward.
-                if isinstance(error, OutOfTime) or attempt == 2:
+                if out_of_time or deaths == 2:
                     raise
-        raise AssertionError
 
     @asynccontextmanager
     async def _quick(self, *, fresh: bool) -> AsyncIterator[Worker]:
@@ -159,7 +162,7 @@ class Grader:
         async with self._patient_turns:
             worker = await self._workshop.worker()
             yield worker
-            # It stays at the lowest priority.
+            # It stays at a low priority.
             worker.end()
 
 

@@ -21,7 +21,7 @@ from grading.text import BREAK, as_number, last_boxed, last_boxes, last_number, 
 MAX_ANSWER_LENGTH = 1000
 """Characters of a box beyond which it is neither made plain nor handed to math-verify."""
 _END = re.compile(r"\s*+(?:<\|[^|]*\|>|</s>)?\s*+")
-"""What may follow the answer in the paper's form; the end of the sequence may be spelled out."""
+"""Matches what may follow the answer in the paper's form; the end of the sequence may be spelled out."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Reading:
     """Says what the text of a response holds."""
 
     answer: str | None
-    """What is taken for the answer."""
+    """Holds what is taken for the answer; None without one."""
     well_formed: bool
     """There is an answer and, with `answer_tag`, the response ends with one `</think>` and one `<answer> </answer>`."""
     void_turns: int

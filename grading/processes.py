@@ -40,7 +40,7 @@ class UngradableError(GradingError):
 
 
 class NoVerdict(Exception):
-    """A process ran out of time or died over one answer, and is gone.
+    """Says that a process ran out of time or died without a word over one answer, and is gone.
 
     `reading` is what it had found in the text before; None where not even that.
     """
@@ -66,8 +66,9 @@ class Worker:
     async def judge(self, request: dict[str, Any], seconds: float) -> tuple[Reading, Verdict]:
         """Asks for the judgement of a response; grants `seconds` of processor time.
 
-        Raises OutOfTime beyond them, NoVerdict where the process died, and GradingError where the machine did not give it
-        its time. After an error or a cancellation the process has been ended.
+        Raises OutOfTime beyond them; NoVerdict where the process died without a word (of memory, of a stack that
+        overflowed, killed by somebody else); GradingError where it tells a fault of ours, or the machine did not give it its
+        time. After an error or a cancellation the process has been ended.
         """
         reading = None
         answered = False
@@ -99,7 +100,10 @@ class Worker:
             line.cancel()
         if not (text := line.result()).endswith(b"\n"):
             raise EOFError
-        return json.loads(text)
+        reply = json.loads(text)
+        if "fault" in reply:
+            raise GradingError(f"grading failed over this response: {reply['fault']}; the process's stderr says where")
+        return reply
 
     def end(self) -> None:
         """Ends the process for good, whatever it is doing."""
@@ -166,12 +170,16 @@ class Workshop:
         self._control = None
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
-        with theirs:
-            socket.send_fds(control, [READY], [theirs.fileno()])
-        pid = await _receive(control, 4)
-        self._control = control
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
-        return Worker(int.from_bytes(pid), reader, writer)
+        try:
+            with theirs:
+                socket.send_fds(control, [READY], [theirs.fileno()])
+            pid = await _receive(control, 4)
+            self._control = control
+            reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
+            return Worker(int.from_bytes(pid), reader, writer)
+        except BaseException:
+            ours.close()
+            raise
 
     async def _start(self) -> socket.socket:
         if self._closed:
@@ -184,10 +192,7 @@ class Workshop:
                 sys.executable, "-m", "grading.worker", stdin=theirs.fileno()
             )
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                await _receive(control, len(READY))
-        except TimeoutError as error:
-            raise GradingError(f"the grading process was not ready within {START_TIMEOUT_S:g} s") from error
+            await _receive(control, len(READY))
         except ConnectionError as error:
             code = await self._process.wait()
             raise GradingError(
@@ -210,7 +215,15 @@ class Workshop:
 
 
 async def _receive(control: socket.socket, count: int) -> bytes:
-    """Raises ConnectionError where the other side is gone. Messages are so short that they come whole."""
-    if len(data := await asyncio.get_running_loop().sock_recv(control, count)) < count:
+    """Returns the next message, which is so short that it comes whole.
+
+    Raises ConnectionError where the other side is gone, GradingError where it says nothing within `START_TIMEOUT_S`.
+    """
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            data = await asyncio.get_running_loop().sock_recv(control, count)
+    except TimeoutError as error:
+        raise GradingError(f"the process that grading starts from said nothing within {START_TIMEOUT_S:g} s") from error
+    if len(data) < count:
         raise ConnectionResetError
     return data

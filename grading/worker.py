@@ -3,9 +3,10 @@
 The first one imports math-verify, which takes seconds, and grades nothing: for every socket that it is sent it forks a
 child that does, so that a child that had to be ended is replaced in milliseconds. Parent and children speak JSON Lines:
 
-    parent --> {"turns", "outputs", "config", "gold", "patient"}     child --> a `Reading`, a `Verdict`
+    parent --> {"turns", "outputs", "config", "gold", "patient"}     child --> a `Reading`, a `Verdict`; or {"fault"}
 
 A child ends with its socket, and by itself where it computes far past its time: it does not outlive a parent that died.
+An exception that no answer should cause is a fault of ours: the child tells it and ends.
 """
 
 import gc
@@ -24,6 +25,8 @@ from grading.judge import Reading, Verdict, compare, math_verify, read
 
 MEMORY_BYTES = 2 * 1024**3
 READY = b"\0"
+PATIENT_NICENESS = 10
+"""Of patient turns: with one busy thread beside it on its core, such a process still has a tenth of the core."""
 
 
 def main() -> None:
@@ -58,12 +61,17 @@ def _serve(connection: socket.socket) -> None:
             request = json.loads(line)
             config = GradingConfig.model_validate(request["config"])
             if request["patient"]:
-                os.setpriority(os.PRIO_PROCESS, 0, 19)
+                os.setpriority(os.PRIO_PROCESS, 0, PATIENT_NICENESS)
             # The parent's limit comes first. This one, of processor time too, works without a parent.
             signal.setitimer(signal.ITIMER_PROF, 2 * config.timeout_s + 5)
-            for reply in _judge(request, config):
-                stream.write(json.dumps(asdict(reply)) + "\n")
+            try:
+                for reply in _judge(request, config):
+                    stream.write(json.dumps(asdict(reply)) + "\n")
+                    stream.flush()
+            except Exception as error:
+                stream.write(json.dumps({"fault": repr(error)}) + "\n")
                 stream.flush()
+                raise
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 

@@ -240,3 +240,28 @@ async def test_no_verdict_says_why_and_keeps_what_was_read():
     with pytest.raises(NoVerdict, match="died"):
         await task
     await workshop.close()
+
+
+async def test_a_fault_of_ours_is_an_error_and_no_verdict():
+    workshop = Workshop()
+    worker = await workshop.worker()
+    with pytest.raises(GradingError, match="grading failed over this response: KeyError"):
+        await worker.judge({key: value for key, value in request("42").items() if key != "gold"}, 20.0)
+    await gone(worker._pid)
+    await workshop.close()
+
+
+async def test_the_process_that_others_are_forked_from_is_replaced_where_it_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    async with Grader(workers=1) as grader:
+        await grader.grade([r"\boxed{42}"], "42", BOXED)
+        first = grader._workshop._process
+        assert first is not None
+        os.kill(first.pid, signal.SIGSTOP)
+        os.kill(child_pids(grader)[0], signal.SIGKILL)
+        monkeypatch.setattr(processes, "START_TIMEOUT_S", 0.2)
+        with pytest.raises(GradingError, match=r"said nothing within 0\.2 s"):
+            await grader.grade([r"\boxed{42}"], "42", BOXED)
+        monkeypatch.undo()
+        assert (await grader.grade([r"\boxed{42}"], "42", BOXED)).parts == RIGHT
