@@ -239,7 +239,7 @@ class Actor:
                 # A learner that went back to its checkpoint published older weights while this was written.
                 return HandBack("older weights than the ticket allows came meanwhile")
             outputs = [call.output for call in response.tool_calls]
-            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading, outputs)
+            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading, outputs, ticket.problem)
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
             grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)

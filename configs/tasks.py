@@ -76,8 +76,8 @@ class GradingConfig(Section):
     """Says how an answer is judged: on tokens that the model sampled, outside code blocks."""
 
     rule: Literal["boxed", "last_number"] = "boxed"
-    """`boxed`: math-verify on the last `\\boxed{}`. `last_number`: the last number of the last whole `\\boxed{}`, or
-    without one of the model's own text outside code."""
+    """`boxed`: the last `\\boxed{}`, compared as a number or by math-verify. `last_number`: the number that the last whole
+    `\\boxed{}` is, or without one the last number of the model's own text outside code."""
     answer_tag: bool = False
     """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
     timeout_s: PositiveFloat = 5.0

@@ -139,7 +139,8 @@ class Evaluator:
                 rollout = Rollout(self._engine, self._runner, self._engine.tokenizer, self._plan.limits(job))
                 response = await rollout.run(prompt)
                 seconds = time.monotonic() - started
-                grade = await self._grader.grade(response.turns, job.problem.answer, job.data.grading)
+                problem = job.problem
+                grade = await self._grader.grade(response.turns, problem.answer, job.data.grading, problem=problem.text)
             except (DeadlineError, SandboxError, GradingError, EngineError) as error:
                 if self._engine.failed:
                     raise

@@ -40,6 +40,8 @@ class Row:
     refused_calls_per_response: float
     answered_ratio: float
     ungradable_ratio: float
+    unevaluated_ratio: float
+    """Share whose answer equals the gold answer and is no result (`grading.results`)."""
     response_length: float
     """Tokens, inserted ones included."""
     sampled_length: float
@@ -133,6 +135,7 @@ def _row(
         refused_calls_per_response=fmean(sample.refused_calls for sample in every),
         answered_ratio=fmean(sample.parts["answered"] for sample in every),
         ungradable_ratio=fmean(sample.parts["ungradable"] for sample in every),
+        unevaluated_ratio=fmean(sample.parts["unevaluated"] for sample in every),
         response_length=fmean(sample.response_tokens for sample in every),
         sampled_length=fmean(sample.sampled_tokens for sample in every),
         longest_response=max(sample.response_tokens for sample in every),

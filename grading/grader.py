@@ -24,8 +24,9 @@ from typing import Any, Self
 import structlog
 
 from configs.tasks import GradingConfig
-from grading.judge import Reading, Verdict
+from grading.comparison import Verdict
 from grading.processes import GradingError, NoVerdict, OutOfTime, UngradableError, Worker, Workshop
+from grading.reading import Reading
 from grading.text import as_number
 
 __all__ = ["Grade", "Grader", "GradingError", "UngradableError"]
@@ -41,8 +42,9 @@ class Grade:
     """The judgement of one response."""
 
     parts: dict[str, float]
-    """0 or 1: `correct`; `answered`: there was an answer; `ungradable`: it choked the grader. Not positive, where the
-    configuration has them: `format_penalty`, `unparsable_penalty`, `overlong_penalty`."""
+    """0 or 1: `correct`; `answered`: there was an answer; `ungradable`: it choked the grader; `unevaluated`: it equals the
+    gold answer and is no result (`grading.results`), so it is not correct. Not positive, where the configuration has them:
+    `format_penalty`, `unparsable_penalty`, `overlong_penalty`."""
     answer: str | None
     """What was taken for the answer."""
     void_turns: int = 0
@@ -88,11 +90,17 @@ class Grader:
         await self._workshop.close()
 
     async def grade(
-        self, turns: Sequence[str], answer: str, config: GradingConfig, outputs: Sequence[str] = ()
+        self,
+        turns: Sequence[str],
+        answer: str,
+        config: GradingConfig,
+        outputs: Sequence[str] = (),
+        problem: str = "",
     ) -> Grade:
         """Judges the response that consists of `turns`, the texts that the model sampled, against the gold `answer`.
 
-        `outputs`: what the calls between them gave; nothing in them can be the answer.
+        `outputs`: what the calls between them gave; nothing in them can be the answer. `problem`: the problem's text, which
+        the answer must not copy.
 
         Raises UngradableError when the gold answer can't be graded by the rule, GradingError when no process can be run or
         the machine gives it no time.
@@ -104,6 +112,7 @@ class Grader:
         request = {
             "turns": list(turns),
             "outputs": list(outputs),
+            "problem": problem,
             "gold": answer,
             "config": config.model_dump(mode="json"),
         }
@@ -180,6 +189,7 @@ def _grade(reading: Reading, verdict: Verdict, config: GradingConfig) -> Grade:
         "correct": float(verdict.equal),
         "answered": float(reading.answer is not None),
         "ungradable": float(verdict.refused),
+        "unevaluated": float(verdict.unevaluated),
     }
     parts |= {part: -value for part, value in penalties.items() if getattr(config, part)}
     return Grade(parts, reading.answer, reading.void_turns, reading.code_unused)

@@ -17,7 +17,8 @@ from typing import Any
 
 import structlog
 
-from grading.judge import Reading, Verdict
+from grading.comparison import Verdict
+from grading.reading import Reading
 from grading.worker import READY
 
 log = structlog.get_logger()

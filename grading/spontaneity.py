@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from grading.answers import number, plain
+from grading.answers import plain
+from grading.numerals import number
 from grading.text import numbers_in, own_text
 
 

@@ -23,9 +23,11 @@ _BETWEEN = re.compile(rf"{_SPACING}(?:[,;]{_SPACING}{_WORD}?|{_WORD}){_SPACING}"
 """What joins boxes to one answer of several parts."""
 _NUMBER = re.compile(
     r"(?P<minus>(?<![\w)\]}.])[-−])?(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?"
-    r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)",
+    r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]|\.[0-9]))?",
     re.ASCII,
 )
+_FORMULA_BEFORE = re.compile(r"(?:[\^_/]\s*\{?|\}\s*\{)\s*[-−+]?\Z")
+_FORMULA_AFTER = re.compile(r"\s*(?:[\^!²³⁰¹⁴-⁹]|/\s*[0-9\\])")
 
 
 def strip_code(text: str) -> str:
@@ -96,10 +98,17 @@ def last_boxes(text: str) -> list[str]:
 def last_number(text: str) -> Decimal | None:
     """Returns the last number, such as -5, 1,234 or 0.5, exactly; None without one.
 
-    A minus sign belongs to the number only where it can't be a subtraction, the full stop of a sentence never does.
+    A minus sign belongs to the number only where it can't be a subtraction, the full stop of a sentence never does. None
+    also where it is a part of a formula, such as an exponent or the lower part of a fraction.
     """
     matches = list(_NUMBER.finditer(text))
-    return _decimal(matches[-1]) if matches else None
+    if not matches:
+        return None
+    last = matches[-1]
+    before = text[max(last.start() - 4, 0) : last.start()]
+    if _FORMULA_BEFORE.search(before) or _FORMULA_AFTER.match(text, last.end(), last.end() + 4):
+        return None
+    return _decimal(last)
 
 
 def numbers_in(text: str) -> set[Decimal]:
@@ -114,5 +123,5 @@ def as_number(text: str) -> Decimal | None:
 
 
 def _decimal(match: re.Match[str]) -> Decimal:
-    value = Decimal(match["digits"].replace(",", ""))
+    value = Decimal(match["digits"].replace(",", "") + (match["exponent"] or ""))
     return value.copy_negate() if match["minus"] else value

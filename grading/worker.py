@@ -3,10 +3,10 @@
 The first one imports math-verify, which takes seconds, and grades nothing: for every socket that it is sent it forks a
 child that does, so that a child that had to be ended is replaced in milliseconds. Parent and children speak JSON Lines:
 
-    parent --> {"turns", "outputs", "config", "gold", "patient"}     child --> a `Reading`, a `Verdict`; or {"fault"}
+    parent --> {"turns", "outputs", "problem", "gold", "config", "patient"}     child --> a `Reading`, a `Verdict`
 
 A child ends with its socket, and by itself where it computes far past its time: it does not outlive a parent that died.
-An exception that no answer should cause is a fault of ours: the child tells it and ends.
+An exception that no answer should cause is a fault of ours: the child says {"fault": ...} and ends.
 """
 
 import gc
@@ -21,7 +21,8 @@ from dataclasses import asdict
 from typing import Any
 
 from configs.tasks import GradingConfig
-from grading.judge import Reading, Verdict, compare, math_verify, read
+from grading.comparison import Verdict, compare, math_verify
+from grading.reading import Reading, read
 
 MEMORY_BYTES = 2 * 1024**3
 READY = b"\0"
@@ -79,7 +80,7 @@ def _judge(request: dict[str, Any], config: GradingConfig) -> Iterator[Reading |
     reading = read(request["turns"], request["outputs"], config)
     yield reading
     try:
-        yield compare(reading.answer, request["gold"], config.rule)
+        yield compare(reading.answer, request["gold"], config.rule, request["problem"])
     except (MemoryError, RecursionError):
         yield Verdict(equal=False, parsed=True, refused=True)
 

@@ -97,7 +97,9 @@ def _number(plain: str) -> Iterator[tuple[str, str]]:
     yield rf"{plain}\text{{ apples}}", f"{plain}, {plain}1"
     yield rf"\text{{{plain}}}", rf"{plain} \text{{ or }} {plain}1"
     yield f"{plain}." if integer else plain, rf"\frac{{{plain}}}{{2}}"
-    yield rf"\frac{{{2 * value.numerator}}}{{{2 * value.denominator}}}", str(value + 1)
+    doubled = rf"\frac{{{2 * value.numerator}}}{{{2 * value.denominator}}}"
+    # A division that is still to be done is no whole number.
+    yield "" if integer else doubled, doubled if integer else str(value + 1)
     if integer:
         yield rf"{plain} \text{{ cm}}^2", f"{value * 10}"
         yield f"{plain} dollars", f"{value - 1}"

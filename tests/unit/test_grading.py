@@ -13,9 +13,9 @@ from grading.grader import Grader
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOXED = GradingConfig(timeout_s=20.0)
 NUMBER = GradingConfig(rule="last_number")
-WRONG = {"correct": 0.0, "answered": 1.0, "ungradable": 0.0}
-RIGHT = {"correct": 1.0, "answered": 1.0, "ungradable": 0.0}
-SILENT = {"correct": 0.0, "answered": 0.0, "ungradable": 0.0}
+WRONG = {"correct": 0.0, "answered": 1.0, "ungradable": 0.0, "unevaluated": 0.0}
+RIGHT = {"correct": 1.0, "answered": 1.0, "ungradable": 0.0, "unevaluated": 0.0}
+SILENT = {"correct": 0.0, "answered": 0.0, "ungradable": 0.0, "unevaluated": 0.0}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -65,7 +65,6 @@ async def grader():
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", True),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 3 \end{pmatrix}", False),
         ("3+4i", "4i + 3", True),
-        ("6", "3!", True),
         (r"\frac{1}{2004!}", r"\frac{1}{2004!}", True),
         ("2^{4181}", "2^{4182}", False),
         ("1", "nan", False),
@@ -144,8 +143,23 @@ async def test_only_inside_the_answer_tag(grader, turns, parts):
         ([r"\boxed{1{,}035} and \boxed{1035 cm^2}, to 3 digits"], "1035", RIGHT),
         ([r"\boxed{12 and so on, the answer is 7"], "7", RIGHT),
         ([r"\boxed{no number}, 12"], "12", SILENT),
-        ([r"\boxed{" + "1" * 1001 + "} 5"], "5", WRONG),
+        ([r"\boxed{" + "1" * 1001 + "} 5"], "5", SILENT),
         ([r"\boxed{1", "2} 7"], "7", RIGHT),
+        # What is no plain number in the box is evaluated or unanswered.
+        ([r"\boxed{\frac{7}{2}}"], "2", WRONG),
+        ([r"\boxed{\frac{7}{2}}"], "3.5", RIGHT),
+        ([r"\boxed{2^{10}}"], "10", SILENT),
+        ([r"\boxed{2^{10}}"], "1024", SILENT),
+        ([r"\boxed{120 \text{ m}^2}"], "2", WRONG),
+        ([r"\boxed{120 \text{ m}^2}"], "120", RIGHT),
+        ([r"\boxed{12 \text{ or } 13}"], "13", SILENT),
+        ([r"\boxed{\frac{84}{2}}"], "42", {**WRONG, "unevaluated": 1.0}),
+        ([r"\boxed{3.2e-05}"], "0.000032", RIGHT),
+        ([r"\boxed{50\%}"], "50", RIGHT),
+        (["It is 1e-05"], "0.00001", RIGHT),
+        (["It is 1e-05"], "5", WRONG),
+        (["It is 1.5e6"], "6", WRONG),
+        (["It is 7²"], "7", SILENT),
         ([], "1035", SILENT),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from configs.tasks import GradingConfig
 from grading.blocks import find_blocks
-from grading.judge import read
+from grading.reading import read
 
 CONFIGS = [
     GradingConfig(),

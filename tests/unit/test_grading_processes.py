@@ -12,15 +12,15 @@ import pytest_asyncio
 
 from configs.tasks import GradingConfig
 from grading import processes
+from grading.comparison import Verdict
 from grading.grader import Grader, GradingError, UngradableError
-from grading.judge import Verdict
 from grading.processes import NoVerdict, OutOfTime, Workshop
 
 BOXED = GradingConfig(timeout_s=20.0)
 NUMBER = GradingConfig(rule="last_number")
-WRONG = {"correct": 0.0, "answered": 1.0, "ungradable": 0.0}
-RIGHT = {"correct": 1.0, "answered": 1.0, "ungradable": 0.0}
-CHOKED = {"correct": 0.0, "answered": 1.0, "ungradable": 1.0}
+WRONG = {"correct": 0.0, "answered": 1.0, "ungradable": 0.0, "unevaluated": 0.0}
+RIGHT = {"correct": 1.0, "answered": 1.0, "ungradable": 0.0, "unevaluated": 0.0}
+CHOKED = {"correct": 0.0, "answered": 1.0, "ungradable": 1.0, "unevaluated": 0.0}
 HASTY = GradingConfig(timeout_s=1.0)
 
 
@@ -38,6 +38,7 @@ def request(answer: str, config: GradingConfig = BOXED) -> dict[str, Any]:
     return {
         "turns": [f"\\boxed{{{answer}}}"],
         "outputs": [],
+        "problem": "",
         "gold": "42",
         "config": config.model_dump(mode="json"),
         "patient": False,

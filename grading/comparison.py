@@ -1,0 +1,174 @@
+r"""Compares an answer with the gold answer: at sight where both are written-out numbers, else by math-verify.
+
+math-verify reads LaTeX into sympy and is taught here what it does not know: degrees under a trigonometric function, the
+imaginary unit, inequalities against intervals, printed lists. What it finds equal counts only if it is a result
+(`grading.results`). May take for ever on an answer.
+"""
+
+import functools
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from grading.answers import MAX_ANSWER_LENGTH, equal_at_sight, plain, plain_number
+from grading.choking import may_choke
+from grading.intervals import as_range, without_variable
+from grading.numerals import numeral
+from grading.results import is_copy, operations
+from grading.text import as_number
+
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)")
+_EXPONENT = re.compile(r"[eE]\+?(-?\d+)$")
+_SPELLINGS = (
+    (re.compile(r"\\frac\s*(\\[A-Za-z]+)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\log_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))"), r"\\ln "),
+    (re.compile(r"\\lbrace(?![A-Za-z])\s*"), r"\\{"),
+    (re.compile(r"\\rbrace(?![A-Za-z])\s*"), r"\\}"),
+    (re.compile(r"\\\{\s*\\\}"), r"\\emptyset"),
+)
+"""What math-verify does not read, and the same as it does."""
+_LIST = re.compile(r"\[([^][()]*)\]")
+_LISTED = re.compile(r"(?!(?:\\left\s*)?[\[(])[^<>]*(?:,|\\pm|\band\b)[^<>]*")
+_BRACES = re.compile(r"(?:\\left\s*)?\\\{[^<>|:]*(?:\\right\s*)?\\\}")
+_BRACKETS = re.compile(r"(?:\\left\s*)?([\[(])([^][()]*),([^][()]*?)(?:\\right\s*)?([\])])", re.DOTALL)
+_WORDS = re.compile(r"\\(?:text|mbox)(?![A-Za-z])|(?<![\\A-Za-z{])[A-Za-z]{3,}")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Says what came of a comparison."""
+
+    equal: bool
+    parsed: bool
+    """The answer could be read as mathematics, or is the gold answer's text."""
+    refused: bool = False
+    """It was not compared: it is too long, or would take too long."""
+    unevaluated: bool = False
+    """It equals the gold answer and is no result of its own, so `equal` is false (`grading.results`)."""
+
+
+def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verdict:
+    """Returns whether an answer equals the gold answer, by a rule of `GradingConfig`. Has no time limit.
+
+    By `last_number` nothing equals a gold answer that is no number. `problem` is the problem's text.
+    """
+    if answer is None:
+        return Verdict(equal=False, parsed=False)
+    if rule == "last_number":
+        return _compare_numbers(answer, gold)
+    if len(answer) > MAX_ANSWER_LENGTH or (may_choke(answer) and not may_choke(gold)):
+        return Verdict(equal=False, parsed=True, refused=True)
+    gold, answer = plain(gold), plain(answer)
+    written = numeral(gold)
+    if written is not None:
+        answer = plain_number(answer)
+    equal = False if _other_brackets(gold, answer) else equal_at_sight(gold, answer)
+    parsed, result = True, True
+    if equal is None:
+        equal, parsed, result = _by_algebra(answer, gold)
+    elif (found := numeral(answer)) is not None and written is not None:
+        result = written.divided or not found.divided
+    result = result and not (equal and is_copy(answer, gold, problem))
+    return Verdict(equal=equal and result, parsed=parsed, unevaluated=equal and not result)
+
+
+def _other_brackets(gold: str, answer: str) -> bool:
+    """Returns whether two pairs differ in their brackets: sympy takes all intervals that end before they begin for one.
+
+    Nor is a set of two a pair.
+    """
+    pairs = _BRACKETS.fullmatch(gold), _BRACKETS.fullmatch(answer)
+    if pairs[0] and pairs[1]:
+        # An infinite end is open, however it is written.
+        return r"\infty" not in gold + answer and pairs[0].group(1, 4) != pairs[1].group(1, 4)
+    return pairs[0] is not None and _BRACES.fullmatch(answer) is not None and "\\mid" not in answer
+
+
+def _compare_numbers(answer: str, gold: str) -> Verdict:
+    if max(len(answer), len(gold)) > MAX_ANSWER_LENGTH:
+        return Verdict(equal=as_number(answer) == as_number(gold), parsed=True)
+    written, found = numeral(plain(gold)), numeral(plain(answer))
+    equal = written is not None and found is not None and found.equals(written)
+    result = written is None or found is None or written.divided or not found.divided
+    return Verdict(equal=equal and result, parsed=True, unevaluated=equal and not result)
+
+
+def _by_algebra(answer: str, gold: str) -> tuple[bool, bool, bool]:
+    """Returns whether math-verify finds a plain answer equal, whether it could read it, and whether it is a result."""
+    parse, verify, target = math_verify()
+    (gold_value, *_), (value, *_) = (
+        [*parse(f"\\boxed{{{text}}}", target, extraction_mode="first_match", parsing_timeout=None), ""]
+        for text in _alike(gold, answer)
+    )
+    equal = bool(verify(gold_value, value, timeout_seconds=None)) or _equal_complex(gold_value, value, verify)
+    result = True
+    if equal and numeral(gold) is not None:
+        # Words that math-verify leaves out, as in `5 \text{ or more}`, make another answer of it.
+        equal, result = not _WORDS.search(answer), False
+    elif equal and not isinstance(gold_value, str):
+        result = not operations(answer, value) - operations(gold, gold_value)
+    # What can't be parsed stays text, which may still be the gold answer, such as a name.
+    return equal, equal or not isinstance(value, str), result
+
+
+def _alike(gold: str, answer: str) -> tuple[str, str]:
+    """Returns plain gold answer and answer as math-verify reads them, inequalities and printed lists in the other's form."""
+    gold, answer = _readable(gold), _readable(answer)
+    ranges = as_range(gold), as_range(answer)
+    if ranges[0] and ranges[1]:
+        if ranges[0].variable == ranges[1].variable:
+            return ranges[0].interval, ranges[1].interval
+    elif ranges[0] and _BRACKETS.match(answer):
+        return ranges[0].interval, answer
+    elif ranges[1] and _BRACKETS.match(gold):
+        return gold, ranges[1].interval
+    printed = _LIST.fullmatch(answer)
+    return gold, printed[1] if printed and _LISTED.fullmatch(gold) else answer
+
+
+def _readable(text: str) -> str:
+    """Returns a plain answer in words that math-verify knows."""
+    written = numeral(text)
+    if written is not None and not written.percent:
+        if written.digits:
+            return _EXPONENT.sub(r" \\cdot 10^{\1}", text)
+        return rf"\frac{{{written.value.numerator}}}{{{written.value.denominator}}}"
+    if _TRIGONOMETRIC.search(text):
+        text = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
+    for spelling, known in _SPELLINGS:
+        text = spelling.sub(known, text)
+    return without_variable(text)
+
+
+def _equal_complex(gold: Any, answer: Any, verify: Callable[..., Any]) -> bool:
+    """Returns whether two values are equal with their symbol i as the imaginary unit, which math-verify leaves a symbol."""
+    import sympy
+
+    if not isinstance(gold, sympy.Basic) or not isinstance(answer, sympy.Basic):
+        return False
+    symbols = gold.free_symbols | answer.free_symbols
+    if "i" not in {symbol.name for symbol in symbols}:
+        return False
+    # A text with an i has complex symbols, one without has real ones, which are others.
+    values = {symbol: sympy.I if symbol.name == "i" else sympy.Symbol(symbol.name) for symbol in symbols}
+    try:
+        return bool(verify(gold.subs(values), answer.subs(values), timeout_seconds=None))
+    except (TypeError, ValueError):
+        # Of complex numbers sympy makes no inequality, interval or maximum.
+        return False
+
+
+@functools.cache
+def math_verify() -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
+    """Imports math-verify, which takes seconds; returns its functions and extraction settings."""
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+
+    from grading.equality import strictly
+
+    grader.sympy_numeric_eq = strictly(grader.sympy_numeric_eq)
+    # Units are taken off already (`grading.answers`): math-verify would take the c of a + c for one.
+    normalization = replace(LatexExtractionConfig().normalization_config, units=False)
+    # Only the box as a whole counts: with other targets, math-verify would fish for numbers inside what it can't parse.
+    return parse, verify, (LatexExtractionConfig(boxed_match_priority=0, normalization_config=normalization),)
