@@ -36,7 +36,7 @@ _LETTER = re.compile(r"(.*[\d}])\s+[A-Za-z](?:\^\{?\d\}?|[²³])?")
 _SINGLE = re.compile(r"(?:\\left\s*)?(?:\[|\\\{)\s*(.*?)\s*(?:\\right\s*)?(?:\]|\\\})", re.DOTALL)
 _NO_UNIT = re.compile(
     r"\b(?:and|or|not|more|less|than|least|most|infinity|percent|dozens?|hundreds?|thousands?|[mbt]r?illions?"
-    r"|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|theta|alpha|beta|gamma|phi)\b|[^A-Za-z\s./^0-9·²³-]",
+    r"|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|theta|alpha|beta|gamma|phi)\b|[^A-Za-z\s./^0-9·²³-]|(?<![A-Za-z^-])\d",
     re.IGNORECASE,
 )
 _UNITS = 4
@@ -93,7 +93,7 @@ def equal_at_sight(gold: str, answer: str) -> bool | None:
         # Problems name the base that they ask for, so the digits alone will do.
         return (_based(answer) or (answer, base[1])) == base
     if _VERBATIM.fullmatch(gold):
-        return gold == answer
+        return gold == answer.replace(" ", "")
     if choice := _CHOICE.fullmatch(gold):
         # A letter in brackets or words is no variable.
         other = _CHOICE.fullmatch(answer) or re.fullmatch(r"([A-Za-z])()", answer)

@@ -15,7 +15,7 @@ from grading.answers import MAX_ANSWER_LENGTH, equal_at_sight, plain, plain_numb
 from grading.choking import may_choke
 from grading.intervals import as_range, without_variable
 from grading.numerals import numeral
-from grading.results import is_copy, operations
+from grading.results import COSTLY, is_copy, operations
 from grading.text import as_number
 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -46,7 +46,7 @@ class Verdict:
     refused: bool = False
     """It was not compared: it is too long, or would take too long."""
     unevaluated: bool = False
-    """It equals the gold answer and is no result of its own, so `equal` is false (`grading.results`)."""
+    """It is no result (`grading.results`) and equals the gold answer, or was not even computed; `equal` is false."""
 
 
 def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verdict:
@@ -65,13 +65,16 @@ def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verd
     if written is not None:
         answer = plain_number(answer)
     equal = False if _other_brackets(gold, answer) else equal_at_sight(gold, answer)
-    parsed, result = True, True
     if equal is None:
-        equal, parsed, result = _by_algebra(answer, gold)
-    elif (found := numeral(answer)) is not None and written is not None:
-        result = written.divided or not found.divided
-    result = result and not (equal and is_copy(answer, gold, problem))
-    return Verdict(equal=equal and result, parsed=parsed, unevaluated=equal and not result)
+        verdict = _by_algebra(answer, gold)
+    else:
+        found = numeral(answer)
+        verdict = _verdict(equal, is_result=not (written and found and found.divided and not written.divided))
+    return _verdict(True, is_result=False) if verdict.equal and is_copy(answer, gold, problem) else verdict
+
+
+def _verdict(equal: bool, *, is_result: bool, parsed: bool = True) -> Verdict:
+    return Verdict(equal=equal and is_result, parsed=parsed, unevaluated=equal and not is_result)
 
 
 def _other_brackets(gold: str, answer: str) -> bool:
@@ -90,27 +93,28 @@ def _compare_numbers(answer: str, gold: str) -> Verdict:
     if max(len(answer), len(gold)) > MAX_ANSWER_LENGTH:
         return Verdict(equal=as_number(answer) == as_number(gold), parsed=True)
     written, found = numeral(plain(gold)), numeral(plain(answer))
-    equal = written is not None and found is not None and found.equals(written)
-    result = written is None or found is None or written.divided or not found.divided
-    return Verdict(equal=equal and result, parsed=True, unevaluated=equal and not result)
+    if written is None or found is None:
+        return Verdict(equal=False, parsed=True)
+    return _verdict(found.equals(written), is_result=written.divided or not found.divided)
 
 
-def _by_algebra(answer: str, gold: str) -> tuple[bool, bool, bool]:
-    """Returns whether math-verify finds a plain answer equal, whether it could read it, and whether it is a result."""
+def _by_algebra(answer: str, gold: str) -> Verdict:
+    """Compares a plain answer by math-verify."""
     parse, verify, target = math_verify()
     (gold_value, *_), (value, *_) = (
         [*parse(f"\\boxed{{{text}}}", target, extraction_mode="first_match", parsing_timeout=None), ""]
         for text in _alike(gold, answer)
     )
+    left = operations(answer, value) - operations(gold, gold_value)
+    if left & COSTLY:
+        return Verdict(equal=False, parsed=True, unevaluated=True)
     equal = bool(verify(gold_value, value, timeout_seconds=None)) or _equal_complex(gold_value, value, verify)
-    result = True
+    is_result = isinstance(gold_value, str) or not left
     if equal and numeral(gold) is not None:
         # Words that math-verify leaves out, as in `5 \text{ or more}`, make another answer of it.
-        equal, result = not _WORDS.search(answer), False
-    elif equal and not isinstance(gold_value, str):
-        result = not operations(answer, value) - operations(gold, gold_value)
+        equal, is_result = not _WORDS.search(answer), False
     # What can't be parsed stays text, which may still be the gold answer, such as a name.
-    return equal, equal or not isinstance(value, str), result
+    return _verdict(equal, is_result=is_result, parsed=equal or not isinstance(value, str))
 
 
 def _alike(gold: str, answer: str) -> tuple[str, str]:

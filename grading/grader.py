@@ -33,7 +33,7 @@ __all__ = ["Grade", "Grader", "GradingError", "UngradableError"]
 
 log = structlog.get_logger()
 
-QUICK_S = 0.25
+QUICK_S = 0.1
 """Seconds of processor time: usual answers take a hundredth."""
 
 

@@ -27,7 +27,7 @@ START_TIMEOUT_S = 120.0
 """Seconds that the first process may take to import math-verify; seldom more than 2."""
 STARVED = 30.0
 """An answer that has had its processor time a thirtieth so long on the clock was not given it: the machine is overloaded."""
-POLL_S = 0.05
+POLL_S = 0.02
 MAX_LINE = 2**26
 """Bytes of a reply."""
 

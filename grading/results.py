@@ -26,6 +26,8 @@ _DRAWING = re.compile(r"\[asy\](?:(?!\[/asy\]).)*+\[/asy\]", re.DOTALL)
 _EDGE = re.compile(r"\$|\\[][() ]")
 _SPACES = re.compile(r"(?<![\w\s])\s++|\s++(?!\w)")
 _FORMULA = re.compile(r"[-+*/^=<>|!(\[.%]|\\[A-Za-z]")
+COSTLY = frozenset({"Sum", "Product", "Integral", "Limit", "Derivative"})
+"""Kinds of operations that may take for ever: an answer that has them, and should not, is not compared."""
 MAX_ROOT = 1000
 """Digits of a number beyond which its root is not looked for."""
 
@@ -63,6 +65,8 @@ def _form(text: str) -> str:
     written = numeral(text)
     if written is None or written.percent:
         return text
+    if "^" in text:
+        return squeeze(text)
     return "".join(re.findall(r"\d", text)) if re.search(r"frac|/", text) else "."
 
 
