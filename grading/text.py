@@ -27,7 +27,7 @@ _NUMBER = re.compile(
     re.ASCII,
 )
 _FORMULA_BEFORE = re.compile(r"(?:[\^_/]\s*\{?|\}\s*\{)\s*[-−+]?\Z")
-_FORMULA_AFTER = re.compile(r"\s*(?:[\^!²³⁰¹⁴-⁹]|/\s*[0-9\\])")
+_FORMULA_AFTER = re.compile(r"\s*(?:[\^²³⁰¹⁴-⁹]|/\s*[0-9\\])")
 
 
 def strip_code(text: str) -> str:

@@ -136,7 +136,7 @@ def test_last_tagged(text, inside):
         (r"\frac{7}{2}", None),
         ("7/2", None),
         ("x_1", None),
-        ("5!", None),
+        ("It is 5!", "5"),
         ("1/2, so 3", "3"),
         ("3 or 2^5 = 32", "32"),
         ("٣", None),
