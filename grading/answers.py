@@ -9,40 +9,43 @@ import re
 
 from grading.numerals import numeral
 from grading.printed import as_latex
+from grading.sides import sides, stated
+from grading.units import without_symbol, without_unit
 
 MAX_ANSWER_LENGTH = 1000
 """Characters of a box beyond which it is neither made plain nor compared."""
-_STYLE = re.compile(r"\\(?:mathbf|textbf|mathrm|boldsymbol|bm|mathit|textit|mathsf|mathtt|emph|boxed|fbox)\s*\{")
+_STYLE = re.compile(
+    r"\\(?:mathbf|textbf|mathrm|boldsymbol|bm|mathit|textit|mathsf|mathtt|emph|underline|boxed|fbox"
+    r"|(?:text)?color\s*\{\w+\})\s*\{"
+)
 _UPRIGHT = re.compile(r"\\mathrm\s*(?=\{\s*(?![eidT]\s*\}|[-.,\d]))")
 r"""`\mathrm` around words and units, and not around e, i, d or the T of a transpose."""
-_CURRENCY = re.compile(r"\\?\$|[£€¥]")
-_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*([-.,\d]+)\s*\}")
+_NOTHING = re.compile(
+    r"(?:US)?\\?\$|[£€¥¢]|\b(?:USD|EUR|Rs\.?)\s*(?=\d)|(?<!\\)\\[()]|\\(?:bf|displaystyle)(?![A-Za-z])"
+    r"|^\s*(?:\\approx(?![A-Za-z])|≈)|^\s*\*\*(?=[^*]*\*\*\s*$)|\*\*\s*$"
+)
+"""Currency, delimiters of formulas, fonts, "about"."""
+_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*([-.,\d]+(?:\s+[A-Za-z]{3,})?|)\s*\}")
+_LIST = re.compile(r"\\text\s*\{\s*,\s*(?:and|or)\s*\}")
 # Two backslashes are a line break of a matrix, whatever follows.
-_NO_SPACE = re.compile(r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))")
-_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|\\displaystyle(?![A-Za-z])|~")
+_NO_SPACE = re.compile(
+    r"(?<!\\)\\!\s*|(?<=\d)\\,(?=\d{3}(?!\d))|(?<=\d,)\\,(?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))"
+)
+_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+_MINUS = re.compile(r"[–−]|\{\s*-\s*\}")
+_TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"([-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?)(?![^,]*[,\d])")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _NAMED = re.compile(r"(?:[A-Za-z]\s*)?=\s*(.+)", re.DOTALL)
 _EMPTY = re.compile(r"\\varnothing(?![A-Za-z])|∅")
-# Two letters may be variables: only units are taken for words.
-_WORD = r"(?:[A-Za-z]{3,}|[ckm]m|[km]g|ml|ft|in|lb|oz|mi|sq|hr|(?:[kc]?m|mi|ft)/(?:s|h|hr|min|sec))"
-_UNIT = re.compile(
-    rf"(?P<rest>.*?\S)(?:\s*\\(?:text|mbox|textrm|operatorname)\s*\{{(?P<words>[^{{}}]*)\}}"
-    rf"|(?P<bare>(?:\s+{_WORD}){{1,3}})|\s*\^\s*\{{?\s*\\circ\s*\}}?|\s*°|\s*\\degree(?![A-Za-z]))"
-    r"\s*(?:\^\s*\{?\s*-?\d\s*\}?|[²³])?",
-    re.DOTALL,
-)
-_LETTER = re.compile(r"(.*[\d}])\s+[A-Za-z](?:\^\{?\d\}?|[²³])?")
 _SINGLE = re.compile(r"(?:\\left\s*)?(?:\[|\\\{)\s*(.*?)\s*(?:\\right\s*)?(?:\]|\\\})", re.DOTALL)
-_NO_UNIT = re.compile(
-    r"\b(?:and|or|not|more|less|than|least|most|infinity|percent|dozens?|hundreds?|thousands?|[mbt]r?illions?"
-    r"|sin|cos|tan|cot|sec|csc|log|exp|sqrt|mod|theta|alpha|beta|gamma|phi)\b|[^A-Za-z\s./^0-9·²³-]|(?<![A-Za-z^-])\d",
-    re.IGNORECASE,
-)
 _UNITS = 4
 """Units that a number may have, as in `9.8 \\text{ m}/\\text{s}^2`."""
-_ENCLOSED = re.compile(r"(?:\\left\s*)?\(\s*(.*?)\s*(?:\\right\s*)?\)|\{\s*(.*?)\s*\}", re.DOTALL)
-_BASED = re.compile(r"(\w+)\s*_\s*(?:\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}?\s*\}|(\d+))")
+_ENCLOSED = re.compile(r"(-?)\s*(?:(?:\\left\s*)?\(\s*([^()]*?)\s*(?:\\right\s*)?\)|\{\s*([^{}]*)\s*\})", re.DOTALL)
+_BASED = re.compile(
+    r"\(?(\w+)\)?\s*(?:_\s*(?:\{\s*(?:\\text\s*\{)?\s*(?:base\s*)?(\w+)\s*\}?\s*\}|\\text\s*\{\s*(\w+)\s*\}|(\d+))"
+    r"|\\text\s*\{\s*\(?base\s*\}?\s*(\w+)\s*\)?\s*\}?)"
+)
 _BASES = {
     "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
     "eleven": "11", "twelve": "12", "sixteen": "16",
@@ -51,20 +54,23 @@ _VERBATIM = re.compile(r"\d+([-:/.])\d+(?:\1\d+)+|\d+-\d+")
 """Dates, times, telephone numbers, versions: no arithmetic."""
 
 
-_NAME = re.compile(r"\\text\s*\{([A-Za-z ]{2,})\}|([A-Za-z ]{2,})")
-"""Words, or a product of variables."""
-_CHOICE = re.compile(r"\\text\s*\{\s*\(?([A-Za-z])\)?\s*\}|\(\s*([A-Za-z])\s*\)")
-_SPOKEN = ("true", "false", "none", "yes", "no")
+_CLOCK = re.compile(r"((?:[01]?\d|2[0-4]):[0-5]\d)\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s*[mM]\.?)?\s*\}?")
+"""A time of the day; a ratio of two numbers is written like that as well."""
+_PLAIN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}")
+_LETTERS = re.compile(r"[A-Za-z]{4,}")
+"""A word; fewer letters may be a product of variables."""
+_SPOKEN = ("yes", "no", "Yes", "No")
+_CHOICE = re.compile(r"(?:[Oo]ption\s+)?\(?([A-Za-z])\)?[.)]?|\(([A-Z])\)[^A-Z(]*")
 
 
 def plain(answer: str) -> str:
     """Returns `answer` without what does not change its value."""
-    text = re.sub(r"\s+", " ", _CURRENCY.sub("", answer))
-    text = _SPACE.sub(" ", _NO_SPACE.sub("", text))
+    text = _SPACE.sub(" ", _NO_SPACE.sub("", _LIST.sub(", ", _NOTHING.sub("", answer))))
+    text = _MINUS.sub("-", re.sub(r"\s+", " ", text)).strip().strip("'\"")
     text = _TEXT.sub(r"\1", _unwrapped(_UPRIGHT.sub(r"\\text", text))).strip()
-    text = _EMPTY.sub(r"\\emptyset", as_latex(text))
-    if thousands := _THOUSANDS.match(text):
-        text = re.sub(r"[{},]", "", thousands[1]) + text[thousands.end() :]
+    text = _EMPTY.sub(r"\\emptyset", _TIMES_TEN.sub(r" \\times ", as_latex(text)))
+    if match := _THOUSANDS.match(text):
+        text = re.sub(r"[{},]", "", match[1]) + text[match.end() :]
     text = text[:-1].rstrip() if text.endswith(".") else text
     named = _NAMED.fullmatch(text)
     if named and _as_number(named[1]) is not None:
@@ -78,10 +84,12 @@ def plain_number(answer: str) -> str:
     That is the right-hand side of an equation such as `f(2) = 42`, what stands before a unit of one letter, or the only
     element of a set or list.
     """
-    sides = _sides(answer)
-    text = sides[-1].strip() if not re.search(r"[<>]|\\[lg]eq?(?![A-Za-z])|\\neq?(?![A-Za-z])", answer) else answer
-    inner = _LETTER.fullmatch(text) or _SINGLE.fullmatch(text)
-    return _as_number(text) or (inner and _as_number(inner[1])) or answer
+    text = stated(answer)
+    if text is None:
+        return answer
+    single = _SINGLE.fullmatch(text)
+    inner = single[1] if single else without_symbol(text)
+    return _as_number(text) or (inner and _as_number(inner)) or answer
 
 
 def equal_at_sight(gold: str, answer: str) -> bool | None:
@@ -94,47 +102,55 @@ def equal_at_sight(gold: str, answer: str) -> bool | None:
         return (_based(answer) or (answer, base[1])) == base
     if _VERBATIM.fullmatch(gold):
         return gold == answer.replace(" ", "")
-    if choice := _CHOICE.fullmatch(gold):
-        # A letter in brackets or words is no variable.
-        other = _CHOICE.fullmatch(answer) or re.fullmatch(r"([A-Za-z])()", answer)
-        return other is not None and (other[1] or other[2]).upper() == (choice[1] or choice[2]).upper()
-    if name := _NAME.fullmatch(gold):
-        other = _NAME.fullmatch(answer)
-        spelled = (other[1] or other[2]) if other else answer
-        word = (name[1] or name[2]).strip().casefold()
-        if spelled.strip().casefold() == word:
-            return True
-        if word in _SPOKEN:
-            return False
+    if clock := _CLOCK.fullmatch(gold):
+        return _is_time(clock, _CLOCK.fullmatch(answer))
+    equal = _equal_words(gold, answer)
+    if equal is not None:
+        return equal
     numbers = numeral(gold), numeral(answer)
     if numbers[0] is None or numbers[1] is None:
         return None
     return numbers[1].equals(numbers[0])
 
 
+def _is_time(gold: re.Match[str], answer: re.Match[str] | None) -> bool:
+    """Returns whether two times are the same; either may leave out a.m. or p.m."""
+    if answer is None or answer[1] != gold[1]:
+        return False
+    return None in (answer[2], gold[2]) or answer[2].lower() == gold[2].lower()
+
+
+def _equal_words(gold: str, answer: str) -> bool | None:
+    """Returns whether an answer has the words or letters of the gold answer; None where that is no text."""
+    letters = gold.replace(" ", "")
+    if r"\text" not in gold and not _CHOICE.fullmatch(gold) and not _LETTERS.fullmatch(letters) and gold not in _SPOKEN:
+        return None
+    words = _words(gold)
+    if words == _words(answer):
+        return True
+    # A letter that stands alone may be a variable.
+    is_text = bool(words) and not re.search(r"[\d\\^=+]", " ".join(words)) and len(gold) > 1
+    return False if is_text else None
+
+
+def _words(text: str) -> list[str]:
+    """Returns the words of an answer in words, or the letters of a choice, in order where a list has several."""
+    parts = re.split(r"[,;]|\band\b", _PLAIN_TEXT.sub(r"\1", text).strip(" .!"))
+    found = []
+    for part in parts:
+        choice = _CHOICE.fullmatch(part.strip())
+        found.append((choice[1] or choice[2]) if choice else part.strip(" .!"))
+    return sorted(" ".join(part.split()).casefold() for part in found if part)
+
+
 def _based(text: str) -> tuple[str, str] | None:
     """Returns digits and base of a numeral such as `1011_2`; None for anything else."""
-    match = _BASED.fullmatch(text)
+    match = _BASED.fullmatch(sides(text)[-1])
     if match is None or not match[1][:1].isdigit():
         return None
-    base = match[2] or match[3]
+    base = next(filter(None, match.groups()[1:]))
     base = _BASES.get(base.lower(), base)
     return (match[1].upper(), base) if base.isdigit() else None
-
-
-def _sides(text: str) -> list[str]:
-    """Returns the sides of an equation or of a chain of them; the text alone where it is none or lists several."""
-    depth = 0
-    sides = [""]
-    for character in text:
-        depth += (character in "([{") - (character in ")]}")
-        if depth == 0 and character in ",;":
-            return [text]
-        if depth == 0 and character == "=":
-            sides.append("")
-        else:
-            sides[-1] += character
-    return [text] if re.search(r"\\text|\b(?:and|or)\b", sides[0]) else sides
 
 
 def _as_number(text: str) -> str | None:
@@ -145,22 +161,22 @@ def _as_number(text: str) -> str | None:
         if _SPACED.fullmatch(text):
             return text.replace(" ", "")
         if enclosed := _ENCLOSED.fullmatch(text):
-            text = enclosed[1] or enclosed[2] or ""
-            continue
-        unit = _UNIT.fullmatch(text)
-        if unit is None or _NO_UNIT.search(unit["words"] or unit["bare"] or ""):
+            rest: str | None = enclosed[1] + (enclosed[2] or enclosed[3] or "")
+        else:
+            rest = without_unit(text)
+        if rest is None:
             return None
-        text = re.sub(r"\s*(?:/|\\cdot|·)$", "", unit["rest"].rstrip())
+        text = rest
     return text if numeral(text) is not None else None
 
 
 def _without_unit(text: str) -> str:
     """Returns an expression, such as `3\\pi` or `5\\sqrt{2}`, without the unit after it."""
-    unit = _UNIT.fullmatch(text)
-    if unit is None or r"\text" in unit["rest"] or not re.search(r"(?:[\d})]|\\pi)$", unit["rest"]):
+    rest = without_unit(text)
+    if re.search(r"\\circ|[°º]|\\degree", text):
         return text
-    words = unit["words"] or unit["bare"]
-    return unit["rest"] if words and not _NO_UNIT.search(words) else text
+    is_formula = rest is not None and r"\text" not in rest and re.search(r"(?:[\d})]|\\pi)$", rest)
+    return rest if rest is not None and is_formula else text
 
 
 def _unwrapped(text: str) -> str:

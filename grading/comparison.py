@@ -6,6 +6,7 @@ imaginary unit, inequalities against intervals, printed lists. What it finds equ
 """
 
 import functools
+import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from grading.choking import may_choke
 from grading.intervals import as_range, without_variable
 from grading.numerals import numeral
 from grading.results import COSTLY, is_copy, operations
+from grading.sides import assigned, stated
 from grading.text import as_number
 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -33,6 +35,8 @@ _LIST = re.compile(r"\[([^][()]*)\]")
 _LISTED = re.compile(r"(?!(?:\\left\s*)?[\[(])[^<>]*(?:,|\\pm|\band\b)[^<>]*")
 _BRACES = re.compile(r"(?:\\left\s*)?\\\{[^<>|:]*(?:\\right\s*)?\\\}")
 _BRACKETS = re.compile(r"(?:\\left\s*)?([\[(])([^][()]*),([^][()]*?)(?:\\right\s*)?([\])])", re.DOTALL)
+_GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
+_DOTS = re.compile(r"\\[lc]?dots(?![A-Za-z])|\.\.\.|…")
 _WORDS = re.compile(r"\\(?:text|mbox)(?![A-Za-z])|(?<![\\A-Za-z{])[A-Za-z]{3,}")
 
 
@@ -57,20 +61,41 @@ def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verd
     if answer is None:
         return Verdict(equal=False, parsed=False)
     if rule == "last_number":
-        return _compare_numbers(answer, gold)
+        return _compare_numbers(answer, gold, problem)
     if len(answer) > MAX_ANSWER_LENGTH or (may_choke(answer) and not may_choke(gold)):
         return Verdict(equal=False, parsed=True, refused=True)
-    gold, answer = plain(gold), plain(answer)
+    # "Enter all solutions, separated by commas": 70,110 are two of them.
+    gold = plain(_listed(gold) if "comma" in problem.lower() else gold)
+    answer = plain(_listed(answer) if "," in gold else answer)
     written = numeral(gold)
-    if written is not None:
-        answer = plain_number(answer)
-    equal = False if _other_brackets(gold, answer) else equal_at_sight(gold, answer)
+    answer = plain_number(answer) if written is not None else _stated(answer, gold)
+    is_other = _other_brackets(gold, answer) or (_DOTS.search(answer) and not _DOTS.search(gold))
+    equal = False if is_other else equal_at_sight(gold, answer)
     if equal is None:
         verdict = _by_algebra(answer, gold)
     else:
         found = numeral(answer)
         verdict = _verdict(equal, is_result=not (written and found and found.divided and not written.divided))
     return _verdict(True, is_result=False) if verdict.equal and is_copy(answer, gold, problem) else verdict
+
+
+def _listed(text: str) -> str:
+    """Returns numbers that commas separate, apart from one another; any other text as it is."""
+    return text.replace(",", ", ") if _GROUPS.fullmatch(text.strip()) else text
+
+
+def _stated(answer: str, gold: str) -> str:
+    """Returns what an answer states, without names of values; all of it where the gold answer is an equation or text."""
+    if "=" in gold or re.match(r"\\text|\([A-Za-z]\)$", gold):
+        return answer
+    values = assigned(answer)
+    if values is None:
+        text = stated(answer)
+        # What states nothing equals nothing.
+        return r"\text{?}" if text is None else plain(text) if text != answer else answer
+    if re.match(r"(?:\\left\s*)?[\[(]", gold):
+        return f"({', '.join(values[name] for name in sorted(values))})"
+    return answer if len(values) == 1 else r"\text{?}"
 
 
 def _verdict(equal: bool, *, is_result: bool, parsed: bool = True) -> Verdict:
@@ -89,13 +114,15 @@ def _other_brackets(gold: str, answer: str) -> bool:
     return pairs[0] is not None and _BRACES.fullmatch(answer) is not None and "\\mid" not in answer
 
 
-def _compare_numbers(answer: str, gold: str) -> Verdict:
+def _compare_numbers(answer: str, gold: str, problem: str) -> Verdict:
     if max(len(answer), len(gold)) > MAX_ANSWER_LENGTH:
         return Verdict(equal=as_number(answer) == as_number(gold), parsed=True)
-    written, found = numeral(plain(gold)), numeral(plain(answer))
+    gold, answer = plain(gold), plain(answer)
+    written, found = numeral(gold), numeral(answer)
     if written is None or found is None:
         return Verdict(equal=False, parsed=True)
-    return _verdict(found.equals(written), is_result=written.divided or not found.divided)
+    is_result = (written.divided or not found.divided) and not is_copy(answer, gold, problem)
+    return _verdict(found.equals(written), is_result=is_result)
 
 
 def _by_algebra(answer: str, gold: str) -> Verdict:
@@ -167,11 +194,16 @@ def _equal_complex(gold: Any, answer: Any, verify: Callable[..., Any]) -> bool:
 @functools.cache
 def math_verify() -> tuple[Callable[..., Any], Callable[..., Any], tuple[Any, ...]]:
     """Imports math-verify, which takes seconds; returns its functions and extraction settings."""
-    from math_verify import LatexExtractionConfig, grader, parse, verify
+    from math_verify import LatexExtractionConfig, grader, parse, parser, verify
 
     from grading.equality import strictly
 
     grader.sympy_numeric_eq = strictly(grader.sympy_numeric_eq)
+    # Its parser takes R and r for one symbol, so that R - r would be 0.
+    conversion = inspect.signature(parser.latex2sympy).parameters["conversion_config"].default
+    parser.latex2sympy = functools.partial(
+        parser.latex2sympy, conversion_config=replace(conversion, lowercase_symbols=False)
+    )
     # Units are taken off already (`grading.answers`): math-verify would take the c of a + c for one.
     normalization = replace(LatexExtractionConfig().normalization_config, units=False)
     # Only the box as a whole counts: with other targets, math-verify would fish for numbers inside what it can't parse.

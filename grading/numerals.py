@@ -27,7 +27,7 @@ _POWER = re.compile(
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\bar\s*\{(\d+)\}|\\dot\s*\{(\d)\}|\((\d+)\))", re.ASCII
 )
-_PERCENT = re.compile(r"(.*?)\s*(?:\\?%|(?:\\text\s*\{)?\s*\bpercent\s*\}?)", re.DOTALL)
+_PERCENT = re.compile(r"(.*?)(?:\\?%|\\text\s*\{\s*percent\s*\}|\bpercent)", re.DOTALL)
 
 
 @dataclass(frozen=True)

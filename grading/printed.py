@@ -7,6 +7,7 @@ import re
 
 _NUMPY = re.compile(r"(?:(?:np|numpy)\.)?(?:u?int|float)(?:8|16|32|64)\(([^()]*)\)")
 _QUOTED = re.compile(r"(?:Decimal|mpf|Float|Integer|int|float)\(\s*(['\"]?)([-+.\deE]+)\1\s*(?:,\s*precision=\d+)?\)")
+_WHOLE = re.compile(r"\b(?:Fraction|Rational)\(\s*(-?\d+)\s*,\s*1\s*\)|\(\s*([-+.\deE]+)\s*(?:,|[-+]0(?:\.0*)?j)\s*\)")
 _RATIO = re.compile(r"(-?)\b(?:Fraction|Rational)\(\s*(-?)(\d+)\s*,\s*(\d+)\s*\)")
 _GROUPED = re.compile(r"(?<![\w.])(\d{1,3}(?:_\d{3})+)(?![\w])", re.ASCII)
 _EXPONENT = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,4})(?![\w.^])", re.ASCII)
@@ -16,7 +17,7 @@ _POWER = re.compile(r"\*\*\s*(-?\d+(?:\.\d+)?|[A-Za-z](?![A-Za-z(]))")
 _MATRIX = re.compile(r"(?:(?:Matrix|array|np\.array)\()?\[\s*(\[[^][]*\](?:\s*,\s*\[[^][]*\])*)\s*\]\)?")
 _ARRAY = re.compile(r"(?:Matrix|array|np\.array)\((\[[^][]*\])\)")
 _WORDS = re.compile(r"(?<![A-Za-z\\])(pi|oo)(?![A-Za-z])")
-_CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|[Aa]bs|log|sin|cos|tan|asin|acos|atan)\(")
+_CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|[Aa]bs|log|sin|cos|tan|cot|sec|csc|asin|acos|atan)\(")
 _AROUND: dict[str, tuple[str, str]] = {
     "sqrt": (r"\sqrt{", "}"),
     "exp": ("e^{", "}"),
@@ -32,6 +33,7 @@ _AROUND: dict[str, tuple[str, str]] = {
 def as_latex(text: str) -> str:
     """Returns `text`, an answer, with what Python prints rewritten as LaTeX."""
     text = _QUOTED.sub(r"\2", _NUMPY.sub(r"\1", text))
+    text = _WHOLE.sub(lambda match: match[1] or match[2], text)
     text = _RATIO.sub(r"\1\2\\frac{\3}{\4}", text)
     text = _GROUPED.sub(lambda match: match[1].replace("_", ""), text)
     if _EXPONENT.fullmatch(text.strip().lstrip("-+")) is None:

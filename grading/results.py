@@ -11,17 +11,27 @@ the problem asks to simplify. Two rules, applied to answers that are equal to th
 
 import re
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 from grading.numerals import numeral
+from grading.sides import sides
 
 _COMMAND = re.compile(
     r"\\(?:[dt]?binom|choose|gcd|lcm|det|[bp]?mod|operatorname|overset|sum|prod|int|lim|partial)(?![A-Za-z])|[vV]matrix"
 )
+_QUOTIENT = re.compile(r"\\[dtc]?frac\s*\{\s*(\d{1,9})\s*\}\s*\{\s*(\d{1,9})\s*\}")
 _LAYOUT = re.compile(
     r"\\(?:left|right|displaystyle|q?quad|[bB]igg?[lr]?|text(?:bf|it|rm)?|math(?:bf|it|rm))(?![A-Za-z])"
-    r"|\\[,;:!]|(?<=\\)[dt](?=frac)|\s*+\{|\}"
+    r"|\\[,;:!]|\s++(?=\{)|\\\{|\\\}"
 )
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}\s*\{([^{}]*)\}|(?=\d)(\d)\s*(\d))")
+_ROOT = re.compile(r"\\sqrt\s*(\w)")
+_GROUP = re.compile(r"(?<!frac)(?<!\})\{([^{}]*)\}")
+_NESTED = 4
+"""Braces inside one another that are told apart."""
+_SINGLE = re.compile(r"(?<![A-Za-z])\((\w+|\w+\.\d+|\\sqrt\(\w+\))\)")
+_SLASHED = re.compile(r"(?<![\w.])(\d{1,9})/(\d{1,9})(?![\w.])")
 _DRAWING = re.compile(r"\[asy\](?:(?!\[/asy\]).)*+\[/asy\]", re.DOTALL)
 _EDGE = re.compile(r"\$|\\[][() ]")
 _SPACES = re.compile(r"(?<![\w\s])\s++|\s++(?!\w)")
@@ -43,6 +53,8 @@ def operations(text: str, value: Any) -> frozenset[str]:
     """
     # Some that math-verify carries out while it reads are in the text alone.
     found = set(_COMMAND.findall(text))
+    if any(int(above) % max(int(below), 1) == 0 for above, below in _QUOTIENT.findall(text)):
+        found.add("arithmetic")
     if not isinstance(value, str):
         found.update(_carried_out_in(value))
     return frozenset(found)
@@ -51,13 +63,26 @@ def operations(text: str, value: Any) -> frozenset[str]:
 def is_copy(answer: str, gold: str, problem: str) -> bool:
     """Returns whether a plain answer is a formula of the problem's text, and the gold answer is none.
 
-    A number that has the gold answer's form is no copy: a decimal number with other zeros, or 1/2 for `\\frac12`. Code that
-    draws a figure is no text.
+    Brackets around it, a sign before it, another layout of a fraction or a product make no difference. A number that has the
+    gold answer's form is no copy: a decimal number with other zeros, or 1/2 for `\\frac12`. Code that draws a figure is no
+    text.
     """
     if not _FORMULA.search(answer) or _form(answer) == _form(gold):
         return False
-    squeezed = squeeze(_DRAWING.sub(" ", problem))
-    return stands_in(squeeze(answer), squeezed) and not stands_in(squeeze(gold), squeezed)
+    told = squeeze(_DRAWING.sub(" ", problem))
+    if stands_in(squeeze(gold), told):
+        return False
+    value = answer if "=" in gold else sides(answer)[-1]
+    return bool(_FORMULA.search(value)) and (stands_in(squeeze(value), told) or _is_told(value, gold, told))
+
+
+def _is_told(answer: str, gold: str, told: str) -> bool:
+    """Returns whether an answer that is a fraction equals one in the squeezed problem, where the gold answer is none."""
+    written = numeral(answer)
+    if written is None or not re.search(r"frac|/", answer) or re.search(r"frac|/", gold):
+        return False
+    fractions = (Fraction(int(above), int(below)) for above, below in _SLASHED.findall(told) if int(below))
+    return abs(written.value) in fractions
 
 
 def _form(text: str) -> str:
@@ -71,9 +96,29 @@ def _form(text: str) -> str:
 
 
 def squeeze(text: str) -> str:
-    """Returns `text` without what only lays it out: braces, dollar signs, `\\left`, spaces except between words."""
-    text = _EDGE.sub(" ", _LAYOUT.sub("", text)).replace("**", "^").replace(r"\cdot", "*").replace(r"\times", "*")
-    return _SPACES.sub("", text)
+    """Returns `text` without what only lays it out, fractions with a slash, products without a sign.
+
+    Spaces stay between words, brackets go where they stand around all of it or around one name or number.
+    """
+    text = _ROOT.sub(r"\\sqrt{\1}", _LAYOUT.sub("", text))
+    for _ in range(_NESTED):
+        text = _GROUP.sub(r"(\1)", _FRACTION.sub(r"(\1\3)/(\2\4)", text))
+    text = _SINGLE.sub(r"\1", _EDGE.sub(" ", text).replace("**", "^"))
+    text = re.sub(r"\s+", " ", re.sub(r"\\cdot(?![A-Za-z])|\\times(?![A-Za-z])|\*", "", text))
+    text = _SPACES.sub("", text).strip().lstrip("+")
+    while text[:1] == "(" and text[-1:] == ")" and _closes(text) == len(text) - 1:
+        text = text[1:-1].lstrip("+")
+    return text
+
+
+def _closes(text: str) -> int:
+    """Returns where the bracket that `text` begins with is closed; -1 where it is not."""
+    depth = 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return position
+    return -1
 
 
 def stands_in(formula: str, text: str) -> bool:
@@ -91,7 +136,8 @@ def _carried_out_in(value: Any) -> Iterator[str]:
 
     named = (
         sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.factorial, sympy.binomial,
-        sympy.Mod, sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.Determinant,
+        sympy.Mod, sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.Determinant, sympy.MatMul, sympy.MatAdd,
+        sympy.MatPow,
     )  # fmt: skip
     constant = (TrigonometricFunction, InverseTrigonometricFunction, HyperbolicFunction, sympy.Abs, sympy.log)
     for node in _nodes(value):
@@ -120,11 +166,35 @@ def _is_arithmetic(node: Any) -> bool:
     if isinstance(node, sympy.Pow):
         return _is_power(*node.args)
     if isinstance(node, sympy.Add):
-        return sum(part != 0 and (_is_number(part) or _is_power_of_ten(part)) for part in node.args) > 1
+        # Two numbers, two terms that differ in their numbers alone, a zero.
+        terms = [_without_numbers(part) for part in node.args]
+        return len(set(terms)) < len(terms) or 0 in node.args
     factors = list(_factors(node))
-    above = [part for part in factors if _is_number(part) and abs(part) != 1]
-    below = [part for part in factors if isinstance(part, sympy.Pow) and part.exp == -1 and _is_number(part.base)]
-    return len(above) > 1 or len(below) > 1
+    above = [part for part in factors if _is_number(part) and part != -1]
+    below = [part.base for part in factors if _is_denominator(part)]
+    if above == [1] and any(isinstance(part, sympy.Pow) and part.exp == -1 for part in factors):
+        # The way in which a fraction is read.
+        above = []
+    whole = any(number % divisor == 0 for number in above for divisor in below)
+    return 1 in above or len(above) > 1 or len(below) > 1 or whole
+
+
+def _without_numbers(term: Any) -> tuple[str, ...]:
+    """Returns the factors of a term that are no numbers, as text; none for a number."""
+    import sympy
+
+    factors = _factors(term) if isinstance(term, sympy.Mul) else [term]
+    return tuple(sorted(str(part) for part in factors if not _is_constant(part)))
+
+
+def _is_constant(part: Any) -> bool:
+    return _is_number(part) or _is_denominator(part) or _is_power_of_ten(part)
+
+
+def _is_denominator(part: Any) -> bool:
+    import sympy
+
+    return isinstance(part, sympy.Pow) and part.exp == -1 and _is_number(part.base)
 
 
 def _factors(product: Any) -> Iterator[Any]:

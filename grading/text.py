@@ -26,8 +26,10 @@ _NUMBER = re.compile(
     r"|[0-9]+(?:\.[0-9]+)?|(?<![0-9.])\.[0-9]+)(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]|\.[0-9]))?",
     re.ASCII,
 )
-_FORMULA_BEFORE = re.compile(r"(?:[\^_/]\s*\{?|\}\s*\{)\s*[-−+]?\Z")
-_FORMULA_AFTER = re.compile(r"\s*(?:[\^²³⁰¹⁴-⁹]|/\s*[0-9\\])")
+_FORMULA_BEFORE = re.compile(
+    r"(?:[\^_/÷×·]\s*\{?|\}\s*\{|[\w)}]\s*\*{1,2}\s?|sqrt\s*[({]|\\(?:cdot|times|div)\s*)\s*[-−+]?\Z"
+)
+_FORMULA_AFTER = re.compile(r"\s*(?:[\^²³⁰¹⁴-⁹]|/\s*[0-9\\]|(?:hundred|thousand|[mbt]r?illion)|[kMi]\b)")
 
 
 def strip_code(text: str) -> str:
@@ -99,14 +101,15 @@ def last_number(text: str) -> Decimal | None:
     """Returns the last number, such as -5, 1,234 or 0.5, exactly; None without one.
 
     A minus sign belongs to the number only where it can't be a subtraction, the full stop of a sentence never does. None
-    also where it is a part of a formula, such as an exponent or the lower part of a fraction.
+    also where it is a part of a formula, such as an exponent, a factor or the lower part of a fraction, and where a word
+    behind it makes another number of it.
     """
     matches = list(_NUMBER.finditer(text))
     if not matches:
         return None
     last = matches[-1]
-    before = text[max(last.start() - 4, 0) : last.start()]
-    if _FORMULA_BEFORE.search(before) or _FORMULA_AFTER.match(text, last.end(), last.end() + 4):
+    before = text[max(last.start() - 12, 0) : last.start()]
+    if _FORMULA_BEFORE.search(before) or _FORMULA_AFTER.match(text, last.end(), last.end() + 12):
         return None
     return _decimal(last)
 

@@ -165,7 +165,7 @@ def _tuple(left: str, inside: str, right: str) -> Iterator[tuple[str, str]]:
 def _expression(gold: str) -> Iterator[tuple[str, str]]:
     yield gold.replace(" ", "") if "\\" not in gold else gold.replace(" ", "  "), f"{gold} + 1"
     yield rf"\left({gold}\right)", f"-({gold})"
-    yield f"0 + {gold}", f"2({gold})"
+    yield "", f"2({gold})"
     terms = re.fullmatch(r"([^-+(){}]+) ?([-+]) ?([^-+(){}]+)", gold)
     if terms:
         a, sign, b = (term.strip() for term in terms.groups())

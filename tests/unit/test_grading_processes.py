@@ -164,7 +164,7 @@ async def test_answers_that_take_long_hold_up_none_that_do_not():
         async with asyncio.timeout(60):
             while not grader._patient_turns.locked():
                 await asyncio.sleep(0.01)
-        assert (await grader.grade([r"\boxed{2x + x}"], "3x", BOXED)).parts == RIGHT
+        assert (await grader.grade([r"\boxed{y + x}"], "x + y", BOXED)).parts == RIGHT
         assert not any(task.done() for task in slow)
         for task in slow:
             task.cancel()
@@ -184,7 +184,7 @@ async def test_a_process_that_gets_no_time_is_an_error_and_no_verdict(monkeypatc
 async def test_processes_end_with_their_parents_and_import_no_big_libraries():
     workshop = Workshop()
     worker = await workshop.worker()
-    assert (await worker.judge(request("2x + x", "3x"), 20.0))[1] == Verdict(equal=True, parsed=True)
+    assert (await worker.judge(request("y + x", "x + y"), 20.0))[1] == Verdict(equal=True, parsed=True)
     first = workshop._process
     assert first is not None
     for pid in (first.pid, worker._pid):

@@ -47,6 +47,22 @@ async def grader():
         (r"Reduce $\frac{84}{126}$.", r"\frac{2}{3}", r"\frac{84}{126}", "unevaluated"),
         (r"Is it $\frac{3}{4}$ or 3/5?", r"\frac{3}{4}", "3/4", "correct"),
         (r"Solve $x^2 - 5x - 4 \le 10$.", r"[-2, 7]", r"x^2 - 5x - 4 \le 10", "neither"),
+        # Notation makes no other formula of it.
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"+\sqrt{242}", "unevaluated"),
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"(\sqrt{242})", "unevaluated"),
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"x = \sqrt{242}", "unevaluated"),
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"\sqrt{242} \cdot 1", "unevaluated"),
+        (r"Simplify $\sqrt{242}$.", r"11\sqrt2", r"\sqrt{242} + 0", "unevaluated"),
+        (r"Write $\frac{3}{20}$ as a decimal.", "0.15", "3/20", "unevaluated"),
+        (r"Write $\frac{3}{20}$ as a decimal.", "0.15", r"+\cfrac{6}{40}", "unevaluated"),
+        (r"Write $\frac{3}{20}$ as a decimal.", "0.15", r"\frac{-3}{-20}", "unevaluated"),
+        ("Write 3/20 as a decimal.", "0.15", r"\frac{3}{20}", "unevaluated"),
+        (r"Rationalize $\frac{1}{\sqrt{3}}$.", r"\frac{\sqrt{3}}{3}", r"1/\sqrt{3}", "unevaluated"),
+        (r"Expand $(x+1)(x-1)$.", "x^2-1", r"(x+1)\cdot(x-1)", "unevaluated"),
+        (r"Expand $(x+1)(x-1)$.", "x^2-1", "((x+1)*(x-1))", "unevaluated"),
+        ("What is $10^3$?", "1000", "10^3", "unevaluated"),
+        ("What is $10^3$?", "1000", "10**3", "unevaluated"),
+        ("What is $10^3$?", "1000", "1000", "correct"),
         # The gold answer's own text stands there.
         (r"Which is larger, $\sqrt{5}$ or $2$?", r"\sqrt{5}", r"\sqrt{5}", "correct"),
         (r"What is $\sqrt{53}$ in simplest radical form?", r"\sqrt{53}", r"\sqrt{53}", "correct"),
@@ -56,6 +72,10 @@ async def grader():
         # A figure is drawn, not told.
         ("How likely? [asy]draw((0.5,1)); [/asy]", r"\frac{1}{2}", "0.5", "correct"),
         ("How likely is it to be below 0.5?", r"\frac{1}{2}", "0.5", "unevaluated"),
+        # Solutions that the problem wants separated by commas are no thousands.
+        ("Enter all solutions, separated by commas.", "70,110", "110, 70", "correct"),
+        ("Enter all solutions, separated by commas.", "70,110", "70110", "neither"),
+        ("How many are there?", "70,110", "70110", "correct"),
         # Without a problem's text nothing is a copy.
         ("", r"11\sqrt2", r"\sqrt{242}", "correct"),
     ],
@@ -65,6 +85,13 @@ async def test_what_the_problem_says_already_is_no_answer(grader, problem: str, 
     parts = {part: grade.parts[part] for part in ("correct", "unevaluated")}
     assert parts == {part: float(part == verdict) for part in parts}
     assert grade.reward == float(verdict == "correct")
+
+
+async def test_a_last_number_is_no_copy_either(grader: Grader):
+    config = GradingConfig(rule="last_number")
+    told = r"Write $\frac{3}{20}$ as a decimal."
+    assert (await grader.grade([r"\boxed{\frac{3}{20}}"], "0.15", config, problem=told)).parts["unevaluated"] == 1
+    assert (await grader.grade([r"\boxed{0.15}"], "0.15", config, problem=told)).reward == 1
 
 
 FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
@@ -108,6 +135,9 @@ def test_no_right_answer_in_usual_form_is_taken_for_a_copy(name: str):
         for problem in map(json.loads, islice(lines, 0, None, 4 if name == "math_train" else 1)):
             gold = plain(problem["answer"])
             for variant in variants(problem["answer"]):
+                if "frac" in variant and "." in gold:
+                    # "Write 3/20 as a decimal": 6/40 is none.
+                    continue
                 answer = plain(variant)
                 answer = plain_number(answer) if numeral(gold) else answer
                 if is_copy(answer, gold, problem["problem"]):
