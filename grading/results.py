@@ -67,19 +67,31 @@ def is_copy(answer: str, gold: str, problem: str) -> bool:
     gold answer's form is no copy: a decimal number with other zeros, or 1/2 for `\\frac12`. Code that draws a figure is no
     text.
     """
-    if not _FORMULA.search(answer) or _form(answer) == _form(gold):
-        return False
-    told = squeeze(_DRAWING.sub(" ", problem))
-    if stands_in(squeeze(gold), told):
-        return False
     value = answer if "=" in gold else sides(answer)[-1]
-    return bool(_FORMULA.search(value)) and (stands_in(squeeze(value), told) or _is_told(value, gold, told))
+    if not _FORMULA.search(value) or _form(value) == _form(gold) or _is_percentage(value, gold):
+        return False
+    told, formula = squeeze(_DRAWING.sub(" ", problem)), squeeze(value)
+    if not stands_in(formula, told):
+        return _is_told(value, gold, told)
+    # What stands in the formula alone, as 1 + 2i in a fraction with it, is not told.
+    return formula != squeeze(gold) and not stands_in(squeeze(gold), told.replace(formula, " "))
+
+
+def _is_percentage(answer: str, gold: str) -> bool:
+    """Returns whether the answer is the gold answer with a percent sign."""
+    written, number = numeral(answer), numeral(gold)
+    return bool(written and number and written.percent and written.value == number.value)
 
 
 def _is_told(answer: str, gold: str, told: str) -> bool:
     """Returns whether an answer that is a fraction equals one in the squeezed problem, where the gold answer is none."""
     written = numeral(answer)
-    if written is None or not re.search(r"frac|/", answer) or re.search(r"frac|/", gold):
+    if (
+        written is None
+        or not re.search(r"frac|/", answer)
+        or re.search(r"frac|/", gold)
+        or stands_in(squeeze(gold), told)
+    ):
         return False
     fractions = (Fraction(int(above), int(below)) for above, below in _SLASHED.findall(told) if int(below))
     return abs(written.value) in fractions
@@ -175,7 +187,8 @@ def _is_arithmetic(node: Any) -> bool:
     if above == [1] and any(isinstance(part, sympy.Pow) and part.exp == -1 for part in factors):
         # The way in which a fraction is read.
         above = []
-    whole = any(number % divisor == 0 for number in above for divisor in below)
+    exact = [divisor for divisor in below if divisor.is_Rational and divisor != 0]
+    whole = any(number % divisor == 0 for number in above if number.is_Rational for divisor in exact)
     return 1 in above or len(above) > 1 or len(below) > 1 or whole
 
 

@@ -72,6 +72,8 @@ async def grader():
         # A figure is drawn, not told.
         ("How likely? [asy]draw((0.5,1)); [/asy]", r"\frac{1}{2}", "0.5", "correct"),
         ("How likely is it to be below 0.5?", r"\frac{1}{2}", "0.5", "unevaluated"),
+        (r"Compute $\frac{-3+4i}{1+2i}$.", "1+2i", r"\frac{-3+4i}{1+2i}", "unevaluated"),
+        (r"It falls by $20\%$. What is the change in percent?", "20", r"20\%", "correct"),
         # Solutions that the problem wants separated by commas are no thousands.
         ("Enter all solutions, separated by commas.", "70,110", "110, 70", "correct"),
         ("Enter all solutions, separated by commas.", "70,110", "70110", "neither"),
