@@ -52,8 +52,6 @@ _BASES = {
 }  # fmt: skip
 _VERBATIM = re.compile(r"\d+([-:/.])\d+(?:\1\d+)+|\d+-\d+")
 """Dates, times, telephone numbers, versions: no arithmetic."""
-
-
 _CLOCK = re.compile(r"((?:[01]?\d|2[0-4]):[0-5]\d)\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s*[mM]\.?)?\s*\}?")
 """A time of the day; a ratio of two numbers is written like that as well."""
 _PLAIN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}")

@@ -26,6 +26,9 @@ _EXPONENT = re.compile(r"[eE]\+?(-?\d+)$")
 _SPELLINGS = (
     (re.compile(r"\\frac\s*(\\[A-Za-z]+)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\log_\s*(?:\{\s*e\s*\}|e(?![A-Za-z]))"), r"\\ln "),
+    (re.compile(r"\\langle(?![A-Za-z])\s*"), "("),
+    (re.compile(r"\\rangle(?![A-Za-z])\s*"), ")"),
+    (re.compile(r"√\s*(\d+)"), r"\\sqrt{\1}"),
     (re.compile(r"\\lbrace(?![A-Za-z])\s*"), r"\\{"),
     (re.compile(r"\\rbrace(?![A-Za-z])\s*"), r"\\}"),
     (re.compile(r"\\\{\s*\\\}"), r"\\emptyset"),

@@ -7,7 +7,7 @@ _NAME = re.compile(
     r"|m?\s*\\(?:angle|triangle|overline|text|operatorname)\s*\{?[A-Za-z ]+\}?)'*(?:_\s*\{?\w+\}?)?(?:\s*\([^()=]*\))?"
     r"|[|\[]\s*[A-Z]{2,}\s*[|\]]|\|[A-Za-z]\|"
 )
-_VARIABLE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
 _NO_EQUATION = re.compile(
     r"[<>!≠≤≥]|\\(?:[lg](?:e|eq|t)?|neq?|not|lnot|neg|lor|vee|text|approx|equiv)(?![A-Za-z])|\b(?:and|or)\b"
 )
@@ -31,16 +31,22 @@ def sides(text: str) -> list[str]:
 def stated(text: str) -> str | None:
     """Returns the value that an answer states: the last side of an equation, the answer itself where it is none.
 
-    The first side is a name (`x`, `f(2)`, `AB`) or has no variables, the sides between have none. None for an equation of
-    another kind: it would still have to be solved, or says something else.
+    The first side is a name (`x`, `f(2)`, `AB`); otherwise no side has variables that the last one has not. None for an
+    equation of another kind: it would still have to be solved, or says something else.
     """
     first, *others = sides(text)
     if not others:
         return text
     if _NO_EQUATION.search(_NAME.sub("", first, count=1) + " ".join(others)):
         return None
-    named = first == "" or _NAME.fullmatch(first) is not None or not _VARIABLE.search(first)
-    return others[-1] if named and not any(_VARIABLE.search(side) for side in others[:-1]) else None
+    rest = others if not first or _NAME.fullmatch(first) else [first, *others]
+    variables = _variables(others[-1])
+    return others[-1] if all(_variables(side) <= variables for side in rest) else None
+
+
+def _variables(text: str) -> set[str]:
+    """Returns the letters in a formula but for e and i."""
+    return set(re.findall(r"[A-Za-z]", _COMMAND.sub("", text))) - {"e", "i"}
 
 
 def assigned(text: str) -> dict[str, str] | None:
