@@ -144,6 +144,10 @@ class Actor:
 
     async def _pull_until(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            if self._crash is not None:
+                # The actor ends in a moment (`_watch`): until then it takes no ticket that another one could answer.
+                await asyncio.sleep(0.1)
+                continue
             free = self._admission.slots - len(self._rollouts)
             if free <= 0:
                 await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
@@ -274,7 +278,7 @@ class Actor:
 
     def _count_engine_failure(self, error: EngineError) -> None:
         self._engine_failures += 1
-        if self._engine_failures >= MAX_ENGINE_FAILURES:
+        if self._engine_failures >= MAX_ENGINE_FAILURES and self._crash is None:
             self._crash = EngineError(
                 f"{self._engine_failures} rollouts in a row failed in the engine, the last because {error}: "
                 "this actor hands its tickets back and ends"
