@@ -21,11 +21,11 @@ _STYLE = re.compile(
 _UPRIGHT = re.compile(r"\\mathrm\s*(?=\{\s*(?![eidT]\s*\}|[-.,\d]))")
 r"""`\mathrm` around words and units, and not around e, i, d or the T of a transpose."""
 _NOTHING = re.compile(
-    r"(?:US)?\\?\$|[£€¥¢]|\b(?:USD|EUR|Rs\.?)\s*(?=\d)|(?<!\\)\\[()]|\\(?:bf|displaystyle)(?![A-Za-z])"
-    r"|^\s*(?:\\approx(?![A-Za-z])|≈)|^\s*\*\*(?=[^*]*\*\*\s*$)|\*\*\s*$"
+    r"(?:US)?\\?\$|[£€¥¢]|\b(?:USD|EUR|Rs\.?)\s*(?=\d)|(?<!\\)\\[()]|\\(?:bf|displaystyle|[bB]igg?[lrm]?|large|Large|small|normalsize|checkmark)(?![A-Za-z])|\\hspace\s*\{[^{}]*\}"
+    r"|^\s*(?:\\approx(?![A-Za-z])|≈|\\therefore(?![A-Za-z]))|^\s*\*\*(?=[^*]*\*\*\s*$)|\*\*\s*$"
 )
 """Currency, delimiters of formulas, fonts, "about"."""
-_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*([-.,\d]+(?:\s+[A-Za-z]{3,})?|)\s*\}")
+_TEXT = re.compile(r"\\(?:text|mbox)\s*\{\s*([-.,\d]+(?:\s+[A-Za-z]{3,})?|\\%|)\s*\}")
 _LIST = re.compile(r"\\text\s*\{\s*,\s*(?:and|or)\s*\}")
 # Two backslashes are a line break of a matrix, whatever follows.
 _NO_SPACE = re.compile(
@@ -33,6 +33,11 @@ _NO_SPACE = re.compile(
 )
 _SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
 _MINUS = re.compile(r"[–−]|\{\s*-\s*\}")
+_DEGREE = re.compile(r"\\text\s*\{\s*[°º]\s*\}|[°º]")
+_ROW = re.compile(r"(?<=\\\\)\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm)\s*\]")
+r"""Extra space after the row of a matrix, as in `\\[4pt]`."""
+_APPROXIMATELY = re.compile(r"(.*\S)\s*(?:\\approx|≈)\s*\$?[-+]?[\d,]*\.?\d+\s*", re.DOTALL)
+"""An exact value and then its decimals."""
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
 _THOUSANDS = re.compile(r"([-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?)(?![^,]*[,\d])")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
@@ -52,11 +57,14 @@ _BASES = {
 }  # fmt: skip
 _VERBATIM = re.compile(r"\d+([-:/.])\d+(?:\1\d+)+|\d+-\d+")
 """Dates, times, telephone numbers, versions: no arithmetic."""
-_CLOCK = re.compile(r"((?:[01]?\d|2[0-4]):[0-5]\d)\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s*[mM]\.?)?\s*\}?")
+_CLOCK = re.compile(
+    r"(?:\\text\s*\{)?\s*0?((?:1?\d|2[0-4]):[0-5]\d)\s*(?:\\text\s*\{)?\s*(?:([apAP])\.?\s*[mM]\.?)?\s*\}?"
+)
 """A time of the day; a ratio of two numbers is written like that as well."""
 _PLAIN_TEXT = re.compile(r"\\(?:text|mbox)\s*\{([^{}]*)\}")
 _LETTERS = re.compile(r"[A-Za-z]{4,}")
 """A word; fewer letters may be a product of variables."""
+_LETTER_LIST = re.compile(r"[A-Z](?:\s*,\s*[A-Z])+")
 _SPOKEN = ("yes", "no", "Yes", "No")
 _CHOICE = re.compile(r"(?:[Oo]ption\s+)?\(?([A-Za-z])\)?[.)]?|\(([A-Z])\)[^A-Z(]*")
 
@@ -64,7 +72,10 @@ _CHOICE = re.compile(r"(?:[Oo]ption\s+)?\(?([A-Za-z])\)?[.)]?|\(([A-Z])\)[^A-Z(]
 def plain(answer: str) -> str:
     """Returns `answer` without what does not change its value."""
     text = _SPACE.sub(" ", _NO_SPACE.sub("", _LIST.sub(", ", _NOTHING.sub("", answer))))
-    text = _MINUS.sub("-", re.sub(r"\s+", " ", text)).strip().strip("'\"")
+    text = _MINUS.sub("-", re.sub(r"\s+", " ", _ROW.sub("", text))).strip().strip("'\"")
+    text = _DEGREE.sub(r"^\\circ ", text)
+    if match := _APPROXIMATELY.fullmatch(text):
+        text = match[1]
     text = _TEXT.sub(r"\1", _unwrapped(_UPRIGHT.sub(r"\\text", text))).strip()
     text = _EMPTY.sub(r"\\emptyset", _TIMES_TEN.sub(r" \\times ", as_latex(text)))
     if match := _THOUSANDS.match(text):
@@ -121,7 +132,8 @@ def _is_time(gold: re.Match[str], answer: re.Match[str] | None) -> bool:
 def _equal_words(gold: str, answer: str) -> bool | None:
     """Returns whether an answer has the words or letters of the gold answer; None where that is no text."""
     letters = gold.replace(" ", "")
-    if r"\text" not in gold and not _CHOICE.fullmatch(gold) and not _LETTERS.fullmatch(letters) and gold not in _SPOKEN:
+    forms = (_CHOICE.fullmatch(gold), _LETTERS.fullmatch(letters), _LETTER_LIST.fullmatch(gold))
+    if r"\text" not in gold and not any(forms) and gold not in _SPOKEN:
         return None
     words = _words(gold)
     if words == _words(answer):

@@ -16,8 +16,8 @@ from grading.answers import MAX_ANSWER_LENGTH, equal_at_sight, plain, plain_numb
 from grading.choking import may_choke
 from grading.intervals import as_range, without_variable
 from grading.numerals import numeral
-from grading.results import COSTLY, is_copy, operations
-from grading.sides import assigned, stated
+from grading.results import COSTLY, is_copy, operations, squeeze, stands_in
+from grading.sides import assigned, sides, stated
 from grading.text import as_number
 
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
@@ -39,7 +39,9 @@ _LISTED = re.compile(r"(?!(?:\\left\s*)?[\[(])[^<>]*(?:,|\\pm|\band\b)[^<>]*")
 _BRACES = re.compile(r"(?:\\left\s*)?\\\{[^<>|:]*(?:\\right\s*)?\\\}")
 _BRACKETS = re.compile(r"(?:\\left\s*)?([\[(])([^][()]*),([^][()]*?)(?:\\right\s*)?([\])])", re.DOTALL)
 _GROUPS = re.compile(r"-?\d{1,3}(?:,\d{3})+")
-_DOTS = re.compile(r"\\[lc]?dots(?![A-Za-z])|\.\.\.|…")
+_VAGUE = re.compile(r"\\[lc]?dots(?![A-Za-z])|\.\.\.|…"), re.compile(r"\\approx(?![A-Za-z])|≈")
+"""A list that goes on, and a value that is about another."""
+_POINT = re.compile(r"^[A-Z]\s*(?=(?:\\left\s*)?\()")
 _WORDS = re.compile(r"\\(?:text|mbox)(?![A-Za-z])|(?<![\\A-Za-z{])[A-Za-z]{3,}")
 
 
@@ -71,8 +73,9 @@ def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verd
     gold = plain(_listed(gold) if "comma" in problem.lower() else gold)
     answer = plain(_listed(answer) if "," in gold else answer)
     written = numeral(gold)
+    answer = _asked(answer, problem)
     answer = plain_number(answer) if written is not None else _stated(answer, gold)
-    is_other = _other_brackets(gold, answer) or (_DOTS.search(answer) and not _DOTS.search(gold))
+    is_other = _other_brackets(gold, answer) or any(sign.search(answer) and not sign.search(gold) for sign in _VAGUE)
     equal = False if is_other else equal_at_sight(gold, answer)
     if equal is None:
         verdict = _by_algebra(answer, gold)
@@ -92,13 +95,25 @@ def _stated(answer: str, gold: str) -> str:
     if "=" in gold or re.match(r"\\text|\([A-Za-z]\)$", gold):
         return answer
     values = assigned(answer)
+    is_pair = re.match(r"(?:\\left\s*)?[\[(]", gold)
     if values is None:
-        text = stated(answer)
+        text = stated(_POINT.sub("", answer) if is_pair else answer)
         # What states nothing equals nothing.
         return r"\text{?}" if text is None else plain(text) if text != answer else answer
-    if re.match(r"(?:\\left\s*)?[\[(]", gold):
-        return f"({', '.join(values[name] for name in sorted(values))})"
-    return answer if len(values) == 1 else r"\text{?}"
+    names = sorted({name for name, _ in values})
+    if is_pair and len(names) == len(values):
+        return f"({', '.join(dict(values)[name] for name in names)})"
+    return ", ".join(value for _, value in values) if len(names) == 1 else r"\text{?}"
+
+
+def _asked(answer: str, problem: str) -> str:
+    """Returns the right-hand side of an equation whose left-hand side stands in the problem, which asks for it."""
+    first, *others = sides(answer)
+    if not others or not problem:
+        return answer
+    told = squeeze(problem)
+    is_asked = stands_in(squeeze(first), told) and not stands_in(squeeze(answer), told)
+    return others[-1] if is_asked else answer
 
 
 def _verdict(equal: bool, *, is_result: bool, parsed: bool = True) -> Verdict:

@@ -148,13 +148,16 @@ def _carried_out_in(value: Any) -> Iterator[str]:
 
     named = (
         sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative, sympy.factorial, sympy.binomial,
-        sympy.Mod, sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.Determinant, sympy.MatMul, sympy.MatAdd,
-        sympy.MatPow,
+        sympy.Mod, sympy.floor, sympy.ceiling, sympy.Max, sympy.Min, sympy.Determinant, sympy.MatAdd, sympy.MatPow,
     )  # fmt: skip
     constant = (TrigonometricFunction, InverseTrigonometricFunction, HyperbolicFunction, sympy.Abs, sympy.log)
     for node in _nodes(value):
         if isinstance(node, named):
             yield type(node).__name__
+        elif isinstance(node, sympy.MatMul):
+            # A number before a matrix may stay there.
+            if sum(part.is_Matrix for part in node.args) > 1:
+                yield "MatMul"
         elif isinstance(node, constant) and not node.free_symbols:
             yield next(kind.__name__ for kind in constant if isinstance(node, kind))
         elif isinstance(node, (sympy.Add, sympy.Mul, sympy.Pow)) and _is_arithmetic(node):

@@ -5,7 +5,10 @@ import re
 _NAME = re.compile(
     r"(?:[A-Za-z]|[A-Z]{2,}|[A-Za-z]{3,}|\\(?:theta|alpha|beta|gamma|lambda|mu|phi|omega|sigma|Delta|delta|ell)"
     r"|m?\s*\\(?:angle|triangle|overline|text|operatorname)\s*\{?[A-Za-z ]+\}?)'*(?:_\s*\{?\w+\}?)?(?:\s*\([^()=]*\))?"
-    r"|[|\[]\s*[A-Z]{2,}\s*[|\]]|\|[A-Za-z]\|"
+    r"|\(\s*\\?[A-Za-z]+(?:\s*,\s*\\?[A-Za-z]+)+\s*\)|[|\[]\s*[A-Z]{2,}\s*[|\]]|\|[A-Za-z]\|"
+)
+_JOINT = re.compile(
+    r",(?![^()]*\))|;|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\b(?:and|or)\b|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])"
 )
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _NO_EQUATION = re.compile(
@@ -49,13 +52,12 @@ def _variables(text: str) -> set[str]:
     return set(re.findall(r"[A-Za-z]", _COMMAND.sub("", text))) - {"e", "i"}
 
 
-def assigned(text: str) -> dict[str, str] | None:
-    """Returns the values in a list such as `x = 1, y = 2` by their names; None where it is none, or a name repeats."""
-    values = {}
-    parts = re.split(r",(?![^()]*\))|;|\\text\s*\{\s*,?\s*and\s*\}|\band\b", text)
-    for part in parts:
+def assigned(text: str) -> list[tuple[str, str]] | None:
+    """Returns names and values in a list such as `x = 1, y = 2` or `x = 1 \\text{ or } x = 2`; None where it is none."""
+    found = []
+    for part in _JOINT.split(text):
         match = re.fullmatch(r"\s*([A-Za-z])\s*=\s*([^=]+?)\s*", part)
-        if match is None or match[1] in values:
+        if match is None:
             return None
-        values[match[1]] = match[2]
-    return values if len(parts) > 1 else None
+        found.append((match[1], match[2]))
+    return found if len(found) > 1 else None

@@ -8,7 +8,7 @@ off, so that they are not the number 42.
 import re
 
 _SYLLABLE = r"[A-Za-z]+(?:\^?-?[23]|[²³])?"
-_WORDS = re.compile(rf"\s*-?{_SYLLABLE}\.?(?:\s*[/·.\s]\s*{_SYLLABLE}\.?)*\s*")
+_WORDS = re.compile(rf"\s*-?{_SYLLABLE}\.?(?:\s*[/·.\s-]\s*{_SYLLABLE}\.?)*\s*")
 # Two letters may be variables: only units are taken for words.
 _BARE = (
     r"(?:[A-Za-z]{3,}|[ckm]m|[km]g|ml|ft|in|lb|oz|mi|sq|hr"
@@ -28,14 +28,16 @@ _SYMBOL = re.compile(
 )
 _COUNTS = (
     r"(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
-    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|dozens?|hundreds?|thousands?|[mbt]r?illions?|lakhs?|crores?|kilo|score"
-    r"|gross|halves|half|thirds?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|hundredths?|thousandths?)"
+    r"|(?:twen|thir|for|fif|six|seven|eigh|nine)ty|tens|twelves|dozens?|hundreds?|thousands?|[mbt]r?illions?|myriads?|lakhs?"
+    r"|crores?|kilo|score|gross|halves|half|thirds|fourths|fifths|sixths|sevenths|eighths|ninths|tenths|hundredths"
+    r"|thousandths|nths)"
 )
 _NO_UNIT = re.compile(
-    rf"\b(?:{_COUNTS}|and|or|nor|but|vs|versus|not|no|is|was|are|maybe|perhaps|about|more|less|fewer|than|least|most|only"
-    r"|below|above|under|plus|minus|times|over|divided|multiplied|factorial|base|modulo|mod|fold|infinity|percent|choose"
-    r"|equals?|wrong|right|true|false|negative|positive|root|power|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha"
-    r"|beta|gamma|phi)\b|^\W*(?:squared|cubed|[a-ln-z])(?:\b|(?=\^))",
+    rf"\b(?:{_COUNTS}(?!-)|or|nor|but|vs|versus|not|no|is|was|are|maybe|perhaps|possibly|guess|about|nearly|approximately"
+    r"|unless|either|fewer|than|least|most|only|below|above|under|plus|minus|times|divided|multiplied|doubled?|twice|tripled?"
+    r"|halved|factorial|base|modulo|modulus|mod|fold|infinity|percent|choose|equals?|wrong|false|reciprocal|inverse|root|power"
+    r"|binary|octal|hex|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta|gamma|phi)\b"
+    r"|^\W*(?:squared|cubed|over|third$|[a-ln-z])(?:\b|(?=\^))|\b(?:more|less)\s*$",
 )
 _LETTERS = "mgLlshNJWVACFK"
 """Units of one letter; the others may be variables."""

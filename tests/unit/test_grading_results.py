@@ -74,6 +74,11 @@ async def grader():
         ("How likely is it to be below 0.5?", r"\frac{1}{2}", "0.5", "unevaluated"),
         (r"Compute $\frac{-3+4i}{1+2i}$.", "1+2i", r"\frac{-3+4i}{1+2i}", "unevaluated"),
         (r"It falls by $20\%$. What is the change in percent?", "20", r"20\%", "correct"),
+        # What the problem asks for may stand on the left; an equation of the problem is no answer.
+        ("Find $m+n$.", "90", "m+n = 90", "correct"),
+        ("Compute $AB^2$.", "90", "AB^2 = 90", "correct"),
+        ("Compute $AB^2$.", "90", "AB^3 = 90", "unevaluated"),
+        ("Solve $x^2 = 90$.", "90", "x^2 = 90", "unevaluated"),
         # Solutions that the problem wants separated by commas are no thousands.
         ("Enter all solutions, separated by commas.", "70,110", "110, 70", "correct"),
         ("Enter all solutions, separated by commas.", "70,110", "70110", "neither"),
