@@ -39,7 +39,7 @@ r"""Extra space after the row of a matrix, as in `\\[4pt]`."""
 _APPROXIMATELY = re.compile(r"(.*\S)\s*(?:\\approx|≈)\s*\$?[-+]?[\d,]*\.?\d+\s*", re.DOTALL)
 """An exact value and then its decimals."""
 _TIMES_TEN = re.compile(r"(?<=\d)\s*x\s*(?=10\s*\^)")
-_THOUSANDS = re.compile(r"([-+]?\d{1,3}(?:(?:,|\{,\})\d{3})+(?:\.\d+)?)(?![^,]*[,\d])")
+_THOUSANDS = re.compile(r"([-+]?\d{1,3}(?:,\d{3})+(?:\.\d+)?)(?![^,]*[,\d])")
 _SPACED = re.compile(r"[-+]?\d{1,3}(?: \d{3})+(?:\.\d+)?")
 _NAMED = re.compile(r"(?:[A-Za-z]\s*)?=\s*(.+)", re.DOTALL)
 _EMPTY = re.compile(r"\\varnothing(?![A-Za-z])|∅")
@@ -79,7 +79,7 @@ def plain(answer: str) -> str:
     text = _TEXT.sub(r"\1", _unwrapped(_UPRIGHT.sub(r"\\text", text))).strip()
     text = _EMPTY.sub(r"\\emptyset", _TIMES_TEN.sub(r" \\times ", as_latex(text)))
     if match := _THOUSANDS.match(text):
-        text = re.sub(r"[{},]", "", match[1]) + text[match.end() :]
+        text = match[1].replace(",", "") + text[match.end() :]
     text = text[:-1].rstrip() if text.endswith(".") else text
     named = _NAMED.fullmatch(text)
     if named and _as_number(named[1]) is not None:

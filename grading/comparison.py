@@ -33,7 +33,7 @@ _SPELLINGS = (
     (re.compile(r"\\rbrace(?![A-Za-z])\s*"), r"\\}"),
     (re.compile(r"\\\{\s*\\\}"), r"\\emptyset"),
 )
-"""What math-verify does not read, and the same as it does."""
+"""Pairs of what math-verify does not read and the same in words that it does."""
 _LIST = re.compile(r"\[([^][()]*)\]")
 _LISTED = re.compile(r"(?!(?:\\left\s*)?[\[(])[^<>]*(?:,|\\pm|\band\b)[^<>]*")
 _BRACES = re.compile(r"(?:\\left\s*)?\\\{[^<>|:]*(?:\\right\s*)?\\\}")
@@ -74,7 +74,10 @@ def compare(answer: str | None, gold: str, rule: str, problem: str = "") -> Verd
     answer = plain(_listed(answer) if "," in gold else answer)
     written = numeral(gold)
     answer = _asked(answer, problem)
-    answer = plain_number(answer) if written is not None else _stated(answer, gold)
+    value = plain_number(answer) if written is not None else _stated(answer, gold)
+    if value is None:
+        return Verdict(equal=False, parsed=True)
+    answer = value
     is_other = _other_brackets(gold, answer) or any(sign.search(answer) and not sign.search(gold) for sign in _VAGUE)
     equal = False if is_other else equal_at_sight(gold, answer)
     if equal is None:
@@ -90,20 +93,22 @@ def _listed(text: str) -> str:
     return text.replace(",", ", ") if _GROUPS.fullmatch(text.strip()) else text
 
 
-def _stated(answer: str, gold: str) -> str:
-    """Returns what an answer states, without names of values; all of it where the gold answer is an equation or text."""
+def _stated(answer: str, gold: str) -> str | None:
+    """Returns what an answer states, without names of values; None where it states nothing.
+
+    Where the gold answer is an equation or text, an answer states all that it says.
+    """
     if "=" in gold or re.match(r"\\text|\([A-Za-z]\)$", gold):
         return answer
     values = assigned(answer)
     is_pair = re.match(r"(?:\\left\s*)?[\[(]", gold)
     if values is None:
         text = stated(_POINT.sub("", answer) if is_pair else answer)
-        # What states nothing equals nothing.
-        return r"\text{?}" if text is None else plain(text) if text != answer else answer
+        return text if text is None or text == answer else plain(text)
     names = sorted({name for name, _ in values})
     if is_pair and len(names) == len(values):
         return f"({', '.join(dict(values)[name] for name in names)})"
-    return ", ".join(value for _, value in values) if len(names) == 1 else r"\text{?}"
+    return ", ".join(value for _, value in values) if len(names) == 1 else None
 
 
 def _asked(answer: str, problem: str) -> str:

@@ -34,7 +34,7 @@ __all__ = ["Grade", "Grader", "GradingError", "UngradableError"]
 log = structlog.get_logger()
 
 QUICK_S = 0.1
-"""Seconds of processor time: usual answers take a hundredth."""
+"""Seconds of processor time: usual answers take a hundredth of a second."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ FORMS = (
 """Answers of usual forms: the first of a form takes parser and sympy up to a third of a second."""
 READY = b"\0"
 PATIENT_NICENESS = 10
-"""Of patient turns: with one busy thread beside it on its core, such a process still has a tenth of the core."""
+"""Holds for patient turns: with one busy thread beside it on its core, such a process still has a tenth of the core."""
 
 
 def main() -> None:

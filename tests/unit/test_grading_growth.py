@@ -69,6 +69,11 @@ FRAGMENTS = (
 pieces = st.lists(st.sampled_from(FRAGMENTS), max_size=3).map("".join)
 
 
+def grown(before: str, repeated: str, after: str, length: int) -> str:
+    """Returns a text of about `length` characters."""
+    return before + repeated * (length // len(repeated)) + after
+
+
 def seconds(text: str) -> float:
     """Returns the least processor time of three readings, by every rule."""
     taken = []
@@ -92,11 +97,8 @@ def seconds(text: str) -> float:
 @example(before="", repeated="````\n```\n", after="\n")
 @settings(max_examples=40, deadline=None, derandomize=True, database=None)
 def test_reading_takes_time_in_proportion_to_the_text(before: str, repeated: str, after: str):
-    def text(length: int) -> str:
-        return before + repeated * (length // len(repeated)) + after
-
-    long = seconds(text(LONG))
-    assert long < NOTICEABLE_S or long < QUADRATIC * seconds(text(SHORT))
+    long = seconds(grown(before, repeated, after, LONG))
+    assert long < NOTICEABLE_S or long < QUADRATIC * seconds(grown(before, repeated, after, SHORT))
 
 
 ANSWERS = (
@@ -181,9 +183,7 @@ def answer_seconds(text: str) -> float:
 @example(before="5 ", repeated="cm ", after="!")
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 def test_the_text_of_an_answer_takes_no_more_than_the_square_of_its_length(before: str, repeated: str, after: str):
-    def text(length: int) -> str:
-        return before + repeated * (length // len(repeated)) + after
-
-    long = answer_seconds(text(MAX_ANSWER_LENGTH))
+    long = answer_seconds(grown(before, repeated, after, MAX_ANSWER_LENGTH))
+    short = grown(before, repeated, after, MAX_ANSWER_LENGTH // 4)
     # Four times as long: 16 times the work, or 64 where it is cubic.
-    assert long < NOTICEABLE_S or long < 32 * answer_seconds(text(MAX_ANSWER_LENGTH // 4))
+    assert long < NOTICEABLE_S or long < 32 * answer_seconds(short)

@@ -118,7 +118,7 @@ def formulas(problem: str) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "refused"), [("math500", 30), ("math_train", 20)])
 async def test_copying_earns_only_where_the_gold_answer_stands_in_the_problem(grader, name: str, refused: int):
-    """Of 500 problems: every formula of their statement as the answer."""
+    """Takes 500 problems, and every formula of their statements as an answer."""
     earned, unevaluated = [], set()
     with (DATA / f"{name}.jsonl").open() as lines:
         problems = [json.loads(line) for line in islice(lines, 500)]
