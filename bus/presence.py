@@ -88,13 +88,13 @@ async def who_is_alive(bus: Bus) -> list[Presence]:
 
 
 async def _entries(bus: Bus) -> list[Presence]:
-    bucket = await bus.js.key_value(bus.names.alive_bucket)
-    try:
-        keys = await bucket.keys()
-    except nats.js.errors.NoKeysError:
-        return []
+    name = bus.names.alive_bucket
+    bucket = await bus.js.key_value(name)
+    # Not the client's `keys`: it takes a bucket whose entries are on their way to it for an empty one.
+    prefix = f"$KV.{name}."
+    info = await bus.js.stream_info(f"KV_{name}", subjects_filter=f"{prefix}>")
     alive = []
-    for key in keys:
+    for key in (subject.removeprefix(prefix) for subject in info.state.subjects or {}):
         try:
             entry = await bucket.get(key)
             alive.append(decode(entry.value or b"", Presence))
