@@ -30,7 +30,8 @@ from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.errors import UserError
 from configs.schema import RunConfig
-from grading.grader import Grade, Grader, GradingError, UngradableError
+from grading.errors import GradingError, RewardFunctionError, UngradableError
+from grading.grader import Grade, Grader
 from runtime.waiting import done_or_stopped
 from sandbox.client import SandboxClient, SandboxError
 from tasks.prompts import PromptError, render_prompt
@@ -44,9 +45,10 @@ HAND_BACK_S = 2.0
 """Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
 """Rollouts in a row that fail in the engine before the actor takes it for broken and ends."""
-UNUSABLE_PROMPT, DEADLINE = "unusable prompt", "deadline passed"
-OWN_FAULTS = (UNUSABLE_PROMPT, DEADLINE)
-"""Reasons that may lie in the actor: another tokenizer, an engine that is too slow. Others lie in the ticket."""
+UNUSABLE_PROMPT, DEADLINE, NO_REWARD = "unusable prompt", "deadline passed", "reward function failed"
+OWN_FAULTS = (UNUSABLE_PROMPT, DEADLINE, NO_REWARD)
+"""Reasons that may lie in the actor: another tokenizer, an engine that is too slow, what a reward function needs. Others lie
+in the ticket."""
 MAX_SAME_FAILURES = 24
 LEAST_GROUPS = 3
 """Tickets that an actor may fail at for one of these while it has finished none, and of how many groups."""
@@ -234,7 +236,7 @@ class Actor:
             return HandBack(f"version {ticket.min_version} did not come in {VERSION_PATIENCE_S:.0f} s")
         started_at = time.time()
         try:
-            await self._grader.require_gradable(ticket.answer, ticket.grading)
+            await self._grader.require_gradable(ticket.answer, ticket.grading, ticket.problem)
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             response = await rollout.run(prompt)
             self._admission.ended(len(response.tokens))
@@ -242,8 +244,9 @@ class Actor:
             if response.lowest_version < ticket.min_version:
                 # A learner that went back to its checkpoint published older weights while this was written.
                 return HandBack("older weights than the ticket allows came meanwhile")
-            outputs = [call.output for call in response.tool_calls]
-            grade = await self._grader.grade(response.turns, ticket.answer, ticket.grading, outputs, ticket.problem)
+            grade = await self._grader.grade(
+                response.turns, ticket.answer, ticket.grading, response.calls, ticket.problem
+            )
             truncated = response.finish_reason is FinishReason.LENGTH
             limit = ticket.rollout.max_response_tokens
             grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)
@@ -254,6 +257,9 @@ class Actor:
             return self._failure(leased, DEADLINE, str(error), error.length)
         except UngradableError as error:
             return self._failure(leased, "ungradable gold answer", str(error))
+        except RewardFunctionError as error:
+            # Another rollout might go well, and the run would not see what the function fails at.
+            return self._failure(leased, NO_REWARD, str(error))
         except (SandboxError, GradingError, EngineError) as error:
             log.warning("infrastructure failed under a rollout, handing back", ticket=ticket.number, error=str(error))
             if isinstance(error, EngineError):

@@ -23,6 +23,7 @@ from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
 from grading.blocks import CLOSING_FENCE, OPENING_FENCES, Block, find_blocks
+from grading.reward_function import Call
 
 TRUNCATED = "\n[output truncated]"
 
@@ -61,6 +62,14 @@ class Response:
     def lowest_version(self) -> int:
         """Returns the oldest weights in it, as `WeightVersion.n`."""
         return min(span.version.n for span in self.versions)
+
+    @property
+    def calls(self) -> list[Call]:
+        """Returns the tool calls as the grader takes them."""
+        return [
+            Call(call.code, call.output, str(call.outcome), call.success, call.error, call.seconds)
+            for call in self.tool_calls
+        ]
 
     @property
     def hallucinated_outputs(self) -> int:

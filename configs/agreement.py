@@ -14,6 +14,8 @@ from configs.schema import RunConfig
 
 SHARED = ("model", "tasks", "rollout", "actor.engine.kind")
 """What every role must have as the run has it: tickets and results are made of it."""
+SANDBOXED = ("rollout",)
+"""What a sandbox must have; its host needs no reward function's source."""
 FIXED = (
     *SHARED,
     "seed",
@@ -137,6 +139,11 @@ def require_effect(recorded: RunConfig, config: RunConfig, occasion: Occasion) -
 
 
 def _fixed(change: Change) -> ConfigError:
+    if change.field == "tasks.grading.reward_function_digest":
+        return ConfigError(
+            f"the source of the reward function here (digest {change.now}) is not the run's (digest {change.before}): "
+            "put that one in its place, or start another run"
+        )
     return ConfigError(
         f"{change.field} is {change.before!r} in this run and cannot be {change.now!r} in it: leave it as it was "
         "(the run's folder holds its config.yaml), or start another run"

@@ -214,7 +214,7 @@ class EvaluationData(ProblemsConfig):
     limit: PositiveInt | None = None
     """How many of its problems are asked, from the first on; all where it is absent."""
     rule: Literal["boxed", "last_number"] | None = None
-    """How its answers are judged, instead of `tasks.grading.rule`."""
+    """How its answers are judged, instead of `tasks.grading.rule` or a reward function."""
 
 
 class EvaluationConfig(Section):

@@ -1,8 +1,9 @@
 """The tasks' part of the schema: which problems, how they are asked, how answers are judged."""
 
+import re
 from typing import Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from configs.section import Section
 
@@ -72,6 +73,9 @@ class ProblemsConfig(Section):
         return self
 
 
+_REWARD_FUNCTION = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")
+
+
 class GradingConfig(Section):
     """Says how an answer is judged: on tokens that the model sampled, outside code blocks."""
 
@@ -91,6 +95,28 @@ class GradingConfig(Section):
     """Taken off the reward where the response used up its budget, and in proportion in the last `overlong_tokens`."""
     overlong_tokens: NonNegativeInt = 0
     """Stretch before `rollout.max_response_tokens` in which the overlong penalty grows from nothing."""
+    reward_function: str | None = None
+    """Your own function that gives the reward, as `path/to/file.py:name` or, of an installed module, `module:name`; then
+    `rule` and `answer_tag` only say which answer is shown and counted."""
+    reward_function_digest: str | None = None
+    """Digest of its source, filled in where it is absent: a run whose source has changed does not go on."""
+
+    @field_validator("reward_function")
+    @classmethod
+    def names_a_function(cls, value: str | None) -> str | None:
+        if value is not None and not _REWARD_FUNCTION.fullmatch(value):
+            raise ValueError(
+                f"{value!r} is no function: name it as path/to/file.py:name, or of a module as module:name"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def one_judge(self) -> Self:
+        if self.reward_function is None and self.reward_function_digest is not None:
+            raise ValueError("reward_function_digest belongs to a reward_function")
+        if self.reward_function is not None and (self.format_penalty or self.unparsable_penalty):
+            raise ValueError("format_penalty and unparsable_penalty have no effect with a reward_function")
+        return self
 
 
 class TasksConfig(Section):

@@ -6,7 +6,8 @@
     workers          the pause before another try                `RETRY_S`
 
 A failure of infrastructure (engine, sandbox, grader, deadline) is tried again with a new rollout and counted; past
-`ATTEMPTS` the sample is missing, said and counted, and the next start tries it again. It is never scored as wrong.
+`ATTEMPTS`, and where the user's reward function fails at once, the sample is missing, said and counted, and the next start
+tries it again. It is never scored as wrong.
 Problems that no response could be graded on (a prompt that is too long, a gold answer that does not equal itself) are
 left out before anything is generated, and named.
 """
@@ -25,7 +26,8 @@ from actors.engine import DeadlineError, Engine, EngineError
 from actors.rollout import CodeRunner, Response, Rollout
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Passage, Sample
-from grading.grader import Grade, Grader, GradingError
+from grading.errors import GradingError, RewardFunctionError
+from grading.grader import Grade, Grader
 from sandbox.client import SandboxError
 from tasks.problems import Problem
 from tasks.prompts import render_prompt
@@ -115,7 +117,7 @@ class Evaluator:
         if len(prompt) > limit:
             return f"its prompt has {len(prompt)} tokens, the limit is {limit}"
         try:
-            await self._grader.require_gradable(problem.answer, data.grading)
+            await self._grader.require_gradable(problem.answer, data.grading, problem.text)
         except GradingError as error:
             return str(error)
         return None
@@ -140,7 +142,14 @@ class Evaluator:
                 response = await rollout.run(prompt)
                 seconds = time.monotonic() - started
                 problem = job.problem
-                grade = await self._grader.grade(response.turns, problem.answer, job.data.grading, problem=problem.text)
+                grade = await self._grader.grade(
+                    response.turns, problem.answer, job.data.grading, response.calls, problem.text
+                )
+            except RewardFunctionError as error:
+                # Not tried again: what is sampled until the function likes it is no sample of the policy.
+                log.warning("no reward for a sample", sample=job.key, reason=str(error))
+                reason = str(error)
+                break
             except (DeadlineError, SandboxError, GradingError, EngineError) as error:
                 if self._engine.failed:
                     raise

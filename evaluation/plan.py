@@ -207,5 +207,6 @@ def _load(config: RunConfig, name: str, source: EvaluationData) -> DataSet:
         digest.update(f"{config.seed} {source.model_dump_json(include={'recipe', 'options', 'mix'})}".encode())
     grading = config.tasks.grading
     if source.rule is not None:
-        grading = grading.model_copy(update={"rule": source.rule})
+        by_rule = {"rule": source.rule, "reward_function": None, "reward_function_digest": None}
+        grading = grading.model_copy(update=by_rule)
     return DataSet(name, tuple(everything[: source.limit]), grading, digest.hexdigest()[:16])

@@ -61,6 +61,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
     """Returns the table as text, its head first."""
     head = ["data set", "problems", "calls allowed", "avg@k", "pass@k", "against fewest calls", "code ratio"]
     head += ["calls/response", "calls ok", "tokens", "truncated"]
+    rewarded = any(row.reward is not None for row in rows)
+    head += ["reward"] * rewarded
     body = []
     for row in rows:
         k = max(row.pass_at)
@@ -77,6 +79,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
                 "-" if row.successful_call_ratio is None else f"{row.successful_call_ratio:.0%}",
                 f"{row.response_length:.0f}",
                 f"{row.truncated_ratio:.0%}",
+                *(["-" if row.reward is None else f"{row.reward:.3f}"] if rewarded else []),
             ]
         )
     return [head, *body]

@@ -11,6 +11,9 @@ from evaluation.plan import DataSet, Plan
 from evaluation.records import Key, Sample
 from evaluation.statistics import Estimate, estimate, pass_at_k
 
+GRADED = {"correct", "answered", "ungradable", "unevaluated"}
+"""Parts that every grade has."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -42,6 +45,10 @@ class Row:
     ungradable_ratio: float
     unevaluated_ratio: float
     """Share whose answer equals the gold answer and is no result (`grading.results`)."""
+    reward: float | None
+    """Mean of what the user's reward function gave; None where a rule judged."""
+    reward_parts: dict[str, float]
+    """Means of the function's own parts; empty where a rule judged."""
     response_length: float
     """Tokens, inserted ones included."""
     sampled_length: float
@@ -74,10 +81,11 @@ class Row:
             "sampled_length",
             "truncated_ratio",
             "rollout_seconds",
+            "reward",
         ):
             if (value := getattr(self, name)) is not None:
                 values[name] = value
-        return values
+        return values | {f"reward_{part}": value for part, value in self.reward_parts.items()}
 
 
 def summarise(plan: Plan, samples: Mapping[Key, Sample], left_out: set[tuple[str, str]]) -> list[Row]:
@@ -136,6 +144,8 @@ def _row(
         answered_ratio=fmean(sample.parts["answered"] for sample in every),
         ungradable_ratio=fmean(sample.parts["ungradable"] for sample in every),
         unevaluated_ratio=fmean(sample.parts["unevaluated"] for sample in every),
+        reward=fmean(sample.reward for sample in every) if data.grading.reward_function else None,
+        reward_parts=_own_parts(every) if data.grading.reward_function else {},
         response_length=fmean(sample.response_tokens for sample in every),
         sampled_length=fmean(sample.sampled_tokens for sample in every),
         longest_response=max(sample.response_tokens for sample in every),
@@ -143,6 +153,12 @@ def _row(
         rollout_seconds=fmean(sample.seconds for sample in every),
     )
     return row, scores
+
+
+def _own_parts(samples: Sequence[Sample]) -> dict[str, float]:
+    """Returns the means of the parts that a reward function named; one that a sample lacks counts as 0."""
+    names = {part for sample in samples for part in sample.parts} - GRADED
+    return {name: fmean(sample.parts.get(name, 0.0) for sample in samples) for name in sorted(names)}
 
 
 def _pass_at(problems: Sequence[Sequence[Sample]], most: int) -> dict[int, Estimate]:

@@ -4,6 +4,8 @@ Only text that the model sampled, outside of blocks, can be the answer. It is re
 since the text of a policy under optimisation is hostile: nothing scans it in the caller's event loop. An answer that
 chokes a process is graded 0, with the part `ungradable`. If the gold answer is not equal to itself, that is an error and
 never a reward. The reward is the part `correct` plus the penalties that the configuration names, each a part of its own.
+With `reward_function` the user's function says what the reward is, and there is none where it fails
+(`grading.reward_function`).
 
     grade --> a quick turn: QUICK_S of processor time      --verdict--> grade
                  | it takes longer
@@ -17,7 +19,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,11 +27,11 @@ import structlog
 
 from configs.tasks import GradingConfig
 from grading.comparison import Verdict
-from grading.processes import GradingError, NoVerdict, OutOfTime, UngradableError, Worker, Workshop
+from grading.errors import GradingError, RewardFunctionError, UngradableError
+from grading.processes import NoVerdict, OutOfTime, Worker, Workshop
 from grading.reading import Reading
+from grading.reward_function import Call, Reward
 from grading.text import as_number
-
-__all__ = ["Grade", "Grader", "GradingError", "UngradableError"]
 
 log = structlog.get_logger()
 
@@ -41,10 +43,12 @@ QUICK_S = 0.1
 class Grade:
     """The judgement of one response."""
 
+    reward: float
+    """1 for a right answer, less the penalties; or what the reward function says."""
     parts: dict[str, float]
     """0 or 1: `correct`; `answered`: there was an answer; `ungradable`: it choked the grader; `unevaluated`: it equals the
     gold answer and is no result (`grading.results`), so it is not correct. Not positive, where the configuration has them:
-    `format_penalty`, `unparsable_penalty`, `overlong_penalty`."""
+    `format_penalty`, `unparsable_penalty`, `overlong_penalty`. A reward function's own parts stand beside the first four."""
     answer: str | None
     """What was taken for the answer."""
     void_turns: int = 0
@@ -52,34 +56,35 @@ class Grade:
     code_unused: bool = False
     """The answer is not seen to come from a call."""
 
-    @property
-    def reward(self) -> float:
-        """Returns the reward: 1 for a right answer, less the penalties."""
-        return self.parts["correct"] + sum(value for part, value in self.parts.items() if part.endswith("_penalty"))
-
     def with_length(self, length: int, limit: int, truncated: bool, config: GradingConfig) -> "Grade":
         """Returns the grade with the penalty for `length` of at most `limit` tokens (DAPO, arXiv 2503.14476, eq. 13)."""
         if not config.overlong_penalty:
             return self
         excess = length - (limit - config.overlong_tokens)
         share = 1.0 if truncated else min(max(excess / max(config.overlong_tokens, 1), 0.0), 1.0)
-        return replace(self, parts={**self.parts, "overlong_penalty": -config.overlong_penalty * share})
+        penalty = -config.overlong_penalty * share
+        return replace(self, reward=self.reward + penalty, parts={**self.parts, "overlong_penalty": penalty})
 
 
 class Grader:
     """Grades responses; an asynchronous context manager that owns processes, by default as many as there are cores.
 
-    They start when they are first needed and are gone when the context is left.
+    They start when they are first needed and are gone when the context is left. With a reward function, which they load,
+    entering the context starts them: it raises RewardFunctionError where that function cannot be loaded.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, *, grading: GradingConfig | None = None) -> None:
+        """`grading` names the reward function that responses can be graded by, with its digest; there is no other."""
         self._workers = workers or len(os.sched_getaffinity(0))
-        self._workshop = Workshop()
+        self._function = _function_of(grading) if grading else None
+        self._workshop = Workshop(*self._function or ())
         self._quick_turns, self._patient_turns = asyncio.Semaphore(self._workers), asyncio.Semaphore(self._workers)
         self._idle: list[Worker] = []
         self._gradable: set[tuple[str, str]] = set()
 
     async def __aenter__(self) -> Self:
+        if self._function:
+            await self._workshop.start()
         return self
 
     async def __aexit__(
@@ -94,24 +99,26 @@ class Grader:
         turns: Sequence[str],
         answer: str,
         config: GradingConfig,
-        outputs: Sequence[str] = (),
+        calls: Sequence[Call] = (),
         problem: str = "",
     ) -> Grade:
         """Judges the response that consists of `turns`, the texts that the model sampled, against the gold `answer`.
 
-        `outputs`: what the calls between them gave; nothing in them can be the answer. `problem`: the problem's text, which
-        the answer must not copy.
+        `calls`: those between them; nothing in their outputs can be the answer. `problem`: the problem's text, which the
+        answer must not copy.
 
-        Raises UngradableError when the gold answer can't be graded by the rule, GradingError when no process can be run or
-        the machine gives it no time.
+        Raises UngradableError when the gold answer can't be graded by the rule, RewardFunctionError when the reward function
+        gives no reward, GradingError when no process can be run or the machine gives it no time.
         """
-        if config.rule == "last_number" and as_number(answer) is None:
+        if (function := _function_of(config)) and function != self._function:
+            raise GradingError(f"this process grades by the reward function {self._function}, not by {function}")
+        if not function and config.rule == "last_number" and as_number(answer) is None:
             raise UngradableError(
                 f"the gold answer {answer[:80]!r} is not a number: grade these problems by the rule `boxed`"
             )
         request = {
             "turns": list(turns),
-            "outputs": list(outputs),
+            "calls": [asdict(call) for call in calls],
             "problem": problem,
             "gold": answer,
             "config": config.model_dump(mode="json"),
@@ -119,25 +126,31 @@ class Grader:
         try:
             reading, verdict = await self._judge(request, config.timeout_s)
         except NoVerdict as error:
-            if request["turns"] != _gold_turns(answer, config):
+            if function:
+                raise RewardFunctionError(f"the reward function gave no reward: {error}") from error
+            if request["turns"] != gold_turns(answer, config):
                 await self.require_gradable(answer, config)
             reading = error.reading or Reading(answer=None, well_formed=False, void_turns=0, code_unused=False)
             verdict = Verdict(equal=False, parsed=True, refused=True)
-        return _grade(reading, verdict, config)
+        return _rewarded(reading, verdict) if isinstance(verdict, Reward) else _grade(reading, verdict, config)
 
-    async def require_gradable(self, gold: str, config: GradingConfig) -> None:
+    async def require_gradable(self, gold: str, config: GradingConfig, problem: str = "") -> None:
         """Raises UngradableError where the gold answer itself would not be graded right, GradingError as `grade` does.
 
-        One comparison for each gold answer, however often it is asked for.
+        A reward function need not take the boxed gold answer for right, but must give a reward. One comparison for each gold
+        answer, or problem of a reward function, however often it is asked for.
         """
-        if (gold, config.rule) in self._gradable:
+        key = (gold, problem) if config.reward_function else (gold, config.rule)
+        if key in self._gradable:
             return
-        grade = await self.grade(_gold_turns(gold, config), gold, config)
-        if not grade.parts["correct"]:
+        grade = await self.grade(
+            gold_turns(gold, config), gold, config, problem=problem if config.reward_function else ""
+        )
+        if not config.reward_function and not grade.parts["correct"]:
             raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: fix the problem")
-        self._gradable.add((gold, config.rule))
+        self._gradable.add(key)
 
-    async def _judge(self, request: dict[str, Any], timeout_s: float) -> tuple[Reading, Verdict]:
+    async def _judge(self, request: dict[str, Any], timeout_s: float) -> tuple[Reading, Verdict | Reward]:
         """Raises NoVerdict where the response used up its time, or ended its process twice without a word."""
         patient, deaths = False, 0
         while True:
@@ -175,7 +188,16 @@ class Grader:
             worker.end()
 
 
-def _gold_turns(gold: str, config: GradingConfig) -> list[str]:
+def _function_of(config: GradingConfig) -> tuple[str, str] | None:
+    if config.reward_function is None:
+        return None
+    if config.reward_function_digest is None:
+        raise GradingError("a reward function is loaded by its digest only: see grading.reward_source.with_digest")
+    return config.reward_function, config.reward_function_digest
+
+
+def gold_turns(gold: str, config: GradingConfig) -> list[str]:
+    """Returns the turns of a response that holds the gold answer alone."""
     answer = f"\\boxed{{{gold}}}"
     return [f"<answer>{answer}</answer>" if config.answer_tag else answer]
 
@@ -191,5 +213,11 @@ def _grade(reading: Reading, verdict: Verdict, config: GradingConfig) -> Grade:
         "ungradable": float(verdict.refused),
         "unevaluated": float(verdict.unevaluated),
     }
-    parts |= {part: -value for part, value in penalties.items() if getattr(config, part)}
-    return Grade(parts, reading.answer, reading.void_turns, reading.code_unused)
+    applied = {part: -value for part, value in penalties.items() if getattr(config, part)}
+    reward = parts["correct"] + sum(applied.values())
+    return Grade(reward, parts | applied, reading.answer, reading.void_turns, reading.code_unused)
+
+
+def _rewarded(reading: Reading, reward: Reward) -> Grade:
+    parts = {"answered": float(reading.answer is not None), "ungradable": 0.0, "unevaluated": 0.0, **reward.parts}
+    return Grade(reward.reward, parts, reading.answer, reading.void_turns, reading.code_unused)

@@ -18,7 +18,9 @@ from typing import Any
 import structlog
 
 from grading.comparison import Verdict
+from grading.errors import GradingError, RewardFunctionError
 from grading.reading import Reading
+from grading.reward_function import Reward
 from grading.worker import READY
 
 log = structlog.get_logger()
@@ -30,14 +32,8 @@ STARVED = 30.0
 POLL_S = 0.02
 MAX_LINE = 2**26
 """Bytes of a reply."""
-
-
-class GradingError(RuntimeError):
-    """An answer could not be graded for a reason that is not the answer's; the text says what to do."""
-
-
-class UngradableError(GradingError):
-    """No answer is right by this gold answer and rule: the problem has to be fixed; the text says which."""
+MAX_START = 2**16
+"""Bytes of what the first process says at its start."""
 
 
 class NoVerdict(Exception):
@@ -64,12 +60,13 @@ class Worker:
         self._pid = pid
         self._handle = os.pidfd_open(pid)
 
-    async def judge(self, request: dict[str, Any], seconds: float) -> tuple[Reading, Verdict]:
+    async def judge(self, request: dict[str, Any], seconds: float) -> tuple[Reading, Verdict | Reward]:
         """Asks for the judgement of a response; grants `seconds` of processor time.
 
         Raises OutOfTime beyond them; NoVerdict where the process died without a word (of memory, of a stack that
-        overflowed, killed by somebody else); GradingError where it tells a fault of ours, or the machine did not give it its
-        time. After an error or a cancellation the process has been ended.
+        overflowed, killed by somebody else); RewardFunctionError where the user's function gave no reward; GradingError
+        where it tells a fault of ours, or the machine did not give it its time. After an error or a cancellation the
+        process has been ended.
         """
         reading = None
         answered = False
@@ -77,7 +74,8 @@ class Worker:
             limit = _Limit(self._pid, seconds)
             self._writer.write(json.dumps(request).encode() + b"\n")
             reading = Reading(**await self._reply(limit))
-            verdict = Verdict(**await self._reply(limit))
+            kind = Reward if request["config"]["reward_function"] else Verdict
+            verdict = kind(**await self._reply(limit))
             answered = True
         except TimeoutError:
             raise OutOfTime(f"no verdict within {seconds:g} s of processor time", reading) from None
@@ -102,6 +100,8 @@ class Worker:
         if not (text := line.result()).endswith(b"\n"):
             raise EOFError
         reply = json.loads(text)
+        if "no reward" in reply:
+            raise RewardFunctionError(reply["no reward"])
         if "fault" in reply:
             raise GradingError(f"grading failed over this response: {reply['fault']}; the process's stderr says where")
         return reply
@@ -132,7 +132,8 @@ class _Limit:
         if (waited := time.monotonic() - self._since) > STARVED * (self._seconds + 1):
             raise GradingError(
                 f"the grading process was given less than {self._seconds:g} s of processor time in {waited:.0f} s: "
-                "this machine has more to do than it can (fewer rollouts, actor.max_rollouts, or more cores)"
+                "this machine has more to do than it can (fewer rollouts, actor.max_rollouts, or more cores), or a reward "
+                "function waits for something"
             )
 
 
@@ -148,17 +149,27 @@ def _processor_seconds(pid: int) -> float:
 
 
 class Workshop:
-    """Starts workers: forks of one process that has imported math-verify. That one starts when the first is needed."""
+    """Starts workers: forks of one process that has imported math-verify and what `arguments` say (`grading.worker`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self._process: asyncio.subprocess.Process | None = None
         self._control: socket.socket | None = None
         """To that process; None where there is none, or where its next message may be somebody else's."""
         self._lock = asyncio.Lock()
         self._closed = False
 
+    async def start(self) -> None:
+        """Starts the process that workers are forks of, before the first is needed. Raises as `worker` does."""
+        async with self._lock:
+            self._control = self._control or await self._start()
+
     async def worker(self) -> Worker:
-        """Returns a new worker. Raises GradingError where none can be started, or after `close`."""
+        """Returns a new worker.
+
+        Raises RewardFunctionError where the user's function cannot be loaded, GradingError where no worker can be started
+        for another reason, or after `close`.
+        """
         async with self._lock:
             try:
                 return await self._fork()
@@ -190,15 +201,17 @@ class Workshop:
         control.setblocking(False)
         with theirs:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "grading.worker", stdin=theirs.fileno()
+                sys.executable, "-m", "grading.worker", *self._arguments, stdin=theirs.fileno()
             )
         try:
-            await _receive(control, len(READY))
+            said = await _receive(control, MAX_START)
         except ConnectionError as error:
             code = await self._process.wait()
             raise GradingError(
                 f"the grading process ended at its start with exit code {code}; its stderr says why"
             ) from error
+        if said != READY:
+            raise RewardFunctionError(said.decode())
         return control
 
     async def close(self) -> None:
@@ -215,16 +228,16 @@ class Workshop:
             await process.wait()
 
 
-async def _receive(control: socket.socket, count: int) -> bytes:
-    """Returns the next message, which is so short that it comes whole.
+async def _receive(control: socket.socket, most: int) -> bytes:
+    """Returns the next message of at most that many bytes, which is so short that it comes whole.
 
     Raises ConnectionError where the other side is gone, GradingError where it says nothing within `START_TIMEOUT_S`.
     """
     try:
         async with asyncio.timeout(START_TIMEOUT_S):
-            data = await asyncio.get_running_loop().sock_recv(control, count)
+            data = await asyncio.get_running_loop().sock_recv(control, most)
     except TimeoutError as error:
         raise GradingError(f"the process that grading starts from said nothing within {START_TIMEOUT_S:g} s") from error
-    if len(data) < count:
+    if not data:
         raise ConnectionResetError
     return data

@@ -1,12 +1,15 @@
-"""The processes that grade: `python -m grading.worker`, started by `grading.processes`.
+"""The processes that grade: `python -m grading.worker [NAME DIGEST]`, started by `grading.processes`.
 
-The first one imports math-verify, which takes seconds, and grades no answer: for every socket that it is sent it forks a
-child that does, so that a child that had to be ended is replaced in milliseconds. Parent and children speak JSON Lines:
+The first one imports math-verify, which takes seconds, and the user's reward function, if it is given one. It grades no
+answer: for every socket that it is sent it forks a child that does, so that a child that had to be ended is replaced in
+milliseconds. Parent and children speak JSON Lines:
 
-    parent --> {"turns", "outputs", "problem", "gold", "config", "patient"}     child --> a `Reading`, a `Verdict`
+    parent --> {"turns", "calls", "problem", "gold", "config", "patient"}
+    child  --> a `Reading`, then a `Verdict`, or with a reward function a `Reward`
 
 A child ends with its socket, and by itself where it computes far past its time: it does not outlive a parent that died.
-An exception that no answer should cause is a fault of ours: the child says {"fault": ...} and ends.
+Where the user's function gives no reward it says {"no reward": ...}, and after an exception that no answer should cause,
+a fault of ours, {"fault": ...}; then it ends.
 """
 
 import gc
@@ -16,13 +19,17 @@ import os
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 from configs.tasks import GradingConfig
 from grading.comparison import Verdict, compare
+from grading.errors import RewardFunctionError
 from grading.reading import Reading, read
+from grading.reward_function import Reward, RewardFunction, reward
+from grading.reward_source import load
 
 MEMORY_BYTES = 2 * 1024**3
 FORMS = (
@@ -54,6 +61,11 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes ended children away
     os.dup2(2, 1)  # what libraries print goes to the log
     logging.getLogger("math_verify").setLevel(logging.ERROR)
+    try:
+        function = load(*sys.argv[1:]) if sys.argv[1:] else None
+    except RewardFunctionError as error:
+        parent.send(str(error).encode())
+        return
     for form in FORMS:
         compare(form, f"{form} + 1", "boxed")
     gc.freeze()
@@ -64,13 +76,13 @@ def main() -> None:
             return
         if (child := os.fork()) == 0:
             parent.close()
-            _serve(socket.socket(fileno=descriptors[0]))
+            _serve(socket.socket(fileno=descriptors[0]), function)
             os._exit(0)
         os.close(descriptors[0])
         parent.send(child.to_bytes(4))
 
 
-def _serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket, function: RewardFunction | None) -> None:
     """Grades what comes until the connection ends."""
     with connection.makefile("rw", encoding="utf-8") as stream:
         for line in stream:
@@ -81,9 +93,13 @@ def _serve(connection: socket.socket) -> None:
             # The parent's limit comes first. This one, of processor time too, works without a parent.
             signal.setitimer(signal.ITIMER_PROF, 2 * config.timeout_s + 5)
             try:
-                for reply in _judge(request, config):
+                for reply in _judge(request, config, function):
                     stream.write(json.dumps(asdict(reply)) + "\n")
                     stream.flush()
+            except RewardFunctionError as error:
+                stream.write(json.dumps({"no reward": str(error)}) + "\n")
+                stream.flush()
+                return
             except Exception as error:
                 stream.write(json.dumps({"fault": repr(error)}) + "\n")
                 stream.flush()
@@ -91,9 +107,15 @@ def _serve(connection: socket.socket) -> None:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def _judge(request: dict[str, Any], config: GradingConfig) -> Iterator[Reading | Verdict]:
-    reading = read(request["turns"], request["outputs"], config)
+def _judge(
+    request: dict[str, Any], config: GradingConfig, function: RewardFunction | None
+) -> Iterator[Reading | Verdict | Reward]:
+    reading = read(request["turns"], [call["output"] for call in request["calls"]], config)
     yield reading
+    if config.reward_function is not None:
+        assert function is not None, "the grader knows which function this process has"
+        yield reward(function, request["problem"], request["gold"], request["turns"], request["calls"])
+        return
     try:
         yield compare(reading.answer, request["gold"], config.rule, request["problem"])
     except (MemoryError, RecursionError):

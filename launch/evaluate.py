@@ -16,6 +16,7 @@ from bus.connection import Bus, open_bus
 from bus.presence import Announcer
 from configs.errors import UserError
 from configs.schema import RunConfig
+from grading.reward_source import with_digest
 from launch.roles import guarded, join, new_id
 from launch.views import say
 from learner.training.plan import require_model
@@ -35,7 +36,7 @@ def start(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status: 0 when every sample is there, 1 when some are missing, 130 when stopped."""
     from evaluation.plan import choose
 
-    config: RunConfig = arguments.config
+    config = with_digest(arguments.config)
     if arguments.checkpoint and arguments.follow:
         raise UserError("--follow is for a live run: a checkpoint has no next version")
     chosen = choose(config, arguments.data, arguments.max_tool_calls, arguments.samples, arguments.limit)
@@ -83,24 +84,26 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     say(f"{_description(plan)} with {checkpoint}; results in {out}")
     # Nothing else needs them, unlike in a run.
     os.environ.setdefault("ZEROTIR_ENGINE_CORES", ",".join(map(str, sorted(os.sched_getaffinity(0)))))
-    with await asyncio.to_thread(CheckpointImage.read, model) as image:
-        engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
-        try:
-            await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
-            async with Pool(jail) as pool, Grader() as grader:
-                scores = await score(
-                    plan,
-                    f"{Path(checkpoint).name} {image.digest}",
-                    out,
-                    engine,
-                    LocalRunner(pool, config.sandbox),
-                    grader,
-                    config.actor.max_rollouts,
-                    stop,
-                    say,
-                )
-        finally:
-            await engine.stop()
+    async with Grader(grading=config.tasks.grading) as grader:
+        with await asyncio.to_thread(CheckpointImage.read, model) as image:
+            seed = secrets.randbits(31)
+            engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), seed)
+            try:
+                await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
+                async with Pool(jail) as pool:
+                    scores = await score(
+                        plan,
+                        f"{Path(checkpoint).name} {image.digest}",
+                        out,
+                        engine,
+                        LocalRunner(pool, config.sandbox),
+                        grader,
+                        config.actor.max_rollouts,
+                        stop,
+                        say,
+                    )
+            finally:
+                await engine.stop()
     _conclude(scores, out, "the same command goes on")
 
 
@@ -117,13 +120,15 @@ async def _evaluate_run(
     await asyncio.to_thread(refuse_known, config, plan)
     model = await asyncio.to_thread(model_folder, config.model.path)
     await asyncio.to_thread(require_model, config, model)
-    engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), secrets.randbits(31))
-    try:
-        async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus, Grader() as grader:
-            following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)
-            scores = await following.run(stop, once=once)
-    finally:
-        await engine.stop()
+    async with Grader(grading=config.tasks.grading) as grader:
+        seed = secrets.randbits(31)
+        engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), seed)
+        try:
+            async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus:
+                following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)
+                scores = await following.run(stop, once=once)
+        finally:
+            await engine.stop()
     if once and scores is not None:
         version = engine.version
         remedy = f"the same command goes on while {version} is the run's newest version"

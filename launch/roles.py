@@ -25,10 +25,11 @@ from bus.address import BusAddress, run_folder
 from bus.connection import Bus, open_bus
 from bus.messages import wire_schema_digest
 from bus.presence import Announcer
-from configs.agreement import FIXED, SHARED, require_same
+from configs.agreement import FIXED, SANDBOXED, SHARED, require_same
 from configs.errors import UserError
 from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
+from grading.reward_source import keep_source, with_digest
 from launch.extras import missing_extra
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
 from learner.training.plan import require_memory, require_model
@@ -61,7 +62,8 @@ def start_bus(arguments: argparse.Namespace) -> int:
     if arguments.init:
         return guarded(lambda stop: bus_role.initialise(config, arguments.init))
     folder = arguments.folder or Path(config.launch.runs_dir) / new_run_id(config.name)
-    return guarded(lambda stop: bus_role.serve(config, folder, stop))
+    whole = with_digest(config)
+    return guarded(lambda stop: bus_role.serve(whole, folder, stop))
 
 
 def start_sandbox(arguments: argparse.Namespace) -> int:
@@ -91,7 +93,8 @@ def start_learner(arguments: argparse.Namespace) -> int:
 
 def _start(role: str, play: Role, arguments: argparse.Namespace) -> int:
     id = arguments.id or new_id(role)
-    return guarded(lambda stop: join(role, play, id, arguments.config, arguments.bus, stop))
+    config = arguments.config if role == "sandbox" else with_digest(arguments.config)
+    return guarded(lambda stop: join(role, play, id, config, arguments.bus, stop))
 
 
 def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int:
@@ -141,7 +144,7 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
         log_emulated()
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
-        await _require_same_run(bus, config, FIXED if role == "learner" else SHARED)
+        await _require_same_run(bus, config, {"learner": FIXED, "sandbox": SANDBOXED}.get(role, SHARED))
         announcer = Announcer(bus, role, id)
         announcing = asyncio.create_task(announcer.run())
         try:
@@ -230,18 +233,19 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
 
     seed = secrets.randbits(31)
     engine: Engine
-    if config.actor.engine.kind == "emulated":
-        engine = await EmulatedEngine.start(model, config.actor.engine, seed)
-    else:
-        await asyncio.to_thread(require_model, config, model)
-        length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-        engine = await VllmEngine.start(model, config.model, config.actor.engine, length, seed)
-    outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
-    try:
-        async with _weights_bus(bus, announcer) as weights_bus, Grader() as grader:
-            await Actor(config, bus, weights_bus, engine, grader, outbox, announcer, seed).run(stop)
-    finally:
-        await engine.stop()
+    async with Grader(grading=config.tasks.grading) as grader:
+        if config.actor.engine.kind == "emulated":
+            engine = await EmulatedEngine.start(model, config.actor.engine, seed)
+        else:
+            await asyncio.to_thread(require_model, config, model)
+            length = config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+            engine = await VllmEngine.start(model, config.model, config.actor.engine, length, seed)
+        outbox = Outbox(bus, folder / "outbox" / bus.address.run, announcer.id)
+        try:
+            async with _weights_bus(bus, announcer) as weights_bus:
+                await Actor(config, bus, weights_bus, engine, grader, outbox, announcer, seed).run(stop)
+        finally:
+            await engine.stop()
 
 
 async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
@@ -262,6 +266,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
         await asyncio.to_thread(require_memory, config, model, rank_count())
     order = ProblemOrder(await asyncio.to_thread(load_problems, config.tasks.problems, config.seed), config.seed)
     template = keep_template(folder, config.tasks.prompt.template)
+    keep_source(folder, config.tasks.grading.reward_function)
     await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)
     async with _weights_bus(bus, announcer) as weights_bus:

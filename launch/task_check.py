@@ -9,7 +9,8 @@ from typing import Any
 import structlog
 
 from configs.schema import RunConfig
-from grading.grader import Grader, UngradableError
+from grading.errors import RewardFunctionError, UngradableError
+from grading.grader import Grade, Grader, gold_turns
 from runtime.models import PREPARED, ModelError, model_folder
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 from tasks.prompts import PromptError, load_template, render_prompt
@@ -35,11 +36,11 @@ async def require_usable_tasks(config: RunConfig, template: str, order: ProblemO
     """
     problems = [order[group] for group in range(min(SAMPLE, config.learner.steps * config.learner.batch_groups))]
     reasons = await asyncio.to_thread(_unusable_prompts, config, template, problems, model)
-    async with Grader() as grader:
+    async with Grader(grading=config.tasks.grading) as grader:
         for number, problem in enumerate(problems):
             try:
-                await grader.require_gradable(problem.answer, config.tasks.grading)
-            except UngradableError as error:
+                await grader.require_gradable(problem.answer, config.tasks.grading, problem.text)
+            except (UngradableError, RewardFunctionError) as error:
                 reasons.setdefault(number, str(error))
     if not reasons:
         return
@@ -92,3 +93,28 @@ def prompt_sample(config: RunConfig) -> str:
     text = tokenizer.decode(tokens)
     shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
     return f"  prompt     {len(tokens)} tokens: {shown!r}\n             the last ones: {last}"
+
+
+def reward_sample(config: RunConfig) -> str:
+    """Returns what the user's reward function says of the run's first problem, for people; nothing without such a function.
+
+    Raises ProblemError where there is no problem, RewardFunctionError where the function gives no reward.
+    """
+    grading = config.tasks.grading
+    if grading.reward_function is None:
+        return ""
+    problem = ProblemOrder(load_problems(config.tasks.problems, config.seed), config.seed)[0]
+
+    responses = {"the gold answer in a box": gold_turns(problem.answer, grading), "an empty response": [""]}
+
+    async def graded() -> list[Grade]:
+        async with Grader(grading=grading) as grader:
+            return [
+                await grader.grade(turns, problem.answer, grading, problem=problem.text) for turns in responses.values()
+            ]
+
+    lines = [f"  reward     {grading.reward_function}, digest {grading.reward_function_digest}"]
+    for what, grade in zip(responses, asyncio.run(graded()), strict=True):
+        parts = ", ".join(f"{part} {value:g}" for part, value in grade.parts.items())
+        lines.append(f"             {what}: {grade.reward:g} ({parts})")
+    return "\n".join(lines) + "\n"

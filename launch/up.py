@@ -26,6 +26,7 @@ from bus.presence import who_is_alive
 from configs.agreement import Change, require_effect
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
+from grading.reward_source import with_digest
 from launch.cores import Share, shares, visible_gpus
 from launch.processes import RoleProcess
 from launch.roles import new_run_id
@@ -52,7 +53,7 @@ def start(arguments: argparse.Namespace) -> int:
         if arguments.resume is None:
             raise ConfigError("up needs a CONFIG, or --resume with the folder of a run")
         arguments.config = load_config(str(arguments.resume / "config.yaml"), arguments.set)
-    return _up(arguments.config, arguments.resume)
+    return _up(with_digest(arguments.config), arguments.resume)
 
 
 def _up(config: RunConfig, resume: Path | None) -> int:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import IO, Any
 
 
-def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
-    """Replaces the content of `path`: a reader sees the earlier text or the new one, also after a crash in between.
+def write_whole(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Replaces the content of `path`: a reader sees the earlier content or the new one, also after a crash in between.
 
     `mode` is that of the file, less the process's umask. Only one process at a time may write a path.
     """
@@ -15,8 +15,8 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
     # One that a crash left behind would keep its own mode.
     draft.unlink(missing_ok=True)
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(descriptor)
     draft.replace(path)

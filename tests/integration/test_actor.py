@@ -21,7 +21,9 @@ from bus.messages import Failure, TensorEntry, Ticket, Trajectory, VersionSpan, 
 from bus.presence import Announcer
 from configs.bus import WeightsConfig
 from configs.loading import load_config
+from configs.tasks import GradingConfig
 from grading.grader import Grader
+from grading.reward_source import source_digest
 from runtime.models import model_folder
 from weights.codec import Layout
 from weights.writer import WeightWriter
@@ -109,6 +111,7 @@ async def serve(
     version: int = 0,
     answer: str = "5",
     group: int = 8,
+    grading: GradingConfig = CONFIG.tasks.grading,
 ) -> list[Trajectory | Failure]:
     """Returns what an actor answers to a ticket for each problem, whose right answer is `answer`, in the tickets' order.
 
@@ -121,7 +124,7 @@ async def serve(
         ticket = Ticket(
             number=number, group=(number - 1) // group, sample=(number - 1) % group,
             problem_id="p", problem=problem, answer=answer,
-            template="{problem}", chat=False, grading=CONFIG.tasks.grading, rollout=CONFIG.rollout, min_version=version,
+            template="{problem}", chat=False, grading=grading, rollout=CONFIG.rollout, min_version=version,
             issued_at=time.time(),
         )  # fmt: skip
         await bus.publish(bus.names.tickets, ticket)
@@ -129,7 +132,7 @@ async def serve(
     outbox = Outbox(bus, folder, "a")
     stop = asyncio.Event()
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
-    async with Grader() as grader, asyncio.timeout(300):
+    async with Grader(grading=grading) as grader, asyncio.timeout(300):
         actor = Actor(CONFIG, bus, bus, engine, grader, outbox, Announcer(bus, "actor", "a"), seed=7)  # type: ignore[arg-type]
         running = asyncio.create_task(actor.run(stop))
         while len(results) < len(problems) and not running.done():
@@ -182,6 +185,41 @@ async def test_one_ticket_that_succeeds_is_enough_to_go_on(bus: Bus, tokenizer: 
     problems = ["fail 0: it is 5", *["hang"] * (MAX_SAME_FAILURES + 8)]
     results = await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path)
     assert [isinstance(result, Failure) for result in results] == [False, *[True] * (MAX_SAME_FAILURES + 8)]
+
+
+def rewarded(folder: Path, source: str) -> GradingConfig:
+    (folder / "rewards.py").write_text(source)
+    name = f"{folder / 'rewards.py'}:reward"
+    return GradingConfig(rule="last_number", reward_function=name, reward_function_digest=source_digest(name))
+
+
+async def test_a_reward_function_gives_the_reward_and_where_it_fails_the_ticket_does(
+    bus: Bus, tokenizer: Any, tmp_path: Path
+):
+    source = """
+def reward(problem, answer, turns, calls):
+    return {"reward": {"it is 5": 2.5, "it is 7": -1.0, r"\\boxed{5}": 0}[turns[-1]], "length": len(turns[-1])}
+"""
+    problems = ["fail 0: it is 5", "fail 0: it is 6", "fail 0: it is 7"]
+    grading = rewarded(tmp_path, source)
+    good, failed, bad = await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path, grading=grading)
+    assert isinstance(good, Trajectory)
+    assert (good.reward, good.reward_parts["correct"], good.reward_parts["length"]) == (2.5, 1.0, 7.0)
+    assert isinstance(bad, Trajectory)
+    assert (bad.reward, bad.reward_parts["correct"]) == (-1.0, 0.0)
+    assert isinstance(failed, Failure)
+    assert (failed.reason, failed.attempts) == ("reward function failed", 1)
+    assert "raised KeyError: 'it is 6' (rewards.py, line 3)" in failed.detail
+
+
+async def test_an_actor_whose_reward_function_only_fails_ends(bus: Bus, tokenizer: Any, tmp_path: Path):
+    grading = rewarded(tmp_path, "def reward(*given): return None\n")
+    problems = ["fail 0: it is 5"] * (MAX_SAME_FAILURES + 8)
+    with pytest.raises(ExceptionGroup) as caught:
+        await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path, grading=grading)
+    [error] = caught.value.exceptions
+    assert isinstance(error, UselessActorError)
+    assert "for one reason: reward function failed (the reward function returned None" in str(error)
 
 
 async def test_an_engine_that_keeps_failing_ends_the_actor_and_gives_its_tickets_back(

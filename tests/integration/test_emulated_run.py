@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bus.metrics import steps_of
-from tests.processes import ZEROTIR, processes_of, wait_for
+from tests.processes import ZEROTIR, processes_of, wait_for, words_of
 
 
 def start(home: Path, *settings: str, resume: Path | None = None) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -119,3 +119,35 @@ def test_up_restarts_a_dead_bus_and_nothing_outlives_a_killed_up(tmp_path: Path)
         up.kill()
         for line in processes_of(tmp_path):
             os.kill(int(line.split()[0]), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_with_a_reward_function_goes_on_with_that_one_alone(tmp_path: Path):
+    file = tmp_path / "rewards.py"
+    source = "def reward(problem, answer, turns, calls):\n    return {'reward': 0.5, 'calls': len(calls)}\n"
+    file.write_text(source)
+    up, output = start(tmp_path, "learner.steps=3", f"tasks.grading.reward_function={file}:reward")
+    try:
+        assert up.wait(timeout=200) == 0, output.read_text()
+        [folder] = (tmp_path / "runs").glob("emulated-*")
+        measured = [record for record in steps_of(folder) if "reward" in record]
+        assert [(record["reward"], record["accuracy"]) for record in measured] == [(0.5, 1.0)] * 3
+        assert all(record["reward_calls"] >= 0 for record in measured)
+        file.write_text("RIGHT = 0.7\n" + source)
+        up, output = start(tmp_path, "learner.steps=5", resume=folder)
+        assert up.wait(timeout=60) == 2
+        assert "is another one" in output.read_text()
+        file.write_bytes((folder / "reward_function.py").read_bytes())
+        up, output = start(tmp_path, "learner.steps=5", resume=folder)
+        assert up.wait(timeout=200) == 0, output.read_text()
+        # One that cannot be loaded ends the run at once: no role is started again.
+        file.write_text("import nowhere\n")
+        up, output = start(tmp_path, f"tasks.grading.reward_function={file}:reward")
+        assert up.wait(timeout=200) == 1
+        assert "No module named 'nowhere'" in words_of(output)
+        assert "restarts)" not in output.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()

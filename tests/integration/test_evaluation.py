@@ -25,6 +25,7 @@ from evaluation.records import Sample
 from evaluation.runner import LocalRunner
 from evaluation.scoring import Scores, score
 from grading.grader import Grader
+from grading.reward_source import with_digest
 from sandbox.client import SandboxError
 from sandbox.jail import Jail
 from sandbox.pool import Pool
@@ -56,7 +57,7 @@ async def play(
     plan: Plan, folder: Path, engine: Engine, runner, stop: asyncio.Event | None = None, in_flight: int = 8
 ) -> tuple[Scores, list[str]]:
     told: list[str] = []
-    async with asyncio.timeout(120), Grader() as grader:
+    async with asyncio.timeout(120), Grader(grading=plan.data[0].grading) as grader:
         scores = await score(
             plan, "tiny", folder, engine, runner, grader, in_flight, stop or asyncio.Event(), told.append
         )
@@ -230,6 +231,41 @@ async def test_problems_that_cannot_be_graded_or_asked_are_left_out_and_named(
         ("words", "`boxed`"),
         ("long", "64"),
     ]
+
+
+async def test_a_reward_function_scores_and_a_sample_that_it_fails_at_is_missing(
+    engine: Engine, pool: Pool, tmp_path: Path
+):
+    (tmp_path / "rewards.py").write_text(
+        "import pathlib\n"
+        "def reward(problem, answer, turns, calls):\n"
+        "    if turns == [chr(92) + 'boxed{%s}' % answer]:\n"
+        "        return 0  # the gold answer, before anything is asked\n"
+        "    open(pathlib.Path(__file__).with_name('asked'), 'a').write('.')\n"
+        "    return {'reward': 2.5, 'correct': 0, 'style': 1} if problem.startswith('1') else None\n"
+    )
+    rows = [{"id": str(n), "problem": f"{n}+0=", "answer": str(n)} for n in (1, 2)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(
+        "tiny",
+        [
+            "evaluation.samples=2",
+            f"evaluation.data={{sums: {{file: '{tmp_path / 'sums.jsonl'}'}}}}",
+            f"tasks.grading.reward_function={tmp_path / 'rewards.py'}:reward",
+        ],
+    )
+    plan = plan_of(with_digest(config), (0,), samples=2, limit=2)
+    scores, _ = await play(plan, tmp_path / "out", engine, LocalRunner(pool, CONFIG.sandbox))
+    [row] = scores.rows
+    assert (row.samples, row.missing, row.retries, row.accuracy.value, row.reward) == (2, 2, 0, 0.0, 2.5)
+    assert row.reward_parts == {"style": 1.0}
+    assert row.metrics()["reward_style"] == 1.0
+    assert scores.missing == {"the reward function returned None as `reward`: no number from -1e+06 to 1e+06": 2}
+    # Once each: what is missing was not sampled again.
+    assert (tmp_path / "asked").read_text() == "...."
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| reward |" in table
+    assert "| 2.500 |" in table
 
 
 async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(

@@ -8,6 +8,7 @@ import structlog
 
 from configs.loading import load_config
 from configs.schema import RunConfig
+from grading.reward_source import with_digest
 from launch.task_check import require_usable_tasks
 from runtime.models import ModelError, model_folder
 from tasks.problems import ProblemError, ProblemOrder, load_problems
@@ -45,6 +46,13 @@ async def test_golds_that_no_rule_reads_are_refused(tmp_path: Path, rule: str, g
     config, order = of(golds, tmp_path, f"tasks.grading.rule={rule}")
     with pytest.raises(ProblemError, match=r"problems cannot be trained on, for instance: .*gold answer"):
         await check(config, order)
+
+
+async def test_a_reward_function_that_always_fails_is_refused(tmp_path: Path):
+    (tmp_path / "rewards.py").write_text("def reward(problem, answer, turns, calls): return 1 / len(calls)\n")
+    config, order = of(["1", "2"], tmp_path, f"tasks.grading.reward_function={tmp_path / 'rewards.py'}:reward")
+    with pytest.raises(ProblemError, match=r"16 of 16 problems cannot be trained on, .* raised ZeroDivisionError"):
+        await check(with_digest(config), order)
 
 
 async def test_some_bad_problems_are_told(tmp_path: Path):

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from configs.agreement import EFFECTS, FIXED, SHARED, Effect, changes, effect, require_effect, require_same
+from configs.agreement import (
+    EFFECTS,
+    FIXED,
+    SANDBOXED,
+    SHARED,
+    Effect,
+    changes,
+    effect,
+    require_effect,
+    require_same,
+)
 from configs.loading import ConfigError, load_config
 from configs.schema import RunConfig
 
@@ -97,3 +107,20 @@ def test_what_roles_must_agree_on(override: str, shared: bool, fixed: bool):
         else:
             with pytest.raises(ConfigError, match=f"^{field} is .* in this run and cannot be"):
                 require_same(base, other, names)
+
+
+def test_the_source_of_a_reward_function_cannot_change_and_a_sandbox_needs_none():
+    name = "tasks.grading.reward_function"
+    settings = [
+        [f"{name}=rewards.py:reward", *(f"{name}_digest='{digest}'" for digest in digests)] for digests in ("ab", "")
+    ]
+    run, here = (load_config("tiny", each) for each in settings)
+    with pytest.raises(
+        ConfigError, match=r"source of the reward function here \(digest None\) is not the run's \(digest b\)"
+    ):
+        require_same(run, here, SHARED)
+    with pytest.raises(ConfigError, match="source of the reward function"):
+        require_effect(run, here, "resume")
+    require_same(run, here, SANDBOXED)
+    with pytest.raises(ConfigError, match=r"rollout\.max_tool_calls is 2 in this run"):
+        require_same(run, load_config("tiny", ["rollout.max_tool_calls=3"]), SANDBOXED)
