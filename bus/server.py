@@ -1,7 +1,8 @@
 """The embedded `nats-server`: a real server as a child process, on loopback, with generated keys.
 
 Its store lies in the run's folder, so that a restarted server still has every stream. Its configuration file holds public
-keys and what their roles may do (`bus.permissions`).
+keys and what their roles may do (`bus.permissions`). A store has one server at a time: a second one would read it while the
+first one writes, and write down what it took for the end. So server and bus hold a lock on the folder.
 """
 
 import asyncio
@@ -22,11 +23,14 @@ from bus.streams import MAX_MESSAGE_BYTES
 from configs.bus import BusConfig
 from configs.errors import UserError
 from runtime.child import TOLD_WHEN_PARENT_DIES
+from runtime.locks import HeldError, held_within
 
 log = structlog.get_logger()
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
+STORE_PATIENCE_S = 15.0
+"""Seconds for an earlier server on the store to end: its bus may have been killed a moment ago."""
 
 
 class ServerError(UserError):
@@ -86,9 +90,25 @@ async def embedded_server(
     """Runs a server on `folder` and yields its master's address; stops it at the end.
 
     `known` is the address of an earlier server on the same folder: its port and keys are kept, so that roles which are
-    still up find the server again.
+    still up find the server again. Raises ServerError where a server is at work on the folder, or this one does not start.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            lock = await stack.enter_async_context(held_within(folder / "lock", STORE_PATIENCE_S))
+        except HeldError as error:
+            raise ServerError(
+                f"a nats-server is at work on {folder}, started by {error.holder}: a second one would destroy the store. If "
+                "the run is on, its roles need no other bus (`zerotir status`); else end that process first"
+            ) from error
+        yield await stack.enter_async_context(_server(folder, config, run, known, lock))
+
+
+@contextlib.asynccontextmanager
+async def _server(
+    folder: Path, config: BusConfig, run: str, known: BusAddress | None, lock: int
+) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
+    """Does what `embedded_server` says on a folder whose lock `lock` is; the server holds it too."""
     master = known or BusAddress.new(run, "")
     port = int(master.url.rsplit(":", 1)[1]) if known else config.port
     settings = common_settings(str(folder / "store")) | {
@@ -106,6 +126,7 @@ async def embedded_server(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            pass_fds=(lock,),
         )
     try:
         url = await _wait_for_url(folder, process, log_file)

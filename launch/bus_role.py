@@ -20,6 +20,7 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from runtime.files import write_whole
 from runtime.logs import set_up_logs
+from runtime.retry import Restarts
 from runtime.waiting import done_or_stopped
 
 log = structlog.get_logger()
@@ -42,16 +43,18 @@ async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     address_file = folder / "bus.json"
     run = BusAddress.read(address_file).run if address_file.exists() else folder.name
     set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
-    _record(config, folder / "config.yaml")
     ending = ""
-    for _ in range(SERVER_RESTARTS + 1):
+    restarts = Restarts(SERVER_RESTARTS)
+    while True:
         known = BusAddress.read(address_file) if address_file.exists() else None
         status = await _serve_once(config, folder, run, known, f"ready again, {ending}" if ending else "ready", stop)
         if status is None:
             return
         ending = f"nats-server had ended with status {status}"
+        if not restarts.died():
+            log_file = folder / "nats" / "server.log"
+            raise BusError(f"{ending}, for the {restarts.count}th time within a few minutes: see {log_file}")
         log.error(f"{ending}: it is started again on its store and port", log=str(folder / "nats" / "server.log"))
-    raise BusError(f"{ending}, for the {SERVER_RESTARTS + 1}th time: see {folder / 'nats' / 'server.log'}")
 
 
 def _record(config: RunConfig, path: Path) -> None:
@@ -79,6 +82,8 @@ async def _serve_once(
         else:
             address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
             died = asyncio.create_task(server.wait())
+        # Not before: the server's lock says that nobody else is at work here.
+        _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
         bucket = await bus.js.key_value(bus.names.run_bucket)

@@ -17,6 +17,7 @@ from bus.presence import Announcer
 from configs.errors import UserError
 from configs.schema import RunConfig
 from grading.reward_source import with_digest
+from launch.processes import STOPPED
 from launch.roles import guarded, join, new_id
 from launch.views import say
 from learner.training.plan import require_model
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from evaluation.scoring import Scores
 
 log = structlog.get_logger()
-
-STOPPED = 130
 
 
 def start(arguments: argparse.Namespace) -> int:

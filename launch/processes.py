@@ -19,6 +19,8 @@ from runtime.child import TOLD_WHEN_PARENT_DIES
 
 log = structlog.get_logger()
 
+STOPPED = 130
+"""Exit status of what was told to stop before its work was done."""
 STOP_TIMEOUT_S = 11.0
 PRINTED_LINES = 12
 

@@ -11,6 +11,7 @@ import sys
 import structlog
 
 from configs.schema import RunConfig
+from launch.processes import STOPPED
 from runtime.child import die_with_parent
 
 log = structlog.get_logger()
@@ -42,8 +43,8 @@ def start_ranks(count: int) -> int:
     try:
         run(parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "launch.cli", *rest]))
     except SignalException:
-        # It has passed the signal on and waited for the ranks, which end well when they are asked to stop.
-        return 0
+        # It has passed the signal on and waited for the ranks.
+        return STOPPED
     except ChildFailedError as error:
         number, failure = error.get_first_failure()
         sys.stderr.write(f"zerotir: rank {number} ended with status {failure.exitcode}\n")

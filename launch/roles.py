@@ -1,8 +1,8 @@
 """One role, one process: set-up, signals, the role itself, and an exit status that tells how it ended.
 
 SIGTERM and SIGINT ask a role to stop; a second one ends it at once. A role exits with 0 when it did its work or was asked to
-stop, with 2 for what the user has to fix, and with 1 for a failure. Errors are one line on the terminal and complete in the
-log.
+stop, with 2 for what the user has to fix, and with 1 for a failure; a learner that was asked to stop before its last step
+exits with 130, since its work is not done. Errors are one line on the terminal and complete in the log.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from grading.reward_source import keep_source, with_digest
 from launch.extras import missing_extra
+from launch.processes import STOPPED
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
 from learner.training.plan import require_memory, require_model
 from runtime.logs import log_emulated, set_up_logs
@@ -106,7 +107,7 @@ def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int
 
         def on_signal() -> None:
             if stop.is_set():
-                os._exit(130)
+                os._exit(STOPPED)
             stop.set()
 
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -279,7 +280,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
                 await bus.client.flush(timeout=2)
         logging.shutdown()
         # A training thread cannot be interrupted: leave it behind with the process.
-        os._exit(0)
+        os._exit(STOPPED)
     await asyncio.to_thread(trainer.close)
 
 

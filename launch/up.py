@@ -3,17 +3,17 @@
     supervisor --starts--> bus, then sandbox, actors and learner
                --reads---> presence (start-up and progress) and the metrics log (one line a step)
 
-A role that dies is started again, a few times: the bus on its store and port, the learner from its newest checkpoint.
-The run ends when the learner has done its steps (status 0), on Ctrl-C (130), or with an error when a role keeps failing
-or needs something of the user. In every case all roles are stopped, and their process groups cleared, before the
-command returns.
+A role that dies is started again: the bus on its store and port, the learner from its newest checkpoint. The run ends when
+the learner has done its steps (status 0), on Ctrl-C or when somebody else told the learner to stop (130), or with an error
+when a role keeps failing (`runtime.retry.Restarts`) or needs something of the user. In every case all roles are stopped, and
+their process groups cleared, before the command returns.
 """
 
 import argparse
 import asyncio
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -24,21 +24,27 @@ from bus.messages import Metrics
 from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
 from configs.agreement import Change, require_effect
+from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from grading.reward_source import with_digest
 from launch.cores import Share, shares, visible_gpus
-from launch.processes import RoleProcess
+from launch.processes import STOPPED, RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
 from launch.views import say, step_line, summary
 from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
 from learner.tickets.ledger import BalanceError
+from runtime.locks import HeldError, held
 from runtime.logs import set_up_logs
+from runtime.retry import Restarts
 
 log = structlog.get_logger()
 
 RESTARTS = 5
+"""How often in a row a role is started again."""
+PROGRESS_STEPS = 3
+"""New steps in the life of a role after which its death is the first one again."""
 BUS_TIMEOUT_S = 60.0
 STILL_WAITING_S = 20.0
 
@@ -64,6 +70,16 @@ def _up(config: RunConfig, resume: Path | None) -> int:
     if recorded.exists():
         changed = require_effect(load_config(str(recorded)), config, "resume")
     (folder / "logs").mkdir(parents=True, exist_ok=True)
+    try:
+        with held(folder / "up.lock"):
+            return _supervise(config, folder, given, changed)
+    except HeldError as error:
+        raise UserError(
+            f"the run in {folder} is on already: `zerotir up` is {error.holder}; stop that one first"
+        ) from error
+
+
+def _supervise(config: RunConfig, folder: Path, given: Mapping[str, Share], changed: Sequence[Change]) -> int:
     set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
     for change in changed:
         say(f"changed: {change}")
@@ -81,7 +97,7 @@ def _up(config: RunConfig, resume: Path | None) -> int:
     except BalanceError as error:
         say(f"FAILED: {error}")
         return 1
-    if code == 130:
+    if code == STOPPED:
         say(f"stopped; go on with: {_resume_hint(folder)}")
     return code
 
@@ -106,7 +122,10 @@ class _Supervisor:
         self._folder = folder
         self._given = given
         self._roles: dict[str, RoleProcess] = {}
-        self._restarts = 0
+        self._restarts: dict[str, Restarts] = {}
+        self._started_at_step: dict[str, int] = {}
+        self._last_step = 0
+        """The highest that was measured: what a learner does again after a restart is no progress."""
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -117,11 +136,12 @@ class _Supervisor:
         try:
             address = await self._start_bus()
             if address is None:
-                return 130
+                return STOPPED
             async with open_bus(address, self._config.bus, "up") as bus:
                 # On resume the log holds what was measured before.
                 first_new = (await bus.js.stream_info(bus.names.stream("METRICS"))).state.last_seq + 1
                 if done := steps_of(self._folder):
+                    self._last_step = int(done[-1]["step"])
                     say(
                         f"goes on with a run of which {len(done)} steps were measured, the last: step {done[-1]['step']}"
                     )
@@ -144,6 +164,8 @@ class _Supervisor:
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
         await process.start()
         self._roles[name] = process
+        self._restarts.setdefault(name, Restarts(RESTARTS))
+        self._started_at_step[name] = self._last_step
 
     async def _start_bus(self) -> BusAddress | None:
         """Waits for the bus to answer; None when told to stop meanwhile."""
@@ -178,14 +200,18 @@ class _Supervisor:
                 task.cancel()
         for task in done:
             task.result()
-        return 130 if self._stop.is_set() else 0
+        return STOPPED if self._stop.is_set() else 0
 
     async def _until_done(self) -> None:
-        """Returns once the learner has ended well; restarts what may be restarted."""
+        """Returns once the learner has done its steps or was told to stop; restarts what may be restarted."""
         while True:
             for name, role in list(self._roles.items()):
                 if role.code is None:
                     continue
+                if name == "learner" and role.code == STOPPED:
+                    say("learner was told to stop before its last step")
+                    self._stop.set()
+                    return
                 if name == "learner" and role.code == 0:
                     # The metrics of the last step are on their way to the screen.
                     await asyncio.sleep(1.0)
@@ -200,10 +226,12 @@ class _Supervisor:
             del self._roles[name]
             return
         # Status 2 is for the user to fix: trying again would not help.
-        if role.code == 2 or self._restarts >= RESTARTS:
+        if role.code == 2:
             raise RunFailedError(f"{name} {role.ending()}")
-        self._restarts += 1
-        say(f"{name} {role.ending()}; it is started again ({self._restarts} of {RESTARTS} restarts)")
+        restarts = self._restarts[name]
+        if not restarts.died(progress=self._last_step - self._started_at_step[name] >= PROGRESS_STEPS):
+            raise RunFailedError(f"{name} {role.ending()}, and so {RESTARTS} times before within a few minutes")
+        say(f"{name} {role.ending()}; it is started again ({restarts.count} of {RESTARTS} restarts in a row)")
         await role.stop()
         await self._start(name, name.partition("-")[0], joins=name != "bus")
 
@@ -238,6 +266,7 @@ class _Supervisor:
         untrained = 0
         async for _, metrics in follow_metrics(bus, first_new):
             if metrics.role == "learner" and metrics.step is not None:
+                self._last_step = max(self._last_step, metrics.step)
                 say(step_line(metrics, self._config.learner.steps))
                 untrained = 0 if metrics.values.get("trained_trajectories") else untrained + 1
                 if untrained and untrained % UNTRAINED_STEPS == 0:

@@ -6,17 +6,11 @@ has ended.
 """
 
 import contextlib
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import structlog
-
 from bus.connection import BusError
-from runtime.files import try_lock
-from runtime.retry import Backoff
-
-log = structlog.get_logger()
+from runtime.locks import HeldError, held_within
 
 
 @contextlib.asynccontextmanager
@@ -25,21 +19,12 @@ async def sole_learner(folder: Path, patience_s: float) -> AsyncIterator[None]:
 
     Raises BusError if another learner on this folder does not end within `patience_s` seconds.
     """
-    with (folder / "learner.lock").open("a+") as file:
-        backoff = Backoff(patience_s, 0.2, 0.2)
-        told = False
-        while not try_lock(file):
-            holder = (folder / "learner.lock").read_text().strip()
-            if backoff.over:
-                raise BusError(
-                    f"another learner still works on {folder} after {patience_s:.0f} s ({holder}): it was deposed and "
-                    "ends with its next step; end it by hand if it hangs"
-                )
-            if not told:
-                log.warning("waiting for an earlier learner to end", holder=holder, folder=str(folder))
-                told = True
-            await backoff.pause()
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(held_within(folder / "learner.lock", patience_s))
+        except HeldError as error:
+            raise BusError(
+                f"another learner still works on {folder} after {patience_s:.0f} s ({error.holder}): it was deposed and "
+                "ends with its next step; end it by hand if it hangs"
+            ) from error
         yield

@@ -1,8 +1,11 @@
-"""Pauses between attempts, and when to give up."""
+"""Pauses between attempts, restarts of what died, and when to give up."""
 
 import asyncio
 import random
 import time
+
+GOOD_LIFE_S = 600.0
+"""Ten minutes: longer than any start takes, shorter than what is worth losing a run for."""
 
 
 class Backoff:
@@ -33,3 +36,23 @@ class Backoff:
         """Waits before the next attempt: for half of the pause at least, so that many who fail together come back apart."""
         await asyncio.sleep(random.uniform(self._pause_s / 2, self._pause_s))
         self._pause_s = min(2 * self._pause_s, self._longest_s)
+
+
+class Restarts:
+    """Counts the deaths in a row of one process: the one after a good life is the first again.
+
+    A life was good that lasted `GOOD_LIFE_S` seconds, or in which the run made progress without it or with it: what comes to
+    life, works and dies now and then never uses up its restarts, what dies again and again without anything done does.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.count = 0
+        self._since = time.monotonic()
+
+    def died(self, *, progress: bool = False) -> bool:
+        """Counts a death; returns whether it may be started again, which it then is from now on."""
+        now = time.monotonic()
+        self.count = 1 if progress or now - self._since >= GOOD_LIFE_S else self.count + 1
+        self._since = now
+        return self.count <= self.most

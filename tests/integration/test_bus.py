@@ -4,10 +4,14 @@ import asyncio
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from bus import log_reader
+from bus import log_reader, server
 from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
@@ -15,7 +19,7 @@ from bus.log_reader import LogReader
 from bus.messages import Failure, Metrics
 from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics, run_of
 from bus.presence import Announcer, last_sign, who_is_alive
-from bus.server import embedded_server
+from bus.server import ServerError, embedded_server
 from bus.streams import StreamError, create_streams
 from configs.bus import BusConfig
 
@@ -147,6 +151,60 @@ async def test_streams_survive_a_restart_of_the_server(tmp_path):
             reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
             [(sequence, data)] = await reader.read(10, 2.0)
             assert (sequence, decode(data, Failure).ticket) == (1, 7)
+
+
+async def test_a_store_has_one_server_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A second one reads the store while the first one writes, and takes away what it does not understand."""
+    monkeypatch.setattr(server, "STORE_PATIENCE_S", 0.3)
+    config = BusConfig(timeout_s=5, reconnect_s=30)
+    async with embedded_server(tmp_path, config, "sole") as (address, _), open_bus(address, config, "first") as bus:
+        await create_streams(bus.js, bus.names, config, lease_s=60)
+        await bus.publish(bus.names.results, failure(7))
+        log = (tmp_path / "server.log").read_text()
+        for known in (None, address):
+            with pytest.raises(
+                ServerError, match=rf"nats-server is at work on .* started by process {os.getpid()} on "
+            ):
+                async with embedded_server(tmp_path, config, "sole", known=known):
+                    pass
+        # Not even begun: the port would have refused it only after it had read the store.
+        assert (tmp_path / "server.log").read_text() == log
+        assert (await bus.js.stream_info(bus.names.stream("RESULTS"))).state.messages == 1
+
+
+async def test_a_server_that_outlives_its_bus_keeps_others_from_its_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "STORE_PATIENCE_S", 0.3)
+    code = (
+        "import asyncio, os, sys, pathlib, bus.server as server\n"
+        "from configs.bus import BusConfig\n"
+        "server.TOLD_WHEN_PARENT_DIES = []\n"
+        "async def main():\n"
+        "    async with server.embedded_server(pathlib.Path(sys.argv[1]), BusConfig(), 'left') as (_, process):\n"
+        "        print(process.pid, flush=True)\n"
+        "        os._exit(0)\n"
+        "asyncio.run(main())\n"
+    )
+    died = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", code, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    left = int(died.stdout.split()[-1])
+    try:
+        with pytest.raises(ServerError, match="at work on"):
+            async with embedded_server(tmp_path, BusConfig(), "left"):
+                pass
+    finally:
+        os.kill(left, signal.SIGKILL)
+    monkeypatch.undo()
+    # It waits for one that is just ending.
+    async with embedded_server(tmp_path, BusConfig(), "left"):
+        pass
 
 
 async def test_a_stranger_without_the_key_is_refused(bus_address: BusAddress):

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from bus.metrics import steps_of
+from launch.up import PROGRESS_STEPS, RESTARTS
 from tests.processes import ZEROTIR, processes_of, wait_for, words_of
 
 
@@ -151,3 +153,79 @@ def test_a_run_with_a_reward_function_goes_on_with_that_one_alone(tmp_path: Path
         if up.poll() is None:
             up.kill()
             up.wait()
+
+
+def pid_of(home: Path, role: str) -> int | None:
+    """Returns the process id of a role's command; None while there is none."""
+    found = [int(line.split()[0]) for line in processes_of(home) if f"launch.cli {role} " in line]
+    return found[0] if found else None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_start_is_refused_and_a_learner_that_was_told_to_stop_is_not_done(tmp_path: Path):
+    up, output = start(tmp_path, "learner.steps=2000")
+    try:
+        wait_for(lambda: "step   2/2000" in output.read_text(), up, output)
+        [folder] = (tmp_path / "runs").glob("emulated-*")
+        recorded = (folder / "config.yaml").read_bytes()
+        again, refused = start(tmp_path, resume=folder)
+        assert again.wait(timeout=60) == 2
+        assert f"is on already: `zerotir up` is process {up.pid} on " in refused.read_text()
+        bus = [*ZEROTIR, "bus", "emulated", "--folder", str(folder), "--set", "bus.timeout_s=77"]
+        done = subprocess.run(bus, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 2
+        assert "a nats-server is at work on" in done.stdout + done.stderr
+        assert (folder / "config.yaml").read_bytes() == recorded
+        seen = output.read_text().count("  step ")
+        wait_for(lambda: output.read_text().count("  step ") > seen + 2, up, output)
+        learner = pid_of(tmp_path, "learner")
+        assert learner is not None
+        os.kill(learner, signal.SIGTERM)
+        assert up.wait(timeout=200) == 130, output.read_text()
+        assert "learner was told to stop before its last step" in output.read_text()
+        assert f"stopped; go on with: zerotir up --resume {folder}" in output.read_text()
+        last = steps_of(folder)[-1]["step"]
+        up, output = start(tmp_path, f"learner.steps={last + 3}", resume=folder)
+        assert up.wait(timeout=200) == 0, output.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_deaths_among_progress_never_end_a_run_and_deaths_in_a_row_do(tmp_path: Path):
+    settings = ("learner.steps=5000", "actor.engine.emulation.call_ratio=1", "actor.engine.emulation.median_tokens=10")
+    up, output = start(tmp_path, *settings)
+
+    def shown() -> int:
+        return output.read_text().count("  step ")
+
+    try:
+        wait_for(lambda: shown() >= 2, up, output)
+        for _ in range(RESTARTS + 2):
+            victim = wait_for(lambda: pid_of(tmp_path, "actor"), up, output)
+            os.kill(victim, signal.SIGKILL)
+            enough = shown() + PROGRESS_STEPS + 2
+            wait_for(partial(lambda enough: shown() >= enough, enough), up, output)
+        # Without a sandbox there are no steps.
+        killed = set()
+        while up.poll() is None:
+            sandbox = pid_of(tmp_path, "sandbox")
+            if sandbox and sandbox not in killed:
+                killed.add(sandbox)
+                os.kill(sandbox, signal.SIGKILL)
+            time.sleep(0.05)
+        assert up.wait(timeout=200) == 1, output.read_text()
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.wait()
+    assert len(killed) == RESTARTS + 1
+    text = output.read_text()
+    assert text.count("(1 of 5 restarts in a row)") == RESTARTS + 3
+    assert "FAILED: sandbox was killed by signal 9 (SIGKILL)" in text
+    assert "and so 5 times before within a few minutes" in text
+    assert processes_of(tmp_path) == []

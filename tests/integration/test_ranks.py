@@ -144,7 +144,7 @@ def test_a_learner_of_two_ranks_trains_live_stops_resumes_and_replays_bit_for_bi
             assert time.monotonic() < deadline, roles.output("learner")
             time.sleep(0.05)
         learner.terminate()
-        assert learner.wait(timeout=60) == 0, roles.output("learner")
+        assert learner.wait(timeout=60) == 130, roles.output("learner")
         assert not [line for line in processes_of(folder) if "launch.cli learner" in line]
         assert roles.start("learner", "--ranks", "2").wait(timeout=TIMEOUT_S) == 0, roles.output("learner")
     finally:

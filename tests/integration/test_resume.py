@@ -70,7 +70,7 @@ def test_a_killed_learner_goes_on_from_its_checkpoint_and_loses_nothing(tmp_path
             first.terminate()
             first.wait(timeout=60)
     assert "learner was killed by signal 9 (SIGKILL)" in up.output.read_text()
-    assert "it is started again (1 of 5 restarts)" in up.output.read_text()
+    assert "it is started again (1 of 5 restarts in a row)" in up.output.read_text()
     assert processes_of(tmp_path) == []
 
     steps = steps_of(folder)

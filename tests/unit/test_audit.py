@@ -49,7 +49,7 @@ def test_an_archive_that_holds_a_result_twice_is_refused():
 
 async def test_a_second_learner_waits_for_the_first_and_names_it(tmp_path: Path):
     async with sole_learner(tmp_path, 1.0):
-        with pytest.raises(BusError, match=r"another learner still works on .* \(pid \d+ on "):
+        with pytest.raises(BusError, match=r"another learner still works on .* \(process \d+ on "):
             async with sole_learner(tmp_path, 0.3):
                 pass
         waiting = asyncio.create_task(enter(tmp_path))

@@ -1,6 +1,8 @@
 """The small helpers that every role uses."""
 
 import asyncio
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,8 @@ import pytest
 from configs.errors import nearest
 from runtime import retry
 from runtime.files import try_lock, write_whole
-from runtime.retry import Backoff
+from runtime.locks import HeldError, held, held_within
+from runtime.retry import GOOD_LIFE_S, Backoff, Restarts
 from runtime.waiting import any_set, done_or_stopped
 
 
@@ -35,6 +38,63 @@ class TestFiles:
             assert not try_lock(second)
             first.close()
             assert try_lock(second)
+
+
+class TestLocks:
+    def test_a_lock_names_who_holds_it_and_ends_with_the_body(self, tmp_path: Path):
+        path = tmp_path / "up.lock"
+        for _ in range(2):
+            with held(path):
+                with pytest.raises(HeldError) as caught, held(path):
+                    pass
+                assert caught.value.holder == f"process {os.getpid()} on {os.uname().nodename}"
+
+    def test_a_child_that_inherits_it_holds_it_as_well(self, tmp_path: Path):
+        path = tmp_path / "lock"
+        with held(path) as descriptor:
+            child = subprocess.Popen(["sleep", "600"], pass_fds=(descriptor,))
+        try:
+            with pytest.raises(HeldError), held(path):
+                pass
+        finally:
+            child.kill()
+            child.wait()
+        with held(path):
+            pass
+
+    async def test_one_can_wait_for_it(self, tmp_path: Path):
+        path = tmp_path / "lock"
+        with held(path):
+            with pytest.raises(HeldError, match="lock is held by process"):
+                async with held_within(path, 0.0):
+                    pass
+            waiting = asyncio.create_task(self.enter(path))
+            await asyncio.sleep(0.01)
+            assert not waiting.done()
+        await asyncio.wait_for(waiting, 60)
+
+    async def enter(self, path: Path) -> None:
+        async with held_within(path, 60.0):
+            pass
+
+
+class TestRestarts:
+    def test_what_dies_again_and_again_is_given_up(self):
+        restarts = Restarts(2)
+        assert [restarts.died() for _ in range(4)] == [True, True, False, False]
+        assert restarts.count == 4
+
+    def test_a_good_life_or_progress_begins_the_count_again(self, monkeypatch: pytest.MonkeyPatch):
+        now = 100.0
+        monkeypatch.setattr(retry.time, "monotonic", lambda: now)
+        restarts = Restarts(1)
+        for _ in range(9):
+            now += GOOD_LIFE_S
+            assert restarts.died()
+        for _ in range(9):
+            assert restarts.died(progress=True)
+        now += GOOD_LIFE_S - 1
+        assert not restarts.died()
 
 
 class TestBackoff:
