@@ -49,6 +49,10 @@ class BusError(RuntimeError):
     """The bus cannot be reached, or lacks what this run needs."""
 
 
+class UnreadError(BusError, TimeoutError):
+    """A stream did not give all that it holds in time: what came is a part, and no answer."""
+
+
 class AccessDeniedError(BusError, UserError):
     """This role's credentials do not allow what it did; the text says what that was."""
 

@@ -11,7 +11,7 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import nats.errors
 import nats.js.errors
@@ -21,7 +21,7 @@ from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, StatusCode
 
-from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.connection import TRANSIENT_ERRORS, Bus, UnreadError
 
 log = structlog.get_logger()
 
@@ -198,6 +198,25 @@ class LogReader:
         except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError):
             return None
         return (info.delivered.consumer_seq or 0) if info.delivered else 0, info.num_pending or 0
+
+    async def everything(self, batch: int = 256) -> AsyncGenerator[tuple[int, bytes]]:
+        """Yields all messages that the stream holds from where this reader is, and those that come meanwhile.
+
+        Raises UnreadError where nothing came for `bus.timeout_s` seconds although the end was not seen.
+        """
+        heard = time.monotonic()
+        while True:
+            if messages := await self.read(batch, timeout_s=0.25):
+                for message in messages:
+                    yield message
+                heard = time.monotonic()
+            elif await self.exhausted():
+                return
+            elif (silence := time.monotonic() - heard) > self._bus.config.timeout_s:
+                raise UnreadError(
+                    f"{self._stream} at {self._bus.address.url} gave nothing from message {self._next} on for "
+                    f"{silence:.0f} s, and did not say that this is its end"
+                )
 
     async def follow(self, batch: int = 100, timeout_s: float = 1.0) -> AsyncIterator[tuple[int, bytes]]:
         """Yields all messages, past and to come, until cancelled."""

@@ -116,14 +116,41 @@ def last_sequence(path: Path) -> int:
     return last
 
 
-async def record_metrics(bus: Bus, path: Path) -> None:
-    """Appends the metrics log to a file until cancelled; goes on where the file ends."""
-    _cut_torn_tail(path)
-    start = last_sequence(path) + 1
-    with path.open("a") as file:
-        async for sequence, metrics in follow_metrics(bus, start):
-            file.write(metrics_line(metrics, sequence, bus.address.run) + "\n")
-            file.flush()
+class MetricsRecorder:
+    """Appends the metrics log to a file; goes on where the file ends."""
+
+    def __init__(self, bus: Bus, path: Path) -> None:
+        self._bus = bus
+        self._path = path
+        self._step = 0
+        """The learner's last step in the file."""
+        self._grown = asyncio.Event()
+
+    async def run(self) -> None:
+        """Records until cancelled."""
+        _cut_torn_tail(self._path)
+        if steps := steps_of(self._path.parent):
+            self._step = steps[-1]["step"]
+        with self._path.open("a") as file:
+            async for sequence, metrics in follow_metrics(self._bus, last_sequence(self._path) + 1):
+                file.write(metrics_line(metrics, sequence, self._bus.address.run) + "\n")
+                file.flush()
+                if metrics.role == "learner" and metrics.step is not None:
+                    self._step = metrics.step
+                self._grown.set()
+
+    async def recorded(self, step: int, patience_s: float) -> None:
+        """Waits until the file has the learner's line of a step; warns where it has not after `patience_s` seconds.
+
+        What is missing is recorded when the run goes on in its folder.
+        """
+        try:
+            async with asyncio.timeout(patience_s):
+                while self._step < step:
+                    self._grown.clear()
+                    await self._grown.wait()
+        except TimeoutError:
+            log.warning("the metrics of the last step are not in the file", file=str(self._path), step=step)
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -137,16 +137,16 @@ def presence_line(presence: Presence) -> str:
 
 
 async def _steps(bus: Bus) -> list[dict[str, Any]]:
-    """Returns the values of each of the learner's steps, in order; of a step that was trained again, the last."""
+    """Returns the values of each of the learner's steps, in order; of a step that was trained again, the last.
+
+    Raises UnreadError where the bus does not give all of them.
+    """
     steps: dict[int, dict[str, Any]] = {}
     reader = LogReader(bus, bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*")
-    while messages := await reader.read(500, 0.5):
-        for _, data in messages:
-            metrics = decode(data, Metrics)
-            if metrics.step is not None:
-                steps[metrics.step] = {"step": metrics.step, **metrics.values}
-        if await reader.exhausted():
-            break
+    async for _, data in reader.everything():
+        metrics = decode(data, Metrics)
+        if metrics.step is not None:
+            steps[metrics.step] = {"step": metrics.step, **metrics.values}
     await reader.close()
     return [steps[step] for step in sorted(steps)]
 

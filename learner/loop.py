@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from bus.connection import Bus, BusError
-from bus.metrics import MetricsWriter, record_metrics, run_of
+from bus.metrics import MetricsRecorder, MetricsWriter, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError, Checkpoints
@@ -45,6 +45,8 @@ log = structlog.get_logger()
 
 STOP_S = 20.0
 """Seconds for what cannot be broken off (a checkpoint, a request to a bus that is away) after the stop."""
+LAST_METRICS_S = 1.0
+"""Seconds for the last metrics to come back from the bus after the stop."""
 
 
 class Learner:
@@ -76,13 +78,16 @@ class Learner:
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, trainer)
         self._release: asyncio.Task[None] | None = None
+        self._reported = 0
+        """The last step whose metrics were sent."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
+        recorder = MetricsRecorder(self._bus, self._folder / "metrics.jsonl")
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(record_metrics(self._bus, self._folder / "metrics.jsonl")),
+                group.create_task(recorder.run()),
                 group.create_task(self._weights.answer_requests()),
             ]
             try:
@@ -90,7 +95,7 @@ class Learner:
                 if done:
                     await self._announcer.say("exporting the model")
                     await asyncio.to_thread(self._trainer.export, self._folder / "model")
-                await asyncio.sleep(1.0)  # The last metrics come back from the bus to the recorder.
+                await recorder.recorded(self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S)
             finally:
                 for task in (*background, self._release):
                     if task is not None:
@@ -159,6 +164,7 @@ class Learner:
     async def _report(self, step: int, values: dict[str, float]) -> None:
         self._announcer.rates = {name: values[name] for name in ("train_tokens_per_s",) if name in values}
         await self._metrics.write(values, step=step)
+        self._reported = step
         log.info("step done", step=step, **{name: round(value, 4) for name, value in values.items()})
 
     async def _begin(self, version: int) -> asyncio.Task[None]:

@@ -1,6 +1,6 @@
 """Reads the weight log's manifests, as its writer and its followers do first."""
 
-import time
+import contextlib
 
 import nats.js.errors
 import structlog
@@ -32,25 +32,21 @@ async def newest(bus: Bus) -> tuple[int, bytes]:
 async def read_manifests(bus: Bus, start: int, end: int) -> list[tuple[int, Manifest]]:
     """Returns the readable manifests from sequence `start` to `end`, the newest one's, both included.
 
-    What the bus does not give within `bus.timeout_s` is left out; a later call finds it.
+    Raises UnreadError where the bus does not give all of them: a part of the log may look like the log of another run.
     """
     reader = LogReader(bus, bus.names.stream("WEIGHTS"), bus.names.manifests, start)
     found: list[tuple[int, Manifest]] = []
-    last = start - 1
-    heard = time.monotonic()
+    if start > end:
+        return found
     try:
-        while last < end:
-            messages = await reader.read(256, timeout_s=0.25)
-            if messages:
-                heard = time.monotonic()
-            elif time.monotonic() - heard > bus.config.timeout_s or await reader.exhausted():
-                break
-            for sequence, data in messages:
-                last = sequence
+        async with contextlib.aclosing(reader.everything()) as messages:
+            async for sequence, data in messages:
                 try:
                     found.append((sequence, decode(data, Manifest)))
                 except MessageError as error:
                     await bus.dead_letter(bus.names.stream("WEIGHTS"), sequence, data, str(error))
+                if sequence >= end:
+                    break
     finally:
         await reader.close()
     return found

@@ -124,7 +124,10 @@ class WeightWriter:
         self.epoch = 0
 
     async def open(self) -> None:
-        """Reads the log and claims the epoch after its head's. Raises DeposedError, WeightsError, what nats-py raises."""
+        """Reads the log and claims the epoch after its head's.
+
+        Raises DeposedError, WeightsError, UnreadError, what nats-py raises.
+        """
         self._head_sequence, _ = await newest(self._bus)
         for sequence, manifest in await read_manifests(self._bus, 1, self._head_sequence):
             self._note(sequence, manifest)

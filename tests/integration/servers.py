@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator
@@ -23,6 +25,12 @@ def free_ports(count: int) -> list[int]:
             if port not in found:
                 found.append(port)
     return found
+
+
+def hang(process: asyncio.subprocess.Process) -> None:
+    """Stops a child; returns once it does nothing any more. SIGCONT has it go on."""
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
 
 
 @contextlib.asynccontextmanager

@@ -10,18 +10,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import structlog
 
 from bus import log_reader, server
 from bus.address import BusAddress
 from bus.codec import decode
-from bus.connection import Bus, BusError, open_bus
+from bus.connection import Bus, BusError, UnreadError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, Metrics
-from bus.metrics import MetricsWriter, follow_metrics, last_sequence, record_metrics, run_of
+from bus.metrics import MetricsRecorder, MetricsWriter, follow_metrics, last_sequence, run_of
 from bus.presence import Announcer, last_sign, who_is_alive
 from bus.server import ServerError, embedded_server
 from bus.streams import StreamError, create_streams
 from configs.bus import BusConfig
+from tests.integration.servers import hang
 
 
 def failure(ticket: int) -> Failure:
@@ -102,6 +104,33 @@ async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, mon
             got += [sequence for sequence, _ in await reader.read(10, 0.25)]
     got += [sequence for sequence, _ in await reader.read(10, 0.25)]
     assert got == [1, 2, 3]
+
+
+async def test_everything_is_everything_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The server hangs in the middle of the reading."""
+    config = BusConfig(timeout_s=1, reconnect_s=60)
+    async with (
+        embedded_server(tmp_path, config, "hangs") as (address, process),
+        open_bus(address, config, "test") as bus,
+    ):
+        await create_streams(bus.js, bus.names, config, lease_s=60)
+        stream, subject = bus.names.stream("RESULTS"), bus.names.results
+        assert [item async for item in LogReader(bus, stream, subject).everything()] == []
+        for number in range(1, 31):
+            await bus.publish(subject, failure(number))
+        reader, got = LogReader(bus, stream, subject), []
+
+        async def read() -> None:
+            async for sequence, _ in reader.everything(batch=10):
+                got.append(sequence)
+                if sequence == 10:
+                    hang(process)
+
+        with pytest.raises(UnreadError, match="gave nothing from message 11 on for"):
+            await read()
+        process.send_signal(signal.SIGCONT)
+        await read()
+        assert got == list(range(1, 31))
 
 
 async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_address: BusAddress):
@@ -226,11 +255,11 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
     for step in range(3):
         await writer.write({"reward": step, "bad": float("nan")}, step=step)
     for expected in (3, 4):
-        recording = asyncio.create_task(record_metrics(bus, path))
-        while last_sequence(path) < expected:
-            assert not recording.done()
-            await asyncio.sleep(0.05)
+        recorder = MetricsRecorder(bus, path)
+        recording = asyncio.create_task(recorder.run())
+        await recorder.recorded(expected - 1, 60)
         recording.cancel()
+        assert last_sequence(path) == expected
         await writer.write({"reward": 3.0}, step=3)
         # As a kill, or a full disk, leaves it.
         if expected == 3:
@@ -238,6 +267,9 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
                 file.write('{"run": "te')
     lines = path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
+    with structlog.testing.capture_logs() as logs:
+        await recorder.recorded(9, 0.01)
+    assert [line["event"] for line in logs] == ["the metrics of the last step are not in the file"]
     assert run_of(path) == bus.address.run
     assert '"reward": 0.0' in lines[0]
     assert "bad" not in lines[0]

@@ -1,14 +1,21 @@
 """The weight log and its writers: two at once, and one that comes back."""
 
 import asyncio
+import signal
+from pathlib import Path
 
 import pytest
 
-from bus.connection import Bus
+from bus.connection import Bus, UnreadError, open_bus
 from bus.messages import ManifestKind, WeightVersion
+from bus.server import embedded_server
+from bus.streams import create_streams
+from configs.bus import BusConfig
+from tests.integration.servers import hang
 from tests.integration.weights.log import LAYOUT, Learner, advanced, stored
+from weights import writer
 from weights.follower import WeightFollower
-from weights.log import newest
+from weights.log import newest, read_manifests
 from weights.writer import DeposedError
 
 
@@ -100,3 +107,37 @@ async def test_a_resumed_learner_that_goes_another_way_begins_anew_with_a_snapsh
         assert 0 < published.wire_bytes < LAYOUT.nbytes / 2, "only the first one is a snapshot"
         await advanced(follower, resumed, n)
     await advanced(WeightFollower(bus), resumed, 7)
+
+
+async def test_a_log_that_is_read_in_part_is_an_error_and_no_empty_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A learner that took the log for empty would begin with the first epoch again, and no actor would take its versions."""
+    config = BusConfig(timeout_s=1, reconnect_s=60)
+    async with (
+        embedded_server(tmp_path, config, "hangs") as (address, server),
+        open_bus(address, config, "test") as bus,
+    ):
+        await create_streams(bus.js, bus.names, config, lease_s=60)
+        first = Learner(bus)
+        await first.writer.open()
+        for n in range(3):
+            await first.publish(n, every=50)
+
+        async def hanging(bus: Bus, start: int, end: int):
+            hang(server)
+            return await read_manifests(bus, start, end)
+
+        monkeypatch.setattr(writer, "read_manifests", hanging)
+        second = Learner(bus)
+        with pytest.raises(UnreadError, match="gave nothing from message 1 on"):
+            await second.writer.open()
+        monkeypatch.undo()
+        server.send_signal(signal.SIGCONT)
+        third = await gone_on(bus, first, 2)
+        assert third.writer.epoch == 1
+        await third.publish(3, every=50)
+        # A follower that hears nothing tries again.
+        follower = WeightFollower(bus)
+        hang(server)
+        assert await follower.advance(0.1) is None
+        server.send_signal(signal.SIGCONT)
+        await advanced(follower, third, 3)
