@@ -30,7 +30,7 @@ from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.errors import UserError
 from configs.schema import RunConfig
-from grading.errors import GradingError, RewardFunctionError, UngradableError
+from grading.errors import GradingError, NoRewardError, UngradableError
 from grading.grader import Grade, Grader
 from runtime.waiting import done_or_stopped
 from sandbox.client import SandboxClient, SandboxError
@@ -236,7 +236,7 @@ class Actor:
             return HandBack(f"version {ticket.min_version} did not come in {VERSION_PATIENCE_S:.0f} s")
         started_at = time.time()
         try:
-            await self._grader.require_gradable(ticket.answer, ticket.grading, ticket.problem)
+            await self._grader.require_gradable(ticket.answer, ticket.grading)
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
             response = await rollout.run(prompt)
             self._admission.ended(len(response.tokens))
@@ -257,7 +257,7 @@ class Actor:
             return self._failure(leased, DEADLINE, str(error), error.length)
         except UngradableError as error:
             return self._failure(leased, "ungradable gold answer", str(error))
-        except RewardFunctionError as error:
+        except NoRewardError as error:
             # Another rollout might go well, and the run would not see what the function fails at.
             return self._failure(leased, NO_REWARD, str(error))
         except (SandboxError, GradingError, EngineError) as error:

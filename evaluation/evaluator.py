@@ -26,7 +26,7 @@ from actors.engine import DeadlineError, Engine, EngineError
 from actors.rollout import CodeRunner, Response, Rollout
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Passage, Sample
-from grading.errors import GradingError, RewardFunctionError
+from grading.errors import GradingError, NoRewardError, UngradableError
 from grading.grader import Grade, Grader
 from sandbox.client import SandboxError
 from tasks.problems import Problem
@@ -117,8 +117,8 @@ class Evaluator:
         if len(prompt) > limit:
             return f"its prompt has {len(prompt)} tokens, the limit is {limit}"
         try:
-            await self._grader.require_gradable(problem.answer, data.grading, problem.text)
-        except GradingError as error:
+            await self._grader.require_gradable(problem.answer, data.grading)
+        except UngradableError as error:
             return str(error)
         return None
 
@@ -145,7 +145,7 @@ class Evaluator:
                 grade = await self._grader.grade(
                     response.turns, problem.answer, job.data.grading, response.calls, problem.text
                 )
-            except RewardFunctionError as error:
+            except NoRewardError as error:
                 # Not tried again: what is sampled until the function likes it is no sample of the policy.
                 log.warning("no reward for a sample", sample=job.key, reason=str(error))
                 reason = str(error)

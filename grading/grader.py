@@ -27,7 +27,7 @@ import structlog
 
 from configs.tasks import GradingConfig
 from grading.comparison import Verdict
-from grading.errors import GradingError, RewardFunctionError, UngradableError
+from grading.errors import GradingError, NoRewardError, UngradableError
 from grading.processes import NoVerdict, OutOfTime, Worker, Workshop
 from grading.reading import Reading
 from grading.reward_function import Call, Reward
@@ -70,7 +70,8 @@ class Grader:
     """Grades responses; an asynchronous context manager that owns processes, by default as many as there are cores.
 
     They start when they are first needed and are gone when the context is left. With a reward function, which they load,
-    entering the context starts them: it raises RewardFunctionError where that function cannot be loaded.
+    entering the context starts them: it raises RewardFunctionError where that function cannot be loaded. Each response that
+    it judges has a process of its own, so that nothing of one response is left for the next.
     """
 
     def __init__(self, workers: int | None = None, *, grading: GradingConfig | None = None) -> None:
@@ -84,7 +85,11 @@ class Grader:
 
     async def __aenter__(self) -> Self:
         if self._function:
-            await self._workshop.start()
+            try:
+                await self._workshop.start()
+            except BaseException:
+                await self._workshop.close()
+                raise
         return self
 
     async def __aexit__(
@@ -107,8 +112,9 @@ class Grader:
         `calls`: those between them; nothing in their outputs can be the answer. `problem`: the problem's text, which the
         answer must not copy.
 
-        Raises UngradableError when the gold answer can't be graded by the rule, RewardFunctionError when the reward function
-        gives no reward, GradingError when no process can be run or the machine gives it no time.
+        Raises UngradableError when the gold answer can't be graded by the rule, NoRewardError when the reward function gives
+        no reward, RewardFunctionError when it cannot be loaded again, GradingError when no process can be run or the machine
+        gives it no time.
         """
         if (function := _function_of(config)) and function != self._function:
             raise GradingError(f"this process grades by the reward function {self._function}, not by {function}")
@@ -127,34 +133,32 @@ class Grader:
             reading, verdict = await self._judge(request, config.timeout_s)
         except NoVerdict as error:
             if function:
-                raise RewardFunctionError(f"the reward function gave no reward: {error}") from error
+                raise NoRewardError(f"gave no reward: {error}") from error
             if request["turns"] != gold_turns(answer, config):
                 await self.require_gradable(answer, config)
             reading = error.reading or Reading(answer=None, well_formed=False, void_turns=0, code_unused=False)
             verdict = Verdict(equal=False, parsed=True, refused=True)
         return _rewarded(reading, verdict) if isinstance(verdict, Reward) else _grade(reading, verdict, config)
 
-    async def require_gradable(self, gold: str, config: GradingConfig, problem: str = "") -> None:
+    async def require_gradable(self, gold: str, config: GradingConfig) -> None:
         """Raises UngradableError where the gold answer itself would not be graded right, GradingError as `grade` does.
 
-        A reward function need not take the boxed gold answer for right, but must give a reward. One comparison for each gold
-        answer, or problem of a reward function, however often it is asked for.
+        What a reward function takes for right nobody else knows: with one this says nothing. One comparison for each gold
+        answer, however often it is asked for.
         """
-        key = (gold, problem) if config.reward_function else (gold, config.rule)
-        if key in self._gradable:
+        if config.reward_function is not None or (gold, config.rule) in self._gradable:
             return
-        grade = await self.grade(
-            gold_turns(gold, config), gold, config, problem=problem if config.reward_function else ""
-        )
-        if not config.reward_function and not grade.parts["correct"]:
+        grade = await self.grade(gold_turns(gold, config), gold, config)
+        if not grade.parts["correct"]:
             raise UngradableError(f"the gold answer {gold[:80]!r} is not graded equal to itself: fix the problem")
-        self._gradable.add(key)
+        self._gradable.add((gold, config.rule))
 
     async def _judge(self, request: dict[str, Any], timeout_s: float) -> tuple[Reading, Verdict | Reward]:
         """Raises NoVerdict where the response used up its time, or ended its process twice without a word."""
         patient, deaths = False, 0
         while True:
-            turn = self._patient() if patient else self._quick(fresh=deaths > 0)
+            own = request["config"]["reward_function"] is not None
+            turn = self._patient() if patient else self._quick(fresh=own or deaths > 0, once=own)
             seconds = timeout_s if patient else min(QUICK_S, timeout_s)
             try:
                 async with turn as worker:
@@ -172,12 +176,15 @@ class Grader:
                     raise
 
     @asynccontextmanager
-    async def _quick(self, *, fresh: bool) -> AsyncIterator[Worker]:
+    async def _quick(self, *, fresh: bool, once: bool) -> AsyncIterator[Worker]:
         async with self._quick_turns:
             worker = self._idle.pop() if self._idle and not fresh else await self._workshop.worker()
             yield worker
             # Not after an error: the worker is gone.
-            self._idle.append(worker)
+            if once:
+                worker.end()
+            else:
+                self._idle.append(worker)
 
     @asynccontextmanager
     async def _patient(self) -> AsyncIterator[Worker]:

@@ -18,9 +18,9 @@ from typing import Any
 import structlog
 
 from grading.comparison import Verdict
-from grading.errors import GradingError, RewardFunctionError
+from grading.errors import GradingError, NoRewardError, RewardFunctionError
 from grading.reading import Reading
-from grading.reward_function import Reward
+from grading.reward_function import Reward, checked
 from grading.worker import READY
 
 log = structlog.get_logger()
@@ -64,21 +64,26 @@ class Worker:
         """Asks for the judgement of a response; grants `seconds` of processor time.
 
         Raises OutOfTime beyond them; NoVerdict where the process died without a word (of memory, of a stack that
-        overflowed, killed by somebody else); RewardFunctionError where the user's function gave no reward; GradingError
-        where it tells a fault of ours, or the machine did not give it its time. After an error or a cancellation the
-        process has been ended.
+        overflowed, killed by somebody else); NoRewardError where the user's function gave no reward; GradingError where it
+        tells a fault of ours, or the machine did not give it its time. After an error or a cancellation the process has been
+        ended.
         """
         reading = None
         answered = False
+        function = bool(request["config"]["reward_function"])
         try:
-            limit = _Limit(self._pid, seconds)
+            limit = _Limit(self._pid, seconds, function=function)
             self._writer.write(json.dumps(request).encode() + b"\n")
             reading = Reading(**await self._reply(limit))
-            kind = Reward if request["config"]["reward_function"] else Verdict
-            verdict = kind(**await self._reply(limit))
+            reply = await self._reply(limit)
+            verdict = checked({**reply["parts"], "reward": reply["reward"]}) if function else Verdict(**reply)
             answered = True
         except TimeoutError:
             raise OutOfTime(f"no verdict within {seconds:g} s of processor time", reading) from None
+        except (TypeError, ValueError, LookupError) as error:
+            if not function:
+                raise
+            raise NoRewardError(f"changed what its process answers: {error!r}") from error
         except (ConnectionError, EOFError, ProcessLookupError):
             raise NoVerdict("the grading process died", reading) from None
         finally:
@@ -101,17 +106,19 @@ class Worker:
             raise EOFError
         reply = json.loads(text)
         if "no reward" in reply:
-            raise RewardFunctionError(reply["no reward"])
+            raise NoRewardError(reply["no reward"])
         if "fault" in reply:
             raise GradingError(f"grading failed over this response: {reply['fault']}; the process's stderr says where")
         return reply
 
     def end(self) -> None:
-        """Ends the process for good, whatever it is doing."""
+        """Ends the process for good, whatever it is doing, and what it started: it leads a group of its own."""
         self._writer.close()
         if self._handle >= 0:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.killpg(self._pid, signal.SIGKILL)
             os.close(self._handle)
             self._handle = -1
 
@@ -119,33 +126,45 @@ class Worker:
 class _Limit:
     """Says when a process has used up its time; `seconds` of the processor."""
 
-    def __init__(self, pid: int, seconds: float) -> None:
+    def __init__(self, pid: int, seconds: float, *, function: bool) -> None:
+        """`function`: it calls a function of the user's, which may wait for something."""
+        self._function = function
         self._pid = pid
         self._end = _processor_seconds(pid) + seconds
         self._seconds = seconds
         self._since = time.monotonic()
 
     def require_within(self) -> None:
-        """Raises TimeoutError past it, GradingError where the process does not get its time."""
+        """Raises TimeoutError past it, GradingError where the process does not get its time or does not use it."""
         if _processor_seconds(self._pid) > self._end:
             raise TimeoutError
         if (waited := time.monotonic() - self._since) > STARVED * (self._seconds + 1):
+            if self._function and _state(self._pid) != "R":
+                raise NoRewardError(f"waited {waited:.0f} s for something")
             raise GradingError(
                 f"the grading process was given less than {self._seconds:g} s of processor time in {waited:.0f} s: "
-                "this machine has more to do than it can (fewer rollouts, actor.max_rollouts, or more cores), or a reward "
-                "function waits for something"
+                "this machine has more to do than it can (fewer rollouts, actor.max_rollouts, or more cores)"
             )
 
 
 def _processor_seconds(pid: int) -> float:
     """Returns the processor time that a process has used. Raises ProcessLookupError where there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-    except FileNotFoundError:
-        raise ProcessLookupError from None
+    fields = _stat(pid)
     # utime and stime, proc(5).
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _state(pid: int) -> str:
+    """Returns R where a process runs or wants to, another letter else. Raises ProcessLookupError where there is none."""
+    return _stat(pid)[0].decode()
+
+
+def _stat(pid: int) -> list[bytes]:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()
+    except FileNotFoundError:
+        raise ProcessLookupError from None
 
 
 class Workshop:
@@ -207,9 +226,16 @@ class Workshop:
             said = await _receive(control, MAX_START)
         except ConnectionError as error:
             code = await self._process.wait()
+            if self._arguments:
+                raise RewardFunctionError(
+                    f"the process that loads the reward function {self._arguments[0]} ended with exit code {code}"
+                ) from error
             raise GradingError(
                 f"the grading process ended at its start with exit code {code}; its stderr says why"
             ) from error
+        except BaseException:
+            await self._end()
+            raise
         if said != READY:
             raise RewardFunctionError(said.decode())
         return control

@@ -2,15 +2,16 @@
 
 It is a part of the run: the run's configuration holds its digest (`with_digest`), and what is loaded is that source or
 nothing (`load`). A file is loaded by itself: its folder is not on the import path, so that the file is all of the source.
-Of an installed module the source is its whole package; the versions of other packages are not looked at.
+Of an installed module the source is every file of its package. What either imports from elsewhere is not looked at.
 """
 
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,7 @@ KEPT = "reward_function.py"
 """File of a run's folder that holds the source, where that is a file."""
 MODULE = "reward_function"
 """Name under which a file is loaded."""
+ARGUMENTS = ("problem", "answer", "turns", "calls")
 
 
 def with_digest(config: RunConfig) -> RunConfig:
@@ -42,14 +44,21 @@ def with_digest(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"tasks": config.tasks.model_copy(update={"grading": grading})})
 
 
-def keep_source(run: Path, name: str | None) -> None:
-    """Writes the source of a reward function to a run's folder, unless it is there, or an installed module's."""
-    if name and (file := _file(name)) and not (run / KEPT).exists():
-        write_whole(run / KEPT, _read(file))
+def keep_source(run: Path, config: RunConfig) -> None:
+    """Writes the source of a run's reward function to its folder, where that is a file.
+
+    Raises RewardFunctionError where it is not the one that the configuration, as of `with_digest`, names.
+    """
+    grading = config.tasks.grading
+    if grading.reward_function and (file := _file(grading.reward_function)):
+        source = _read(file)
+        if (found := _digest([source])) != grading.reward_function_digest:
+            raise _changed(grading.reward_function, found, str(grading.reward_function_digest))
+        write_whole(run / KEPT, source)
 
 
 def source_digest(name: str) -> str:
-    """Returns the digest of a reward function's source: its file, or all Python files of the installed package.
+    """Returns the digest of a reward function's source: its file, or all files of the installed package.
 
     Raises RewardFunctionError where there is none.
     """
@@ -61,38 +70,41 @@ def source_digest(name: str) -> str:
     except ValueError:
         spec = None
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-    files = sorted((path.relative_to(folder), path) for folder in folders for path in folder.rglob("*.py"))
+    files = sorted((str(path.relative_to(folder)), path) for folder in folders for path in _files(folder, set()))
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
-        files = [(Path(Path(spec.origin).name), Path(spec.origin))]
+        files = [(Path(spec.origin).name, Path(spec.origin))]
     if not files:
         raise RewardFunctionError(
-            f"tasks.grading.reward_function: no Python module {package!r} is installed here; a file is named as "
-            "path/to/file.py:name"
+            f"tasks.grading.reward_function: no module {package!r} is installed here whose source can be read; a file is "
+            "named as path/to/file.py:name"
         )
-    return _digest([part for shown, path in files for part in (str(shown).encode(), _read(path))])
+    return _digest([part for shown, path in files for part in (shown.encode(), _read(path))])
 
 
 def load(name: str, digest: str) -> RewardFunction:
     """Loads a reward function from the source of that digest. Runs the source: only in the processes that grade.
 
-    Raises RewardFunctionError where the source is another one, cannot be imported, or holds no function of four arguments.
+    Raises RewardFunctionError where the source is another one, cannot be imported, or holds no function of these arguments.
     """
     where, _, attribute = name.rpartition(":")
-    if (found := source_digest(name)) != digest:
-        raise _changed(name, found, digest)
+    _require_digest(name, digest)
     file = _file(name)
     try:
-        module = _load_file(file, digest) if file else importlib.import_module(where)
+        module = _load_file(name, file, digest) if file else _load_module(where)
     except RewardFunctionError:
         raise
-    except ModuleNotFoundError as error:
-        raise RewardFunctionError(
-            f"the reward function {name} cannot be loaded: {told(error, str(file))}; it can import what is installed, and "
-            "nothing that lies beside its file"
-        ) from error
     except BaseException as error:
         traceback.print_exc()
-        raise RewardFunctionError(f"the reward function {name} cannot be loaded: {told(error, str(file))}") from error
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and file:
+            hint = "; it can import what is installed, and nothing that lies beside its file"
+        elif isinstance(error, ImportError | MemoryError):
+            hint = "; the processes that grade have 2 GiB of address space, which is too little for PyTorch"
+        raise RewardFunctionError(
+            f"the reward function {name} cannot be loaded: {told(error, str(file))}{hint}"
+        ) from error
+    # While it was imported a module's files may have changed.
+    _require_digest(name, digest)
     function = getattr(module, attribute, None)
     if not callable(function):
         functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
@@ -100,19 +112,19 @@ def load(name: str, digest: str) -> RewardFunction:
     if inspect.iscoroutinefunction(function):
         raise RewardFunctionError(f"the reward function {name} is asynchronous: make it one that returns its value")
     try:
-        inspect.signature(function).bind("", "", [], [])
+        inspect.signature(function).bind(**dict.fromkeys(ARGUMENTS))
     except TypeError as error:
         raise RewardFunctionError(
-            f"the reward function {name} is called with (problem, answer, turns, calls): {error}"
+            f"the reward function {name} is called with the arguments {', '.join(ARGUMENTS)}, by name: {error}"
         ) from error
-    return function
+    return RewardFunction(function, str(module.__file__))
 
 
-def _load_file(file: Path, digest: str) -> ModuleType:
+def _load_file(name: str, file: Path, digest: str) -> ModuleType:
     """Runs the bytes that have the digest, whatever the file holds by now."""
     source = _read(file)
     if (found := _digest([source])) != digest:
-        raise _changed(str(file), found, digest)
+        raise _changed(name, found, digest)
     module = ModuleType(MODULE)
     module.__file__ = str(file)
     sys.modules[MODULE] = module
@@ -120,9 +132,37 @@ def _load_file(file: Path, digest: str) -> ModuleType:
     return module
 
 
+def _load_module(name: str) -> ModuleType:
+    """Imports a module from its source: byte code may be older than that, and have the same time and size."""
+    prefix, sys.pycache_prefix = sys.pycache_prefix, os.devnull
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.pycache_prefix = prefix
+
+
+def _require_digest(name: str, digest: str) -> None:
+    if (found := source_digest(name)) != digest:
+        raise _changed(name, found, digest)
+
+
+def _files(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yields the files of a package, also behind links, but for hidden ones and byte code."""
+    if (real := folder.resolve()) in seen:
+        return
+    seen.add(real)
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name == "__pycache__" or path.suffix == ".pyc":
+            continue
+        if path.is_dir():
+            yield from _files(path, seen)
+        elif path.is_file():
+            yield path
+
+
 def _file(name: str) -> Path | None:
     where = name.rpartition(":")[0]
-    return Path(where).expanduser() if where.endswith(".py") else None
+    return Path(os.path.expanduser(where)) if where.endswith(".py") else None
 
 
 def _read(path: Path) -> bytes:
@@ -140,8 +180,9 @@ def _digest(parts: Sequence[bytes]) -> str:
 
 
 def _changed(name: str, found: str, expected: str) -> RewardFunctionError:
+    kept = f" (the run's folder has it as {KEPT})" if _file(name) else ""
     return RewardFunctionError(
         f"the source of the reward function {name} is another one (digest {found}) than the configuration names "
-        f"(tasks.grading.reward_function_digest {expected}): put that one back, a run's folder keeps it as {KEPT}, or start "
-        "another run without the digest"
+        f"(tasks.grading.reward_function_digest {expected}): put that one back{kept}, or start another run without the "
+        "digest"
     )

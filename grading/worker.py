@@ -7,9 +7,9 @@ milliseconds. Parent and children speak JSON Lines:
     parent --> {"turns", "calls", "problem", "gold", "config", "patient"}
     child  --> a `Reading`, then a `Verdict`, or with a reward function a `Reward`
 
-A child ends with its socket, and by itself where it computes far past its time: it does not outlive a parent that died.
-Where the user's function gives no reward it says {"no reward": ...}, and after an exception that no answer should cause,
-a fault of ours, {"fault": ...}; then it ends.
+A child ends with its socket, and by itself where it computes far past its time: neither it nor the first one outlives a
+parent that died. Where the user's function gives no reward it says {"no reward": ...}, and after an exception that no answer
+should cause, a fault of ours, {"fault": ...}; then it ends.
 """
 
 import gc
@@ -22,14 +22,16 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 from configs.tasks import GradingConfig
 from grading.comparison import Verdict, compare
-from grading.errors import RewardFunctionError
+from grading.errors import NoRewardError, RewardFunctionError
 from grading.reading import Reading, read
 from grading.reward_function import Reward, RewardFunction, reward
 from grading.reward_source import load
+from runtime.child import die_with_parent
 
 MEMORY_BYTES = 2 * 1024**3
 FORMS = (
@@ -54,12 +56,14 @@ PATIENT_NICENESS = 10
 
 def main() -> None:
     """Forks a child for each socket that comes over stdin, itself a socket, and says its process id; ends with stdin."""
+    die_with_parent()
     parent = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # children must not hold the socket open
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends these processes
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes ended children away
-    os.dup2(2, 1)  # what libraries print goes to the log
+    os.dup2(2, 1)  # what libraries and the user's function print goes to the log
+    cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     try:
         function = load(*sys.argv[1:]) if sys.argv[1:] else None
@@ -76,6 +80,9 @@ def main() -> None:
             return
         if (child := os.fork()) == 0:
             parent.close()
+            os.setpgid(0, 0)
+            # A function of the user's may start processes and ask how they ended.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _serve(socket.socket(fileno=descriptors[0]), function)
             os._exit(0)
         os.close(descriptors[0])
@@ -96,8 +103,8 @@ def _serve(connection: socket.socket, function: RewardFunction | None) -> None:
                 for reply in _judge(request, config, function):
                     stream.write(json.dumps(asdict(reply)) + "\n")
                     stream.flush()
-            except RewardFunctionError as error:
-                stream.write(json.dumps({"no reward": str(error)}) + "\n")
+            except NoRewardError as error:
+                stream.write(json.dumps({"no reward": error.reason}) + "\n")
                 stream.flush()
                 return
             except Exception as error:
@@ -113,7 +120,7 @@ def _judge(
     reading = read(request["turns"], [call["output"] for call in request["calls"]], config)
     yield reading
     if config.reward_function is not None:
-        assert function is not None, "the grader knows which function this process has"
+        assert function is not None, "the grader knows whether this process has one"
         yield reward(function, request["problem"], request["gold"], request["turns"], request["calls"])
         return
     try:

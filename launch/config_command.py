@@ -15,7 +15,8 @@ def start(arguments: Namespace) -> int:
         from learner.training.plan import show_plan
 
         status = show_plan(config, arguments.ranks, arguments.gpu_memory)
-        sys.stdout.write(prompt_sample(config) + "\n" + reward_sample(config))
+        sys.stdout.write(prompt_sample(config) + "\n")
+        sys.stdout.write(reward_sample(config))
         return status
     sys.stdout.write(dump_config(config))
     return 0

@@ -146,6 +146,9 @@ def _conclude(scores: "Scores", out: Path, remedy: str) -> None:
     if not scores.finished:
         say(f"stopped; what is finished is kept, {remedy}")
         sys.exit(STOPPED)
+    if not scores.rows and not scores.missing:
+        say("nothing was evaluated: no problem could be asked, results.json says why (left_out)")
+        sys.exit(1)
     if scores.missing:
         say(f"{scores.missing.total()} samples are missing; {remedy}")
         sys.exit(1)

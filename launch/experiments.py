@@ -21,6 +21,7 @@ from typing import Any
 from bus.metrics import steps_of
 from configs.loading import ConfigError, dump_config
 from configs.matrix import PlannedRun, load_matrix
+from grading.reward_source import with_digest
 from launch.views import say
 from runtime.files import try_lock, write_whole
 
@@ -93,7 +94,7 @@ def _run_matrix(folder: Path, runs: list[PlannedRun]) -> int:
 def _prepare(folder: Path, run: PlannedRun) -> None:
     """Writes the run's configuration down, once: every attempt at a run has the same one."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / f"{run.name}.yaml", dump_config(run.config)
+    path, text = folder / f"{run.name}.yaml", dump_config(with_digest(run.config))
     if path.exists() and path.read_text() != text:
         raise ConfigError(
             f"{run.name} was begun with another configuration, {path}: give the matrix another name, or remove that file "

@@ -267,7 +267,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
         await asyncio.to_thread(require_memory, config, model, rank_count())
     order = ProblemOrder(await asyncio.to_thread(load_problems, config.tasks.problems, config.seed), config.seed)
     template = keep_template(folder, config.tasks.prompt.template)
-    keep_source(folder, config.tasks.grading.reward_function)
+    keep_source(folder, config)
     await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)
     async with _weights_bus(bus, announcer) as weights_bus:

@@ -9,8 +9,9 @@ from typing import Any
 import structlog
 
 from configs.schema import RunConfig
-from grading.errors import RewardFunctionError, UngradableError
+from grading.errors import NoRewardError, RewardFunctionError, UngradableError
 from grading.grader import Grade, Grader, gold_turns
+from grading.reward_function import Call
 from runtime.models import PREPARED, ModelError, model_folder
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 from tasks.prompts import PromptError, load_template, render_prompt
@@ -36,11 +37,18 @@ async def require_usable_tasks(config: RunConfig, template: str, order: ProblemO
     """
     problems = [order[group] for group in range(min(SAMPLE, config.learner.steps * config.learner.batch_groups))]
     reasons = await asyncio.to_thread(_unusable_prompts, config, template, problems, model)
-    async with Grader(grading=config.tasks.grading) as grader:
+    grading = config.tasks.grading
+    async with Grader(grading=grading) as grader:
         for number, problem in enumerate(problems):
             try:
-                await grader.require_gradable(problem.answer, config.tasks.grading, problem.text)
-            except (UngradableError, RewardFunctionError) as error:
+                if grading.reward_function is not None:
+                    await grader.grade(
+                        gold_turns(problem.answer, grading), problem.answer, grading, problem=problem.text
+                    )
+                await grader.require_gradable(problem.answer, grading)
+            except NoRewardError as error:
+                reasons.setdefault(number, f"{error}, for a response that is the gold answer in a box")
+            except UngradableError as error:
                 reasons.setdefault(number, str(error))
     if not reasons:
         return
@@ -98,23 +106,36 @@ def prompt_sample(config: RunConfig) -> str:
 def reward_sample(config: RunConfig) -> str:
     """Returns what the user's reward function says of the run's first problem, for people; nothing without such a function.
 
-    Raises ProblemError where there is no problem, RewardFunctionError where the function gives no reward.
+    Raises ProblemError where there is no problem, RewardFunctionError where the function does not work.
     """
     grading = config.tasks.grading
     if grading.reward_function is None:
         return ""
     problem = ProblemOrder(load_problems(config.tasks.problems, config.seed), config.seed)[0]
 
-    responses = {"the gold answer in a box": gold_turns(problem.answer, grading), "an empty response": [""]}
+    gold = problem.answer
+    ran = Call(f"print({gold!r})", f"{gold}\n", "exited", success=True, error="", seconds=0.1)
+    responses: dict[str, tuple[list[str], list[Call]]] = {
+        "the gold answer in a box": (gold_turns(gold, grading), []),
+        "the same after a program that printed it": (
+            [f"```python\n{ran.code}\n```", *gold_turns(gold, grading)],
+            [ran],
+        ),
+        "an empty response": ([""], []),
+    }
 
     async def graded() -> list[Grade]:
         async with Grader(grading=grading) as grader:
             return [
-                await grader.grade(turns, problem.answer, grading, problem=problem.text) for turns in responses.values()
+                await grader.grade(turns, gold, grading, calls, problem.text) for turns, calls in responses.values()
             ]
 
     lines = [f"  reward     {grading.reward_function}, digest {grading.reward_function_digest}"]
-    for what, grade in zip(responses, asyncio.run(graded()), strict=True):
+    try:
+        grades = asyncio.run(graded())
+    except NoRewardError as error:
+        raise RewardFunctionError(f"{error}, for one of three responses to the problem {problem.id}") from error
+    for what, grade in zip(responses, grades, strict=True):
         parts = ", ".join(f"{part} {value:g}" for part, value in grade.parts.items())
         lines.append(f"             {what}: {grade.reward:g} ({parts})")
     return "\n".join(lines) + "\n"

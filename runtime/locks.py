@@ -40,7 +40,7 @@ def held(path: Path) -> Iterator[int]:
 
 @contextlib.asynccontextmanager
 async def held_within(path: Path, patience_s: float) -> AsyncIterator[int]:
-    """Is `held` that waits up to `patience_s` seconds for the holder to let it go."""
+    """Holds a lock file as `held` does, and waits up to `patience_s` seconds for the holder to let it go."""
     async with contextlib.AsyncExitStack() as stack:
         end = asyncio.get_running_loop().time() + patience_s
         told = False

@@ -213,7 +213,7 @@ def reward(problem, answer, turns, calls):
 
 
 async def test_an_actor_whose_reward_function_only_fails_ends(bus: Bus, tokenizer: Any, tmp_path: Path):
-    grading = rewarded(tmp_path, "def reward(*given): return None\n")
+    grading = rewarded(tmp_path, "def reward(**given): return None\n")
     problems = ["fail 0: it is 5"] * (MAX_SAME_FAILURES + 8)
     with pytest.raises(ExceptionGroup) as caught:
         await serve(bus, PlayedEngine(tokenizer, 10**6), problems, tmp_path, grading=grading)

@@ -239,8 +239,6 @@ async def test_a_reward_function_scores_and_a_sample_that_it_fails_at_is_missing
     (tmp_path / "rewards.py").write_text(
         "import pathlib\n"
         "def reward(problem, answer, turns, calls):\n"
-        "    if turns == [chr(92) + 'boxed{%s}' % answer]:\n"
-        "        return 0  # the gold answer, before anything is asked\n"
         "    open(pathlib.Path(__file__).with_name('asked'), 'a').write('.')\n"
         "    return {'reward': 2.5, 'correct': 0, 'style': 1} if problem.startswith('1') else None\n"
     )
@@ -260,7 +258,8 @@ async def test_a_reward_function_scores_and_a_sample_that_it_fails_at_is_missing
     assert (row.samples, row.missing, row.retries, row.accuracy.value, row.reward) == (2, 2, 0, 0.0, 2.5)
     assert row.reward_parts == {"style": 1.0}
     assert row.metrics()["reward_style"] == 1.0
-    assert scores.missing == {"the reward function returned None as `reward`: no number from -1e+06 to 1e+06": 2}
+    [(reason, count)] = scores.missing.items()
+    assert (reason.split(", ")[0], count) == ("the reward function returned None as `reward`", 2)
     # Once each: what is missing was not sampled again.
     assert (tmp_path / "asked").read_text() == "...."
     table = (tmp_path / "out" / "results.md").read_text()

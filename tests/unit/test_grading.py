@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from configs.tasks import GradingConfig
 from grading.grader import Grader
+from grading.reward_function import Call
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 BOXED = GradingConfig(timeout_s=20.0)
@@ -196,10 +197,11 @@ async def test_void_turns(grader, turns, config, count):
 
 async def test_whether_the_code_was_used_is_told_where_there_are_calls(grader):
     turns = ["```python\nprint(42)\n```", r"So \boxed{42}."]
-    assert not (await grader.grade(turns, "42", BOXED, ["42"])).code_unused
-    assert (await grader.grade(turns, "42", BOXED, ["41"])).code_unused
+    printed = {output: [Call("", output, "exited", success=True, error="", seconds=0.1)] for output in ("41", "42")}
+    assert not (await grader.grade(turns, "42", BOXED, printed["42"])).code_unused
+    assert (await grader.grade(turns, "42", BOXED, printed["41"])).code_unused
     assert not (await grader.grade(turns, "42", BOXED)).code_unused
-    assert not (await grader.grade([turns[0], ""], "42", BOXED, ["41"])).code_unused
+    assert not (await grader.grade([turns[0], ""], "42", BOXED, printed["41"])).code_unused
 
 
 TAGGED = r"</think> <answer>\boxed{42}</answer>"

@@ -38,7 +38,7 @@ SUM = r"\sum_{k=1}^{3} k"
 def request(answer: str, gold: str = "42", config: GradingConfig = BOXED) -> dict[str, Any]:
     return {
         "turns": [f"\\boxed{{{answer}}}"],
-        "outputs": [],
+        "calls": [],
         "problem": "",
         "gold": gold,
         "config": config.model_dump(mode="json"),
