@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
+FREE_SHARE = 0.9
+"""Of the free disk, what the store may take: the rest is for logs, checkpoints and archives."""
 STORE_PATIENCE_S = 15.0
 """Seconds for an earlier server on the store to end: its bus may have been killed a moment ago."""
 
@@ -54,13 +56,23 @@ def run_account(master: BusAddress) -> dict[str, Any]:
     return account(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
 
 
-def common_settings(store: str) -> dict[str, Any]:
-    """Returns what every server is told, embedded or not."""
-    return {
-        "max_payload": MAX_MESSAGE_BYTES,
-        "max_pending": 16 * MAX_MESSAGE_BYTES,
-        "jetstream": {"store_dir": store, "sync_interval": "10s"},
-    }
+def common_settings(store: str, room: int | None = None) -> dict[str, Any]:
+    """Returns what every server is told, embedded or not; `room`: bytes that its store may take, all of it counted."""
+    jetstream: dict[str, Any] = {"store_dir": store, "sync_interval": "10s"}
+    if room is not None:
+        jetstream["max_file_store"] = room
+    return {"max_payload": MAX_MESSAGE_BYTES, "max_pending": 16 * MAX_MESSAGE_BYTES, "jetstream": jetstream}
+
+
+def _room(store: Path) -> int:
+    """Returns the bytes that a server may store: what it has and most of what is free.
+
+    By itself nats-server takes three quarters of what is free when it starts, whatever it has stored before: started again
+    on a disk that its own store fills by half, it would refuse every message.
+    """
+    store.mkdir(exist_ok=True)
+    stored = sum(path.stat().st_size for path in store.rglob("*") if path.is_file())
+    return stored + int(FREE_SHARE * shutil.disk_usage(store).free)
 
 
 def write_private(path: Path, text: str) -> None:
@@ -111,7 +123,7 @@ async def _server(
     """Does what `embedded_server` says on a folder whose lock `lock` is; the server holds it too."""
     master = known or BusAddress.new(run, "")
     port = int(master.url.rsplit(":", 1)[1]) if known else config.port
-    settings = common_settings(str(folder / "store")) | {
+    settings = common_settings(str(folder / "store"), _room(folder / "store")) | {
         "host": config.host,
         "port": port or -1,
         "ports_file_dir": str(folder),

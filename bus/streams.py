@@ -18,7 +18,7 @@ from nats.js.api import (
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, ServerError
+from nats.js.errors import APIError, BucketNotFoundError, NotFoundError, ServerError
 
 from configs.bus import BusConfig
 from configs.errors import UserError
@@ -27,12 +27,10 @@ from runtime.retry import Backoff
 ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""
 MAX_MESSAGE_BYTES = 8 * 1024**2
-MAX_METRICS_BYTES = 512 * 1024**2
 MAX_DEAD_LETTERS = 1_000
 READY_S = 60.0
 """Servers that were just started elect a leader first."""
 NO_ROOM = 10047
-OTHER_SETTINGS = 10058
 NO_CLUSTER = 10074
 NOT_READY = (10005, 10008, 10009, NO_CLUSTER)
 """No peers for the copies; no leader yet, twice; no cluster at all."""
@@ -162,7 +160,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.OLD,
             max_age=config.metrics_age_s,
-            max_bytes=MAX_METRICS_BYTES,
+            max_bytes=config.max_metrics_bytes,
         ),
         stream(
             "DEADLETTERS",
@@ -180,15 +178,17 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             if error.err_code != NO_ROOM:
                 raise
             raise StreamError(
-                f"the server has no room for {settings.name} (it reserves {(settings.max_bytes or 0) / 2**20:.0f} MiB): "
-                "lower bus.max_results_bytes, or give its store a larger disk"
+                f"the server has no room for {settings.name}: the streams of a run reserve "
+                f"{config.max_results_bytes / 2**20:.0f} MiB of its disk for results (bus.max_results_bytes) and "
+                f"{config.max_metrics_bytes / 2**20:.0f} MiB for metrics (bus.max_metrics_bytes): lower these, or give its "
+                "store a larger disk"
             ) from error
     buckets = [
         KeyValueConfig(bucket=names.run_bucket, replicas=config.replicas),
         KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),
     ]
     for bucket in buckets:
-        await _once_ready(partial(js.create_key_value, config=bucket), config, backoff)
+        await _once_ready(partial(_make_bucket, js, bucket), config, backoff)
     for kind, subject in (("TICKETS", names.tickets), ("RETRIES", names.retries)):
         consumer = ConsumerConfig(
             durable_name=ACTOR_CONSUMER,
@@ -202,12 +202,26 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
 
 
 async def _make_stream(js: JetStreamContext, settings: StreamConfig) -> None:
+    """Makes a stream, or changes it where it is there with other settings.
+
+    One that is there as it should be is left alone: the server would ask for its room a second time.
+    """
+    assert settings.name is not None
     try:
+        there = (await js.stream_info(settings.name)).config
+    except NotFoundError:
         await js.add_stream(config=settings)
-    except APIError as error:
-        if error.err_code != OTHER_SETTINGS:
-            raise
+        return
+    # What is not set is the server's default.
+    if any(value and getattr(there, name) != value for name, value in vars(settings).items()):
         await js.update_stream(config=settings)
+
+
+async def _make_bucket(js: JetStreamContext, settings: KeyValueConfig) -> None:
+    try:
+        await js.key_value(settings.bucket)
+    except BucketNotFoundError:
+        await js.create_key_value(config=settings)
 
 
 async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, backoff: Backoff) -> None:

@@ -50,6 +50,8 @@ class BusConfig(Section):
     """Size at which the result stream refuses more and actors wait."""
     metrics_age_s: PositiveFloat = 7 * 86400.0
     """Seconds that metrics stay on the bus."""
+    max_metrics_bytes: PositiveInt = 512 * 1024**2
+    """Size at which the oldest metrics leave the bus before their time. The server reserves this and `max_results_bytes`."""
     timeout_s: PositiveFloat = 30.0
     """Bound of one request to the bus."""
     reconnect_s: PositiveFloat = 120.0

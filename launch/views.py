@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
@@ -26,9 +27,13 @@ CLEAR_SCREEN = "\x1b[2J\x1b[H"
 
 
 def say(text: str) -> None:
-    """Prints one line of progress."""
-    sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
-    sys.stdout.flush()
+    """Prints one line of progress; drops it where it cannot be written, on a full disk for one: the work goes on."""
+    try:
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        sys.stdout.flush()
+    except OSError:
+        # This one would keep the line, and try it again with the next ones and at the process's end.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
 
 
 def step_line(metrics: Metrics, steps: int) -> str:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import structlog
@@ -165,8 +166,32 @@ async def test_a_raised_limit_is_that_of_the_stream_that_is_there(bus: Bus):
 async def test_a_server_without_room_is_explained(bus_address: BusAddress):
     config = BusConfig(timeout_s=5, max_results_bytes=2**50)
     async with open_bus(bus_address, config, "greedy") as bus:
-        with pytest.raises(StreamError, match=r"lower bus\.max_results_bytes"):
+        with pytest.raises(StreamError, match=r"\(bus\.max_results_bytes\)"):
             await create_streams(bus.js, bus.names, config, lease_s=60)
+
+
+async def test_what_is_there_is_not_asked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A server that is started again finds less room than its streams have reserved."""
+    disk = SimpleNamespace(free=600 * 2**20)
+    monkeypatch.setattr(server.shutil, "disk_usage", lambda _: disk)
+    config = BusConfig(timeout_s=5, max_results_bytes=20 * 2**20)
+    address = None
+    for start in range(2):
+        async with (
+            embedded_server(tmp_path, config, "small", known=address) as (address, _),
+            open_bus(address, config, "bus") as bus,
+        ):
+            await create_streams(bus.js, bus.names, config, lease_s=60)
+            assert await bus.publish(bus.names.results, failure(7)) == start + 1
+        disk.free = 40 * 2**20
+    other = tmp_path / "other"
+    async with embedded_server(other, config, "other") as (address, _), open_bus(address, config, "bus") as bus:
+        with pytest.raises(
+            StreamError, match=r"20 MiB .*bus\.max_results_bytes.* 512 MiB for metrics .bus\.max_metrics_bytes"
+        ):
+            await create_streams(bus.js, bus.names, config, lease_s=60)
+        smaller = BusConfig(timeout_s=5, max_results_bytes=20 * 2**20, max_metrics_bytes=10 * 2**20)
+        await create_streams(bus.js, bus.names, smaller, lease_s=60)
 
 
 async def test_streams_survive_a_restart_of_the_server(tmp_path):

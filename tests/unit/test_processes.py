@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,21 @@ async def test_a_role_that_reported_none_is_quoted_by_what_it_printed(start, tmp
     words, *printed = role.ending().splitlines()
     assert words == "ended with exit status 2, it printed last:"
     assert "no run found" in printed[-1]
+
+
+def test_lines_that_cannot_be_written_are_dropped_and_the_work_goes_on(tmp_path: Path):
+    done = tmp_path / "done"
+    work = (
+        "import pathlib, sys; from launch.views import say\n"
+        "for number in range(3000): say(f'line {number} of a long run')\n"
+        "pathlib.Path(sys.argv[1]).touch()\n"
+    )
+    with open("/dev/full", "w") as full:
+        subprocess.run([sys.executable, "-c", work, str(done)], stdout=full, timeout=WAIT_S, check=True)
+    assert done.exists()
+    done.unlink()
+    reader, writer = os.pipe()
+    os.close(reader)
+    subprocess.run([sys.executable, "-c", work, str(done)], stdout=writer, timeout=WAIT_S, check=True)
+    os.close(writer)
+    assert done.exists()
