@@ -8,6 +8,7 @@ credentials do not allow ends the `async with` block at once, with `AccessDenied
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 
 import nats
@@ -15,6 +16,7 @@ import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from bus.address import BusAddress
@@ -44,6 +46,9 @@ TRANSIENT_ERRORS = (
 )
 """What a request raises while the bus is away, slow or full: worth another try, never data."""
 
+TROUBLE_S = 15.0
+"""How long the bus role's word holds: three times as long as it is silent while something ails the bus."""
+
 
 class BusError(RuntimeError):
     """The bus cannot be reached, or lacks what this run needs."""
@@ -68,6 +73,8 @@ class Bus:
         self.config = config
         self.names = Names(address.run)
         self.lost = lost
+        self._trouble = ("", 0.0)
+        """What the bus role last said of the bus, and when."""
 
     async def publish(self, subject: str, message: Message, headers: dict[str, str] | None = None) -> int:
         """Publishes to a stream and returns the sequence that it got. One try; raises what nats-py raises."""
@@ -95,9 +102,10 @@ class Bus:
                 if backoff.over or self.lost.is_set():
                     raise BusError(
                         f"could not store a message on {subject} at {self.address.url} in {patience_s:.0f} s "
-                        f"({type(error).__name__}: {error}): is the server up, and a learner that makes room?"
+                        f"({type(error).__name__}: {error}): "
+                        f"{self.trouble or 'is the server up, and a learner that makes room?'}"
                     ) from error
-                log.warning("publish refused, will try again", subject=subject, error=str(error))
+                log.warning("publish refused, will try again", subject=subject, error=self.trouble or str(error))
                 await backoff.pause()
 
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
@@ -105,6 +113,28 @@ class Bus:
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
         letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[: 1024**2])
         await self.client.publish(self.names.dead_letters, encode(letter))
+
+    @property
+    def trouble(self) -> str:
+        """Returns what the bus role has said of the bus in the last `TROUBLE_S` seconds; empty while all is well."""
+        text, heard = self._trouble
+        return text if time.monotonic() - heard < TROUBLE_S else ""
+
+    async def tell_trouble(self, text: str) -> None:
+        """Tells all roles what ails the bus; for the bus role, which says it again while it lasts."""
+        with contextlib.suppress(nats.errors.Error):
+            await self.client.publish(self.names.trouble, text.encode())
+
+    async def hear_trouble(self) -> None:
+        """Keeps in `trouble` what the bus role says from now on, and logs it once."""
+
+        async def hear(message: Msg) -> None:
+            text = message.data.decode(errors="replace")[:500]
+            if not self.trouble:
+                log.error(text)
+            self._trouble = (text, time.monotonic())
+
+        await self.client.subscribe(self.names.trouble, cb=hear)
 
     def require_connection(self) -> None:
         """Raises BusError once the bus is lost: the client has given up after `bus.reconnect_s` seconds."""
@@ -210,7 +240,9 @@ async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIt
 
             client, lost = await connect(address, config, name, on_denied)
             try:
-                yield Bus(client, address, config, lost)
+                bus = Bus(client, address, config, lost)
+                await bus.hear_trouble()
+                yield bus
             finally:
                 with contextlib.suppress(nats.errors.Error, TimeoutError):
                     if client.is_connected:

@@ -199,23 +199,23 @@ class LogReader:
             return None
         return (info.delivered.consumer_seq or 0) if info.delivered else 0, info.num_pending or 0
 
-    async def everything(self, batch: int = 256) -> AsyncGenerator[tuple[int, bytes]]:
-        """Yields all messages that the stream holds from where this reader is, and those that come meanwhile.
+    async def everything(self, end: int, batch: int = 256) -> AsyncGenerator[tuple[int, bytes]]:
+        """Yields all messages from where this reader is to sequence `end`, that of a message on its subject.
 
-        Raises UnreadError where nothing came for `bus.timeout_s` seconds although the end was not seen.
+        Only that sequence says where the end is: a copy of the stream that lags behind holds nothing more before it.
+        Raises UnreadError where nothing came for `bus.timeout_s` seconds.
         """
         heard = time.monotonic()
-        while True:
+        while self._next <= end:
             if messages := await self.read(batch, timeout_s=0.25):
                 for message in messages:
-                    yield message
+                    if message[0] <= end:
+                        yield message
                 heard = time.monotonic()
-            elif await self.exhausted():
-                return
             elif (silence := time.monotonic() - heard) > self._bus.config.timeout_s:
                 raise UnreadError(
                     f"{self._stream} at {self._bus.address.url} gave nothing from message {self._next} on for "
-                    f"{silence:.0f} s, and did not say that this is its end"
+                    f"{silence:.0f} s, and message {end} is there"
                 )
 
     async def follow(self, batch: int = 100, timeout_s: float = 1.0) -> AsyncIterator[tuple[int, bytes]]:

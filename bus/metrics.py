@@ -36,13 +36,14 @@ class MetricsWriter:
         self._id = id
         self._marks = {"emulated": 1.0} if emulated else {}
 
-    async def write(self, values: dict[str, float], step: int | None = None) -> None:
-        """Sends finite values; while the bus is away they are dropped."""
+    async def write(self, values: dict[str, float], step: int | None = None) -> float:
+        """Sends finite values, and returns the time that they carry; while the bus is away they are dropped."""
         metrics = measured(self._role, self._id, self._marks | values, step)
         try:
             await self._bus.client.publish(f"{self._bus.names.metrics}.{self._role}.{self._id}", encode(metrics))
         except nats.errors.Error as error:
             log.warning("metrics dropped", error=str(error))
+        return metrics.time
 
     async def run(self, measure: Callable[[], dict[str, float]], every_s: float) -> None:
         """Writes what `measure` returns every `every_s` seconds until cancelled."""
@@ -122,35 +123,33 @@ class MetricsRecorder:
     def __init__(self, bus: Bus, path: Path) -> None:
         self._bus = bus
         self._path = path
-        self._step = 0
-        """The learner's last step in the file."""
+        self._measured_at = 0.0
+        """When the learner measured what was recorded last of it."""
         self._grown = asyncio.Event()
 
     async def run(self) -> None:
         """Records until cancelled."""
         _cut_torn_tail(self._path)
-        if steps := steps_of(self._path.parent):
-            self._step = steps[-1]["step"]
         with self._path.open("a") as file:
             async for sequence, metrics in follow_metrics(self._bus, last_sequence(self._path) + 1):
                 file.write(metrics_line(metrics, sequence, self._bus.address.run) + "\n")
                 file.flush()
-                if metrics.role == "learner" and metrics.step is not None:
-                    self._step = metrics.step
+                if metrics.role == "learner":
+                    self._measured_at = metrics.time
                 self._grown.set()
 
-    async def recorded(self, step: int, patience_s: float) -> None:
-        """Waits until the file has the learner's line of a step; warns where it has not after `patience_s` seconds.
+    async def recorded(self, time: float, patience_s: float) -> None:
+        """Waits until the file has what the learner measured at a time, as `MetricsWriter.write` returned it.
 
-        What is missing is recorded when the run goes on in its folder.
+        Warns where it has not after `patience_s` seconds; what is missing is recorded when the run goes on in its folder.
         """
         try:
             async with asyncio.timeout(patience_s):
-                while self._step < step:
+                while self._measured_at != time:
                     self._grown.clear()
                     await self._grown.wait()
         except TimeoutError:
-            log.warning("the metrics of the last step are not in the file", file=str(self._path), step=step)
+            log.warning("the last metrics are not in the file", file=str(self._path))
 
 
 def _cut_torn_tail(path: Path) -> None:

@@ -70,7 +70,7 @@ def _work(stream: str) -> tuple[str, ...]:
 
 
 TABLE = (
-    Rule("hear answers", ROLES, subscribe=("_INBOX.{role}.>",)),
+    Rule("hear answers, and what ails the bus", ROLES, subscribe=("_INBOX.{role}.>", "{trouble}")),
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
     Rule("say that it is alive", ROLES[:-1], publish=(*_info(ALIVE), "$KV.{alive_bucket}.{role}.*")),
     Rule("say what it measured", ROLES[:-1], publish=("{metrics}.{role}.*",)),
@@ -184,6 +184,7 @@ def _fields(names: Names, role: str) -> dict[str, str]:
         "metrics": names.metrics,
         "dead_letters": names.dead_letters,
         "execution": names.execution,
+        "trouble": names.trouble,
     }
 
 

@@ -104,6 +104,11 @@ class Names:
         return f"{self.root}.sandbox.execute"
 
     @property
+    def trouble(self) -> str:
+        """Returns the subject on which the bus role says what ails the bus."""
+        return f"{self.root}.trouble"
+
+    @property
     def run_bucket(self) -> str:
         return f"zerotir-{self.run}-run"
 

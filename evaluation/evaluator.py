@@ -146,9 +146,9 @@ class Evaluator:
                     response.turns, problem.answer, job.data.grading, response.calls, problem.text
                 )
             except NoRewardError as error:
-                # Not tried again: what is sampled until the function likes it is no sample of the policy.
+                # Another rollout might go well, and nobody would see what the function fails at.
                 log.warning("no reward for a sample", sample=job.key, reason=str(error))
-                reason = str(error)
+                reason = "the reward function failed, the log says how"
                 break
             except (DeadlineError, SandboxError, GradingError, EngineError) as error:
                 if self._engine.failed:
@@ -195,7 +195,7 @@ class Evaluator:
             if done:
                 line += f", {_duration(seconds / done * (pending - done))} left"
             if self.missing:
-                line += f", {self.missing.total()} lost to infrastructure"
+                line += f", {self.missing.total()} missing"
             self._tell(line)
 
 

@@ -54,7 +54,9 @@ class OutOfTime(NoVerdict):
 class Worker:
     """One process that grades; takes one response at a time."""
 
-    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, pid: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, function: bool) -> None:
+        """`function`: it has a function of the user's, which may start processes."""
+        self._function = function
         self._reader = reader
         self._writer = writer
         self._pid = pid
@@ -112,13 +114,14 @@ class Worker:
         return reply
 
     def end(self) -> None:
-        """Ends the process for good, whatever it is doing, and what it started: it leads a group of its own."""
+        """Ends the process for good, whatever it is doing, and what the user's function has started in its group."""
         self._writer.close()
         if self._handle >= 0:
+            if self._function:
+                with suppress(ProcessLookupError):
+                    os.killpg(self._pid, signal.SIGKILL)
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
-            with suppress(ProcessLookupError):
-                os.killpg(self._pid, signal.SIGKILL)
             os.close(self._handle)
             self._handle = -1
 
@@ -129,17 +132,22 @@ class _Limit:
     def __init__(self, pid: int, seconds: float, *, function: bool) -> None:
         """`function`: it calls a function of the user's, which may wait for something."""
         self._function = function
+        self._looks = self._idle = 0
+        """How often it was looked at, and how often it was waiting then."""
         self._pid = pid
-        self._end = _processor_seconds(pid) + seconds
+        self._end = _state(pid)[1] + seconds
         self._seconds = seconds
         self._since = time.monotonic()
 
     def require_within(self) -> None:
         """Raises TimeoutError past it, GradingError where the process does not get its time or does not use it."""
-        if _processor_seconds(self._pid) > self._end:
+        state, seconds = _state(self._pid)
+        self._looks += 1
+        self._idle += state != "R"
+        if seconds > self._end:
             raise TimeoutError
         if (waited := time.monotonic() - self._since) > STARVED * (self._seconds + 1):
-            if self._function and _state(self._pid) != "R":
+            if self._function and 2 * self._idle > self._looks:
                 raise NoRewardError(f"waited {waited:.0f} s for something")
             raise GradingError(
                 f"the grading process was given less than {self._seconds:g} s of processor time in {waited:.0f} s: "
@@ -147,24 +155,18 @@ class _Limit:
             )
 
 
-def _processor_seconds(pid: int) -> float:
-    """Returns the processor time that a process has used. Raises ProcessLookupError where there is none."""
-    fields = _stat(pid)
-    # utime and stime, proc(5).
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def _state(pid: int) -> tuple[str, float]:
+    """Returns R where a process runs or wants to, another letter else, and the processor time that it has used, seconds.
 
-
-def _state(pid: int) -> str:
-    """Returns R where a process runs or wants to, another letter else. Raises ProcessLookupError where there is none."""
-    return _stat(pid)[0].decode()
-
-
-def _stat(pid: int) -> list[bytes]:
+    Raises ProcessLookupError where there is none.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()
+            fields = file.read().rpartition(b")")[2].split()
     except FileNotFoundError:
         raise ProcessLookupError from None
+    # State, utime and stime, proc(5).
+    return fields[0].decode(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Workshop:
@@ -207,7 +209,7 @@ class Workshop:
             pid = await _receive(control, 4)
             self._control = control
             reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE)
-            return Worker(int.from_bytes(pid), reader, writer)
+            return Worker(int.from_bytes(pid), reader, writer, function=bool(self._arguments))
         except BaseException:
             ours.close()
             raise
@@ -233,8 +235,12 @@ class Workshop:
             raise GradingError(
                 f"the grading process ended at its start with exit code {code}; its stderr says why"
             ) from error
-        except BaseException:
+        except BaseException as error:
             await self._end()
+            if self._arguments and isinstance(error, GradingError):
+                raise RewardFunctionError(
+                    f"the reward function {self._arguments[0]} was not loaded within {START_TIMEOUT_S:g} s"
+                ) from error
             raise
         if said != READY:
             raise RewardFunctionError(said.decode())

@@ -90,8 +90,8 @@ def checked(value: object) -> Reward:
     given = dict(value) if isinstance(value, Mapping) else {"reward": value}
     if "reward" not in given:
         raise NoRewardError(f"returned parts without `reward`: {_shown(list(given))}")
-    if len(given) > MAX_PARTS:
-        raise NoRewardError(f"returned {len(given)} parts, {MAX_PARTS} is the most")
+    if len(own := given.keys() - {"reward", *SWITCHES}) > MAX_PARTS:
+        raise NoRewardError(f"returned {len(own)} parts of its own, {MAX_PARTS} is the most")
     parts = {_part(name): _number(name, number) for name, number in given.items()}
     total = parts.pop("reward")
     parts.setdefault("correct", float(total > 0))

@@ -11,7 +11,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +70,12 @@ def source_digest(name: str) -> str:
     except ValueError:
         spec = None
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
-    files = sorted((str(path.relative_to(folder)), path) for folder in folders for path in _files(folder, set()))
+    try:
+        files = sorted((str(path.relative_to(folder)), path) for folder in folders for path in _files(folder, set()))
+    except OSError as error:
+        raise RewardFunctionError(
+            f"tasks.grading.reward_function: cannot read {error.filename}: {error.strerror}"
+        ) from error
     if spec and not folders and spec.origin and spec.origin.endswith(".py"):
         files = [(Path(spec.origin).name, Path(spec.origin))]
     if not files:
@@ -78,7 +83,7 @@ def source_digest(name: str) -> str:
             f"tasks.grading.reward_function: no module {package!r} is installed here whose source can be read; a file is "
             "named as path/to/file.py:name"
         )
-    return _digest([part for shown, path in files for part in (shown.encode(), _read(path))])
+    return _digest(part for shown, path in files for part in (shown.encode(), _read(path)))
 
 
 def load(name: str, digest: str) -> RewardFunction:
@@ -113,6 +118,8 @@ def load(name: str, digest: str) -> RewardFunction:
         raise RewardFunctionError(f"the reward function {name} is asynchronous: make it one that returns its value")
     try:
         inspect.signature(function).bind(**dict.fromkeys(ARGUMENTS))
+    except ValueError:
+        pass  # One in C that does not tell: its first call will.
     except TypeError as error:
         raise RewardFunctionError(
             f"the reward function {name} is called with the arguments {', '.join(ARGUMENTS)}, by name: {error}"
@@ -172,7 +179,7 @@ def _read(path: Path) -> bytes:
         raise RewardFunctionError(f"tasks.grading.reward_function: cannot read {path}: {error.strerror}") from error
 
 
-def _digest(parts: Sequence[bytes]) -> str:
+def _digest(parts: Iterable[bytes]) -> str:
     digest = sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8) + part)

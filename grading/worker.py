@@ -7,9 +7,8 @@ milliseconds. Parent and children speak JSON Lines:
     parent --> {"turns", "calls", "problem", "gold", "config", "patient"}
     child  --> a `Reading`, then a `Verdict`, or with a reward function a `Reward`
 
-A child ends with its socket, and by itself where it computes far past its time: neither it nor the first one outlives a
-parent that died. Where the user's function gives no reward it says {"no reward": ...}, and after an exception that no answer
-should cause, a fault of ours, {"fault": ...}; then it ends.
+A child ends with its socket, and with the first one, which ends with its parent. Where the user's function gives no reward
+it says {"no reward": ...}, and after an exception that no answer should cause, a fault of ours, {"fault": ...}; then it ends.
 """
 
 import gc
@@ -61,7 +60,6 @@ def main() -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # children must not hold the socket open
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends these processes
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes ended children away
     os.dup2(2, 1)  # what libraries and the user's function print goes to the log
     cast(TextIOWrapper, sys.stdout).reconfigure(line_buffering=True)
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -72,7 +70,9 @@ def main() -> None:
         return
     for form in FORMS:
         compare(form, f"{form} + 1", "boxed")
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel takes ended children away
     gc.freeze()
+    first = os.getpid()
     parent.send(READY)
     while True:
         message, descriptors, *_ = socket.recv_fds(parent, 1, 1)
@@ -80,6 +80,9 @@ def main() -> None:
             return
         if (child := os.fork()) == 0:
             parent.close()
+            die_with_parent()
+            if os.getppid() != first:
+                os._exit(1)  # It had died before.
             os.setpgid(0, 0)
             # A function of the user's may start processes and ask how they ended.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)

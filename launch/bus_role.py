@@ -9,10 +9,11 @@ import structlog
 
 from bus import cluster
 from bus.address import BusAddress
-from bus.connection import BusError, open_bus
+from bus.connection import Bus, BusError, open_bus
 from bus.messages import wire_schema_digest
 from bus.presence import Announcer
 from bus.server import embedded_server
+from bus.store_watch import store_failed
 from bus.streams import create_streams
 from configs.agreement import require_effect
 from configs.errors import UserError
@@ -26,6 +27,8 @@ from runtime.waiting import done_or_stopped
 log = structlog.get_logger()
 
 SERVER_RESTARTS = 5
+GOOD_LIFE_S = 600.0
+"""A server that lasted for so long starts its count of restarts anew."""
 
 
 async def initialise(config: RunConfig, folder: Path) -> None:
@@ -44,13 +47,13 @@ async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     run = BusAddress.read(address_file).run if address_file.exists() else folder.name
     set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
     ending = ""
-    restarts = Restarts(SERVER_RESTARTS)
+    restarts = Restarts(SERVER_RESTARTS, GOOD_LIFE_S)
     while True:
         known = BusAddress.read(address_file) if address_file.exists() else None
-        status = await _serve_once(config, folder, run, known, f"ready again, {ending}" if ending else "ready", stop)
-        if status is None:
+        reason = await _serve_once(config, folder, run, known, f"ready again, {ending}" if ending else "ready", stop)
+        if reason is None:
             return
-        ending = f"nats-server had ended with status {status}"
+        ending = reason
         if not restarts.died():
             log_file = folder / "nats" / "server.log"
             raise BusError(f"{ending}, for the {restarts.count}th time within a few minutes: see {log_file}")
@@ -69,8 +72,12 @@ def _record(config: RunConfig, path: Path) -> None:
 
 async def _serve_once(
     config: RunConfig, folder: Path, run: str, known: BusAddress | None, state: str, stop: asyncio.Event
-) -> int | None:
-    """Runs the server (unless `bus.url` is set), makes the streams; returns a dead server's status, None after `stop`."""
+) -> str | None:
+    """Runs the server (unless `bus.url` is set) and makes the streams.
+
+    Returns why the server must be started again, None after `stop`.
+    """
+    server = None
     async with contextlib.AsyncExitStack() as stack:
         if config.bus.url:
             if known is None:
@@ -78,10 +85,8 @@ async def _serve_once(
                     f"{folder} holds no keys for the servers of bus.url: make both with `zerotir bus CONFIG --init {folder}`"
                 )
             address = known
-            died: asyncio.Future[int] | asyncio.Task[int] = asyncio.get_running_loop().create_future()
         else:
             address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
-            died = asyncio.create_task(server.wait())
         # Not before: the server's lock says that nobody else is at work here.
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
@@ -96,6 +101,22 @@ async def _serve_once(
         announcer = Announcer(bus, "bus", "bus")
         announcing = asyncio.create_task(announcer.run())
         await announcer.say(state)
-        await done_or_stopped(died, stop)
+        ended = asyncio.create_task(_end(server, bus, folder / "nats"))
+        await done_or_stopped(ended, stop)
         announcing.cancel()
-        return died.result() if died.done() and not stop.is_set() else None
+        ended.cancel()
+        return ended.result() if ended.done() and not stop.is_set() else None
+
+
+async def _end(server: asyncio.subprocess.Process | None, bus: Bus, folder: Path) -> str:
+    """Returns why the server has to be started again, once it has; those of others are not ours to start."""
+    if server is None:
+        await asyncio.Event().wait()
+    assert server is not None
+    died, failed = asyncio.create_task(server.wait()), asyncio.create_task(store_failed(bus, folder))
+    try:
+        await asyncio.wait((died, failed), return_when=asyncio.FIRST_COMPLETED)
+        return f"nats-server had ended with status {died.result()}" if died.done() else failed.result()
+    finally:
+        died.cancel()
+        failed.cancel()

@@ -23,6 +23,8 @@ SHOWN = 400
 """Characters of a prompt that are shown."""
 SAMPLE = 64
 """Problems that are looked at: the run's first ones."""
+SAMPLE_OF_FUNCTIONS = 8
+"""The same with a reward function, which may take long."""
 
 
 async def require_usable_tasks(config: RunConfig, template: str, order: ProblemOrder, model: Path) -> None:
@@ -35,9 +37,10 @@ async def require_usable_tasks(config: RunConfig, template: str, order: ProblemO
 
     Raises ModelError where there is no tokenizer.
     """
-    problems = [order[group] for group in range(min(SAMPLE, config.learner.steps * config.learner.batch_groups))]
-    reasons = await asyncio.to_thread(_unusable_prompts, config, template, problems, model)
     grading = config.tasks.grading
+    sample = SAMPLE if grading.reward_function is None else SAMPLE_OF_FUNCTIONS
+    problems = [order[group] for group in range(min(sample, config.learner.steps * config.learner.batch_groups))]
+    reasons = await asyncio.to_thread(_unusable_prompts, config, template, problems, model)
     async with Grader(grading=grading) as grader:
         for number, problem in enumerate(problems):
             try:

@@ -164,7 +164,13 @@ class _Supervisor:
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
         await process.start()
         self._roles[name] = process
-        self._restarts.setdefault(name, Restarts(RESTARTS))
+        waits = (
+            self._config.learner.batch_timeout_s,
+            self._config.actor.weights_timeout_s,
+            self._config.actor.engine.start_timeout_s,
+            self._config.bus.reconnect_s,
+        )
+        self._restarts.setdefault(name, Restarts(RESTARTS, 2 * max(waits)))
         self._started_at_step[name] = self._last_step
 
     async def _start_bus(self) -> BusAddress | None:
@@ -230,7 +236,7 @@ class _Supervisor:
             raise RunFailedError(f"{name} {role.ending()}")
         restarts = self._restarts[name]
         if not restarts.died(progress=self._last_step - self._started_at_step[name] >= PROGRESS_STEPS):
-            raise RunFailedError(f"{name} {role.ending()}, and so {RESTARTS} times before within a few minutes")
+            raise RunFailedError(f"{name} {role.ending()}, and so {RESTARTS} times before with nothing done")
         say(f"{name} {role.ending()}; it is started again ({restarts.count} of {RESTARTS} restarts in a row)")
         await role.stop()
         await self._start(name, name.partition("-")[0], joins=name != "bus")

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import nats.js.errors
+
 from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
@@ -147,12 +149,19 @@ async def _steps(bus: Bus) -> list[dict[str, Any]]:
     Raises UnreadError where the bus does not give all of them.
     """
     steps: dict[int, dict[str, Any]] = {}
-    reader = LogReader(bus, bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*")
-    async for _, data in reader.everything():
-        metrics = decode(data, Metrics)
-        if metrics.step is not None:
-            steps[metrics.step] = {"step": metrics.step, **metrics.values}
-    await reader.close()
+    stream, subject = bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*"
+    try:
+        newest = await bus.js.get_last_msg(stream, subject)
+    except nats.js.errors.NotFoundError:
+        return []
+    reader = LogReader(bus, stream, subject)
+    try:
+        async for _, data in reader.everything(newest.seq or 0):
+            metrics = decode(data, Metrics)
+            if metrics.step is not None:
+                steps[metrics.step] = {"step": metrics.step, **metrics.values}
+    finally:
+        await reader.close()
     return [steps[step] for step in sorted(steps)]
 
 

@@ -78,8 +78,8 @@ class Learner:
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, trainer)
         self._release: asyncio.Task[None] | None = None
-        self._reported = 0
-        """The last step whose metrics were sent."""
+        self._reported: float | None = None
+        """The time of the last step's metrics."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
 
     async def run(self, stop: asyncio.Event) -> bool:
@@ -95,7 +95,8 @@ class Learner:
                 if done:
                     await self._announcer.say("exporting the model")
                     await asyncio.to_thread(self._trainer.export, self._folder / "model")
-                await recorder.recorded(self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S)
+                if self._reported is not None:
+                    await recorder.recorded(self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S)
             finally:
                 for task in (*background, self._release):
                     if task is not None:
@@ -163,8 +164,7 @@ class Learner:
 
     async def _report(self, step: int, values: dict[str, float]) -> None:
         self._announcer.rates = {name: values[name] for name in ("train_tokens_per_s",) if name in values}
-        await self._metrics.write(values, step=step)
-        self._reported = step
+        self._reported = await self._metrics.write(values, step=step)
         log.info("step done", step=step, **{name: round(value, 4) for name, value in values.items()})
 
     async def _begin(self, version: int) -> asyncio.Task[None]:

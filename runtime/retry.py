@@ -4,9 +4,6 @@ import asyncio
 import random
 import time
 
-GOOD_LIFE_S = 600.0
-"""Ten minutes: longer than any start takes, shorter than what is worth losing a run for."""
-
 
 class Backoff:
     """Pauses that double from `first_s` to `longest_s` seconds, until `patience_s` seconds have passed since the start.
@@ -41,18 +38,20 @@ class Backoff:
 class Restarts:
     """Counts the deaths in a row of one process: the one after a good life is the first again.
 
-    A life was good that lasted `GOOD_LIFE_S` seconds, or in which the run made progress without it or with it: what comes to
-    life, works and dies now and then never uses up its restarts, what dies again and again without anything done does.
+    A life was good that lasted `good_life_s` seconds, longer than anything that it may wait for in vain, or in which the run
+    made progress, with it or without: what works and dies now and then never uses up its restarts, what dies again and
+    again with nothing done does.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, good_life_s: float) -> None:
         self.most = most
+        self._good_life_s = good_life_s
         self.count = 0
         self._since = time.monotonic()
 
     def died(self, *, progress: bool = False) -> bool:
         """Counts a death; returns whether it may be started again, which it then is from now on."""
         now = time.monotonic()
-        self.count = 1 if progress or now - self._since >= GOOD_LIFE_S else self.count + 1
+        self.count = 1 if progress or now - self._since >= self._good_life_s else self.count + 1
         self._since = now
         return self.count <= self.most

@@ -1,7 +1,5 @@
 """Reads the weight log's manifests, as its writer and its followers do first."""
 
-import contextlib
-
 import nats.js.errors
 import structlog
 
@@ -36,17 +34,12 @@ async def read_manifests(bus: Bus, start: int, end: int) -> list[tuple[int, Mani
     """
     reader = LogReader(bus, bus.names.stream("WEIGHTS"), bus.names.manifests, start)
     found: list[tuple[int, Manifest]] = []
-    if start > end:
-        return found
     try:
-        async with contextlib.aclosing(reader.everything()) as messages:
-            async for sequence, data in messages:
-                try:
-                    found.append((sequence, decode(data, Manifest)))
-                except MessageError as error:
-                    await bus.dead_letter(bus.names.stream("WEIGHTS"), sequence, data, str(error))
-                if sequence >= end:
-                    break
+        async for sequence, data in reader.everything(end):
+            try:
+                found.append((sequence, decode(data, Manifest)))
+            except MessageError as error:
+                await bus.dead_letter(bus.names.stream("WEIGHTS"), sequence, data, str(error))
     finally:
         await reader.close()
     return found

@@ -4,6 +4,7 @@ The moments are publishes of the process that is struck, seen by its tap. `Run.r
 """
 
 import asyncio
+import contextlib
 import os
 import resource
 import signal
@@ -164,6 +165,61 @@ async def disk_full(run: Run) -> None:
     await run.replace("learner")
 
 
+async def learner_told_to_stop(run: Run) -> None:
+    """Somewhere in a step: it leaves the step unfinished, and says that its work is not done."""
+    await run.event(run.learner.tap.watch(run.observer.names.tickets, run.random.randint(1, 6)))
+    assert await run.learner.leave() == 130, run.last_words()
+    await run.replace("learner")
+
+
+async def bus_hangs_while_the_learner_starts(run: Run) -> None:
+    """It begins to read the weight log and hears nothing for longer than a request may take."""
+    await run.event(run.learner.tap.watch("metrics.learner", run.random.randint(1, 3), hold="after"))
+    await run.learner.kill()
+    starting = await run.start("learner")
+    await run.event(starting.tap.watch(f"CONSUMER.CREATE.{run.observer.names.stream('WEIGHTS')}"))
+    server = run.server_pid
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(3 * run.config.bus.timeout_s)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    # It may have had all it needed before the server stopped; else it has ended with an error, and begins again.
+    log = run.folder / "logs" / f"{starting.id}.jsonl"
+    ended = asyncio.create_task(starting.process.wait())
+    await run.until(lambda: ended.done() or '"event": "publishing weights' in log.read_text(), "what became of it")
+    if ended.done():
+        assert ended.result() == 1, run.last_words()
+        await run.replace("learner")
+    ended.cancel()
+
+
+async def second_server(run: Run) -> None:
+    """Somebody starts the bus a second time, on the folder of a run that is on."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    recorded = (run.folder / "config.yaml").read_bytes()
+    assert await run.start_second_bus() == 2, run.last_words()
+    assert (run.folder / "config.yaml").read_bytes() == recorded
+
+
+async def bus_disk_full(run: Run) -> None:
+    """The server cannot write for six seconds, on a disk of its own; without root there is none, and nothing happens."""
+    if not run.small_disk:
+        print("bus_disk_full is left out: a small disk can be mounted by root alone", flush=True)
+        return
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 4)))
+    server, ballast = run.server_pid, run.folder / "nats" / "ballast"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(65536)):
+            pass
+    await asyncio.sleep(6.0)
+    failed = "failed to store a msg" in (run.folder / "nats" / "server.log").read_text()
+    ballast.unlink()
+    if failed:
+        await run.until(lambda: run.server_pid not in (None, server), "another server")
+
+
 ALL = (
     actor_killed_in_a_rollout,
     actor_killed_before_its_acknowledgement,
@@ -178,4 +234,8 @@ ALL = (
     learner_killed_before_the_acknowledgement,
     second_learner,
     disk_full,
+    learner_told_to_stop,
+    bus_hangs_while_the_learner_starts,
+    second_server,
+    bus_disk_full,
 )

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -29,6 +30,7 @@ SETTINGS = (
     "learner.batch_groups=3", "learner.checkpoint.every=4", "learner.batch_timeout_s=140",
     "actor.max_rollouts=8", "actor.lease_s=4", "actor.grace_s=1", "actor.max_deliveries=100",
     "actor.engine.emulation.tokens_per_s=120", "bus.timeout_s=5", "bus.reconnect_s=120",
+    "bus.max_results_bytes=40000000", "bus.max_metrics_bytes=20000000",
 )  # fmt: skip
 
 
@@ -85,6 +87,8 @@ class Run:
         self._config_file.write_text(dump_config(self.config))
         self._home = home
         self._started = 0
+        self.small_disk = False
+        """The server's store has a disk of its own."""
         self.roles: list[Role] = []
         self.actors: list[Role] = []
 
@@ -94,6 +98,22 @@ class Run:
         self.bus_role = await self._spawn("bus", ["bus", str(self._config_file), "--folder", str(self.folder)], None)
         await self.until(lambda: path.exists() and path.stat().st_mtime_ns > before, "the bus")
         self.address = BusAddress.read(path)
+
+    async def start_second_bus(self) -> int:
+        """Starts another bus on the run's folder; returns its exit status."""
+        second = await self._spawn("bus-2", ["bus", str(self._config_file), "--folder", str(self.folder)], None)
+        return await asyncio.wait_for(second.process.wait(), WAIT_S)
+
+    def mount_small_disk(self) -> None:
+        """Puts the server's store on a small disk of its own, where this process may mount one."""
+        folder = self.folder / "nats"
+        folder.mkdir(parents=True)
+        mount = ("mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder))
+        self.small_disk = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+    def unmount_small_disk(self) -> None:
+        if self.small_disk:
+            subprocess.run(["umount", "-l", self.folder / "nats"], check=True)
 
     @property
     def server_pid(self) -> int | None:
@@ -211,6 +231,8 @@ class Run:
 async def playing(run: Run, actors: int = 2) -> AsyncIterator[Run]:
     """Starts everything; afterwards nothing is left."""
     try:
+        if run.config.bus.url is None:
+            run.mount_small_disk()
         await run.start_bus()
         async with open_bus(run.address, run.config.bus, "observer") as observer:
             run.observer = observer
@@ -225,6 +247,7 @@ async def playing(run: Run, actors: int = 2) -> AsyncIterator[Run]:
             await role.process.wait()
             if role._tap is not None:
                 await role.tap.close()
+        run.unmount_small_disk()
 
 
 async def play(home: Path, faults: Sequence[Fault], seed: int, steps: int | None = None) -> Run:

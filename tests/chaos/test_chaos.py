@@ -70,6 +70,10 @@ async def test_a_killed_server_and_a_killed_learner_go_on(tmp_path: Path):
         faults.learner_killed_before_the_acknowledgement,
         faults.second_learner,
         faults.disk_full,
+        faults.learner_told_to_stop,
+        faults.bus_hangs_while_the_learner_starts,
+        faults.second_server,
+        faults.bus_disk_full,
     ],
     ids=lambda fault: fault.__name__,
 )

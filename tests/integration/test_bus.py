@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 
-from bus import log_reader, server
+from bus import connection, log_reader, server
 from bus.address import BusAddress
 from bus.codec import decode
 from bus.connection import Bus, BusError, UnreadError, open_bus
@@ -107,6 +107,26 @@ async def test_deliveries_that_were_lost_on_the_way_are_read_again(bus: Bus, mon
     assert got == [1, 2, 3]
 
 
+async def test_what_ails_the_bus_is_heard_by_all_and_forgotten_once_it_is_said_no_more(
+    bus_address: BusAddress, monkeypatch: pytest.MonkeyPatch
+):
+    config = BusConfig(timeout_s=5)
+    async with open_bus(bus_address, config, "bus") as bus, open_bus(bus_address, config, "actor") as actor:
+        assert actor.trouble == ""
+        await actor.client.flush()
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                await bus.tell_trouble("the bus's disk is full")
+            async with asyncio.timeout(60):
+                while not (actor.trouble and bus.trouble):
+                    await asyncio.sleep(0.01)
+            with pytest.raises(BusError, match=r"could not store .*: the bus.s disk is full"):
+                await actor.publish_until_stored("nowhere", failure(1), patience_s=0.0)
+        assert [line["event"] for line in logs if line["log_level"] == "error"] == ["the bus's disk is full"] * 2
+        monkeypatch.setattr(connection, "TROUBLE_S", 0.0)
+        assert actor.trouble == ""
+
+
 async def test_everything_is_everything_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The server hangs in the middle of the reading."""
     config = BusConfig(timeout_s=1, reconnect_s=60)
@@ -116,13 +136,13 @@ async def test_everything_is_everything_or_an_error(tmp_path: Path, monkeypatch:
     ):
         await create_streams(bus.js, bus.names, config, lease_s=60)
         stream, subject = bus.names.stream("RESULTS"), bus.names.results
-        assert [item async for item in LogReader(bus, stream, subject).everything()] == []
+        assert [item async for item in LogReader(bus, stream, subject).everything(0)] == []
         for number in range(1, 31):
             await bus.publish(subject, failure(number))
         reader, got = LogReader(bus, stream, subject), []
 
         async def read() -> None:
-            async for sequence, _ in reader.everything(batch=10):
+            async for sequence, _ in reader.everything(29, batch=10):
                 got.append(sequence)
                 if sequence == 10:
                     hang(process)
@@ -131,7 +151,10 @@ async def test_everything_is_everything_or_an_error(tmp_path: Path, monkeypatch:
             await read()
         process.send_signal(signal.SIGCONT)
         await read()
-        assert got == list(range(1, 31))
+        assert got == list(range(1, 30))
+        # Whatever a copy that lags behind says of its own end.
+        with pytest.raises(UnreadError, match=r"from message 31 on .* and message 99 is there"):
+            [item async for item in LogReader(bus, stream, subject, start=31).everything(99)]
 
 
 async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_address: BusAddress):
@@ -278,14 +301,14 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(bus, "learner", "l0")
     for step in range(3):
-        await writer.write({"reward": step, "bad": float("nan")}, step=step)
+        last = await writer.write({"reward": step, "bad": float("nan")}, step=step)
     for expected in (3, 4):
         recorder = MetricsRecorder(bus, path)
         recording = asyncio.create_task(recorder.run())
-        await recorder.recorded(expected - 1, 60)
+        await recorder.recorded(last, 60)
         recording.cancel()
         assert last_sequence(path) == expected
-        await writer.write({"reward": 3.0}, step=3)
+        last = await writer.write({"reward": 3.0}, step=3)
         # As a kill, or a full disk, leaves it.
         if expected == 3:
             with path.open("a") as file:
@@ -293,8 +316,8 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
     lines = path.read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
     with structlog.testing.capture_logs() as logs:
-        await recorder.recorded(9, 0.01)
-    assert [line["event"] for line in logs] == ["the metrics of the last step are not in the file"]
+        await recorder.recorded(last + 1, 0.01)
+    assert [line["event"] for line in logs] == ["the last metrics are not in the file"]
     assert run_of(path) == bus.address.run
     assert '"reward": 0.0' in lines[0]
     assert "bad" not in lines[0]

@@ -51,7 +51,7 @@ async def test_golds_that_no_rule_reads_are_refused(tmp_path: Path, rule: str, g
 async def test_a_reward_function_that_always_fails_is_refused(tmp_path: Path):
     (tmp_path / "rewards.py").write_text("def reward(problem, answer, turns, calls): return 1 / len(calls)\n")
     config, order = of(["1", "2"], tmp_path, f"tasks.grading.reward_function={tmp_path / 'rewards.py'}:reward")
-    with pytest.raises(ProblemError, match=r"16 of 16 problems cannot be trained on, .* raised ZeroDivisionError"):
+    with pytest.raises(ProblemError, match=r"8 of 8 problems cannot be trained on, .* raised ZeroDivisionError"):
         await check(with_digest(config), order)
 
 

@@ -189,12 +189,15 @@ async def test_processes_end_with_their_parents_and_import_no_big_libraries():
     assert first is not None
     for pid in (first.pid, worker._pid):
         assert "libtorch" not in proc_file(pid, "maps")
-    # The end of its input ends the first one, the end of its socket a child.
+    # The end of its input ends the first one, and that its children.
     assert workshop._control is not None
     workshop._control.close()
     async with asyncio.timeout(60):
         assert await first.wait() == 0
-    assert is_running(worker._pid)
+    await gone(worker._pid)
+    worker.end()
+    worker = await workshop.worker()
+    # The end of its socket ends a child as well.
     worker._writer.close()
     await gone(worker._pid)
     await workshop.close()

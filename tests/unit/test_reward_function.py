@@ -126,7 +126,10 @@ def test_a_number_or_named_parts_are_a_reward(value, reward, parts):
         ({"reward": 1, "a" * 41: 1}, "part of the name"),
         ({"reward": 1, 3: 1}, "part of the name 3"),
         ({"reward": 1, "overlong_penalty": 1}, "and not overlong_penalty"),
-        ({"reward": 1} | {f"part_{n}": n for n in range(MAX_PARTS)}, f"{MAX_PARTS + 1} parts, {MAX_PARTS} is the most"),
+        (
+            {"reward": 1} | {f"part_{n}": n for n in range(MAX_PARTS + 1)},
+            f"{MAX_PARTS + 1} parts of its own, {MAX_PARTS} is the most",
+        ),
     ],
 )
 def test_anything_else_is_an_error(value, reason):
@@ -146,7 +149,6 @@ def reward(problem, answer, turns, calls):
         case "end": os._exit(0)
         case "loop":
             while True: pass
-        case "wait": time.sleep(600)
         case "memory": return len(bytearray(4 << 30))
         case "deep": return reward(problem, answer, turns, calls)
         case "crash": ctypes.string_at(0)
@@ -162,7 +164,6 @@ def reward(problem, answer, turns, calls):
         "exit": r"raised SystemExit: 0 \(rewards\.py, line 8\)",
         "end": "gave no reward: the grading process died",
         "loop": r"gave no reward: no verdict within 0\.5 s of processor time",
-        "wait": r"waited \d+ s for something",
         "memory": "raised MemoryError",
         "deep": "raised RecursionError",
         "crash": "gave no reward: the grading process died",
@@ -172,13 +173,22 @@ def reward(problem, answer, turns, calls):
         "none": "returned None",
     }
     config = config_of(tmp_path, source, timeout_s=0.5)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(processes, "STARVED", 0.5)
-        async with grading(config) as grader:
-            for word, reason in reasons.items():
-                with pytest.raises(NoRewardError, match=reason):
-                    await grader.grade([word], "42", config)
-                assert (await grader.grade(["fine"], "42", config)).reward == 1
+    async with grading(config) as grader:
+        for word, reason in reasons.items():
+            with pytest.raises(NoRewardError, match=reason):
+                await grader.grade([word], "42", config)
+            assert (await grader.grade(["fine"], "42", config)).reward == 1
+
+
+async def test_one_that_waits_for_ever_fails_and_the_machine_is_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(processes, "STARVED", 1.0)
+    source = "import time\ndef reward(problem, answer, turns, calls): time.sleep(600)\n"
+    config = config_of(tmp_path, source)
+    async with grading(config) as grader:
+        with pytest.raises(NoRewardError, match=r"waited \d+ s for something"):
+            await grader.grade(["x"], "42", config)
 
 
 async def test_nothing_of_one_response_is_left_for_the_next(tmp_path: Path):
@@ -216,14 +226,17 @@ def reward(problem, answer, turns, calls):
 async def test_it_may_run_programs_and_print(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     source = """
 import subprocess
+before = subprocess.run(["false"]).returncode
 def reward(problem, answer, turns, calls):
     print("printed by the function")
-    return {"reward": 1, "right": subprocess.run(["true"]).returncode, "wrong": subprocess.run(["false"]).returncode}
+    parts = {f"part_{n}": n for n in range(29)}
+    parts |= {"right": subprocess.run(["true"]).returncode, "wrong": subprocess.run(["false"]).returncode}
+    return {"reward": 1, "before": before, **parts}
 """
     config = config_of(tmp_path, source)
     async with grading(config) as grader:
         parts = (await grader.grade(["x"], "42", config)).parts
-    assert (parts["right"], parts["wrong"]) == (0, 1)
+    assert (parts["right"], parts["wrong"], parts["before"], parts["part_28"]) == (0, 1, 1, 28)
     assert "printed by the function" in capfd.readouterr().err
 
 
@@ -270,6 +283,7 @@ def reward(problem, answer, turns, calls):
         ("def reward(problem, answer, turns, calls, more): return 1\n", "missing a required argument: 'more'"),
         ("def reward(data_source, solution_str, ground_truth, extra_info=None): return 1\n", "'data_source'"),
         ("def reward(prompts, completions, answer, **others): return 1\n", "'prompts'"),
+        ("import operator\nreward = operator.add\n", "takes no keyword arguments|by name"),
         ("import os\nos._exit(3)\n", "process that loads the reward function .* ended with exit code 3"),
         ("import numpy\nnumpy.empty(1 << 32)\n", "2 GiB of address space"),
         ("async def reward(problem, answer, turns, calls): return 1\n", "is asynchronous"),

@@ -11,7 +11,7 @@ from configs.errors import nearest
 from runtime import retry
 from runtime.files import try_lock, write_whole
 from runtime.locks import HeldError, held, held_within
-from runtime.retry import GOOD_LIFE_S, Backoff, Restarts
+from runtime.retry import Backoff, Restarts
 from runtime.waiting import any_set, done_or_stopped
 
 
@@ -80,20 +80,20 @@ class TestLocks:
 
 class TestRestarts:
     def test_what_dies_again_and_again_is_given_up(self):
-        restarts = Restarts(2)
+        restarts = Restarts(2, good_life_s=600.0)
         assert [restarts.died() for _ in range(4)] == [True, True, False, False]
         assert restarts.count == 4
 
     def test_a_good_life_or_progress_begins_the_count_again(self, monkeypatch: pytest.MonkeyPatch):
         now = 100.0
         monkeypatch.setattr(retry.time, "monotonic", lambda: now)
-        restarts = Restarts(1)
+        restarts = Restarts(1, good_life_s=600.0)
         for _ in range(9):
-            now += GOOD_LIFE_S
+            now += 600.0
             assert restarts.died()
         for _ in range(9):
             assert restarts.died(progress=True)
-        now += GOOD_LIFE_S - 1
+        now += 599.0
         assert not restarts.died()
 
 
