@@ -110,8 +110,8 @@ async def embedded_server(
             lock = await stack.enter_async_context(held_within(folder / "lock", STORE_PATIENCE_S))
         except HeldError as error:
             raise ServerError(
-                f"a nats-server is at work on {folder}, started by {error.holder}: a second one would destroy the store. If "
-                "the run is on, its roles need no other bus (`zerotir status`); else end that process first"
+                f"a nats-server is at work on {folder}, started by {error.holder}: a second one would destroy the store. "
+                "End that process or, where it is gone, the nats-server that it left"
             ) from error
         yield await stack.enter_async_context(_server(folder, config, run, known, lock))
 

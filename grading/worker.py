@@ -7,8 +7,9 @@ milliseconds. Parent and children speak JSON Lines:
     parent --> {"turns", "calls", "problem", "gold", "config", "patient"}
     child  --> a `Reading`, then a `Verdict`, or with a reward function a `Reward`
 
-A child ends with its socket, and with the first one, which ends with its parent. Where the user's function gives no reward
-it says {"no reward": ...}, and after an exception that no answer should cause, a fault of ours, {"fault": ...}; then it ends.
+A child ends with its socket, and with the first one, which ends with its parent. Where the user's function gives no
+reward it says {"no reward": ...}, and after an exception that no answer should cause, a fault of ours, {"fault": ...}; then
+it ends.
 """
 
 import gc

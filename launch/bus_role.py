@@ -12,7 +12,7 @@ from bus.address import BusAddress
 from bus.connection import Bus, BusError, open_bus
 from bus.messages import wire_schema_digest
 from bus.presence import Announcer
-from bus.server import embedded_server
+from bus.server import STORE_PATIENCE_S, embedded_server
 from bus.store_watch import store_failed
 from bus.streams import create_streams
 from configs.agreement import require_effect
@@ -20,12 +20,15 @@ from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from runtime.files import write_whole
+from runtime.locks import HeldError, held_within
 from runtime.logs import set_up_logs
 from runtime.retry import Restarts
 from runtime.waiting import done_or_stopped
 
 log = structlog.get_logger()
 
+LOCK = "bus.lock"
+"""File of a run's folder that its bus holds."""
 SERVER_RESTARTS = 5
 GOOD_LIFE_S = 600.0
 """A server that lasted for so long starts its count of restarts anew."""
@@ -43,6 +46,22 @@ async def initialise(config: RunConfig, folder: Path) -> None:
 async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     """Starts or continues the run in `folder`; an embedded server that dies is started again, a few times."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Its file of logs is that of the bus that is on, until the lock says that there is none.
+    set_up_logs("bus", "bus", folder.name)
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(held_within(folder / LOCK, STORE_PATIENCE_S, stop))
+        except HeldError as error:
+            if stop.is_set():
+                return
+            raise UserError(
+                f"the bus of the run in {folder} is on already: `zerotir bus` is {error.holder}. The run's roles need no "
+                "other one (`zerotir status`); to start it anew, stop that one first"
+            ) from error
+        await _serve(config, folder, stop)
+
+
+async def _serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     address_file = folder / "bus.json"
     run = BusAddress.read(address_file).run if address_file.exists() else folder.name
     set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
@@ -87,7 +106,7 @@ async def _serve_once(
             address = known
         else:
             address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
-        # Not before: the server's lock says that nobody else is at work here.
+        # Not before: a server that outlived its bus may still be at work here.
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)

@@ -28,6 +28,7 @@ from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
 from configs.schema import RunConfig
 from grading.reward_source import with_digest
+from launch.bus_role import LOCK
 from launch.cores import Share, shares, visible_gpus
 from launch.processes import STOPPED, RoleProcess
 from launch.roles import new_run_id
@@ -51,6 +52,11 @@ STILL_WAITING_S = 20.0
 
 class RunFailedError(RuntimeError):
     """The run cannot go on; the text says which role ended, and how."""
+
+    def __init__(self, text: str, code: int = 1) -> None:
+        super().__init__(text)
+        self.code = code
+        """The exit status: 2 where a role found something that the user has to fix."""
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -90,7 +96,7 @@ def _supervise(config: RunConfig, folder: Path, given: Mapping[str, Share], chan
         say(f"FAILED: {error}")
         say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md")
         say(f"once that is fixed, {f'go on with: {_resume_hint(folder)}' if steps_of(folder) else 'start a new run'}")
-        return 1
+        return error.code if isinstance(error, RunFailedError) else 1
     plots = plot_run(folder)
     try:
         say(summary(folder, plots))
@@ -98,7 +104,8 @@ def _supervise(config: RunConfig, folder: Path, given: Mapping[str, Share], chan
         say(f"FAILED: {error}")
         return 1
     if code == STOPPED:
-        say(f"stopped; go on with: {_resume_hint(folder)}")
+        begun = (folder / "config.yaml").exists()
+        say(f"stopped; go on with: {_resume_hint(folder)}" if begun else "stopped before the run had begun")
     return code
 
 
@@ -179,14 +186,19 @@ class _Supervisor:
         started = time.time()
         await self._start("bus", "bus", joins=False)
         deadline = time.monotonic() + BUS_TIMEOUT_S
-        # On resume an earlier bus.json is there already: only a newer one says that the bus is up.
-        while not (path.exists() and path.stat().st_mtime >= started - 1.0):
+        # On resume an earlier bus.json is there already: only a newer one says that the bus is up, and only its lock that it
+        # is this one.
+        while not (self._bus_is_ours() and path.exists() and path.stat().st_mtime >= started - 1.0):
             if self._stop.is_set():
                 return None
             if self._roles["bus"].code is not None or time.monotonic() > deadline:
-                raise RunFailedError(self._why_no_bus())
+                raise RunFailedError(self._why_no_bus(), code=2 if self._roles["bus"].code == 2 else 1)
             await asyncio.sleep(0.05)
         return BusAddress.read(path).for_role("observer")
+
+    def _bus_is_ours(self) -> bool:
+        lock = self._folder / LOCK
+        return lock.exists() and lock.read_text().startswith(f"process {self._roles['bus'].pid} ")
 
     def _why_no_bus(self) -> str:
         bus = self._roles["bus"]
@@ -233,7 +245,7 @@ class _Supervisor:
             return
         # Status 2 is for the user to fix: trying again would not help.
         if role.code == 2:
-            raise RunFailedError(f"{name} {role.ending()}")
+            raise RunFailedError(f"{name} {role.ending()}", code=2)
         restarts = self._restarts[name]
         if not restarts.died(progress=self._last_step - self._started_at_step[name] >= PROGRESS_STEPS):
             raise RunFailedError(f"{name} {role.ending()}, and so {RESTARTS} times before with nothing done")

@@ -39,8 +39,11 @@ def held(path: Path) -> Iterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def held_within(path: Path, patience_s: float) -> AsyncIterator[int]:
-    """Holds a lock file as `held` does, and waits up to `patience_s` seconds for the holder to let it go."""
+async def held_within(path: Path, patience_s: float, stop: asyncio.Event | None = None) -> AsyncIterator[int]:
+    """Holds a lock file as `held` does, and waits up to `patience_s` seconds for the holder to let it go.
+
+    It waits no longer than until `stop` is set.
+    """
     async with contextlib.AsyncExitStack() as stack:
         end = asyncio.get_running_loop().time() + patience_s
         told = False
@@ -49,7 +52,7 @@ async def held_within(path: Path, patience_s: float) -> AsyncIterator[int]:
                 descriptor = stack.enter_context(held(path))
                 break
             except HeldError as error:
-                if asyncio.get_running_loop().time() > end:
+                if asyncio.get_running_loop().time() > end or (stop is not None and stop.is_set()):
                     raise
                 if not told:
                     log.warning("waiting for an earlier process to end", holder=error.holder, lock=str(path))

@@ -146,7 +146,7 @@ def test_a_run_with_a_reward_function_goes_on_with_that_one_alone(tmp_path: Path
         # One that cannot be loaded ends the run at once: no role is started again.
         file.write_text("import nowhere\n")
         up, output = start(tmp_path, f"tasks.grading.reward_function={file}:reward")
-        assert up.wait(timeout=200) == 1
+        assert up.wait(timeout=200) == 2
         assert "No module named 'nowhere'" in words_of(output)
         assert "restarts)" not in output.read_text()
     finally:
@@ -175,7 +175,8 @@ def test_a_second_start_is_refused_and_a_learner_that_was_told_to_stop_is_not_do
         bus = [*ZEROTIR, "bus", "emulated", "--folder", str(folder), "--set", "bus.timeout_s=77"]
         done = subprocess.run(bus, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 2
-        assert "a nats-server is at work on" in done.stdout + done.stderr
+        assert f"the bus of the run in {folder} is on already: `zerotir bus` is process" in done.stdout + done.stderr
+        assert "is on already" not in (folder / "logs" / "bus.jsonl").read_text()
         assert (folder / "config.yaml").read_bytes() == recorded
         seen = output.read_text().count("  step ")
         wait_for(lambda: output.read_text().count("  step ") > seen + 2, up, output)

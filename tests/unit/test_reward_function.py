@@ -169,7 +169,7 @@ def reward(problem, answer, turns, calls):
         "crash": "gave no reward: the grading process died",
         "close": "gave no reward",
         "mute": "raised KeyError: 'mute'",
-        "surrogate": r"raised ValueError: \?x+ \(rewards\.py, line 18\)$",
+        "surrogate": r"raised ValueError: \?x+ \(rewards\.py, line 17\)$",
         "none": "returned None",
     }
     config = config_of(tmp_path, source, timeout_s=0.5)
