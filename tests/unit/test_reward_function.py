@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from configs.loading import ConfigError, load_config
 from configs.tasks import GradingConfig
@@ -52,19 +53,101 @@ async def grading(config: GradingConfig) -> AsyncIterator[Grader]:
         yield grader
 
 
-async def test_it_is_given_the_problem_the_gold_answer_the_models_text_and_its_calls(tmp_path: Path):
-    source = """
-def reward(problem, answer, turns, calls):
-    assert (problem, answer, turns) == ("6 * 7 = ?", "42", ["I run it.", "So \\\\boxed{42}"])
+SOURCE = """
+'''Rewards: each problem is the name of a function here.'''
+from __future__ import annotations
+
+import ctypes, dataclasses, json, os, pathlib, signal, subprocess, sys, time
+
+BEFORE = subprocess.run(["false"]).returncode
+seen = []
+
+@dataclasses.dataclass
+class Weights:
+    right: float = 0.5
+
+class Judge:
+    def __call__(self, problem, answer, turns, calls=(), *, scale=2):
+        assert __file__.endswith("rewards.py") and sys.modules[__name__].reward is self
+        seen.append(problem)
+        return globals()[problem](answer, turns, calls) * scale / 2 if problem != "parts" else parts(answer, turns, calls)
+
+reward = Judge()
+
+def given(answer, turns, calls):
+    assert (answer, turns) == ("42", ["I run it.", "So \\\\boxed{42}"])
     first, second = calls
     assert (first.code, first.output, first.outcome) == ("print(6 * 7)", "42\\n", "exited")
     assert (first.success, first.error) == (True, "")
     assert (second.success, second.error, second.seconds) == (False, "ZeroDivisionError", 0.1)
-    return 0.25
+    return Weights().right / 2
+
+def parts(answer, turns, calls):
+    own = {f"part_{n}": n for n in range(29)}
+    own |= {"right": subprocess.run(["true"]).returncode, "wrong": subprocess.run(["false"]).returncode}
+    return {"reward": 1, "before": BEFORE, **own}
+
+def helper(turns):
+    return {}[turns[0]]
+
+def wrong(answer, turns, calls):
+    match turns[0]:
+        case "raise": return helper(turns)
+        case "exit": sys.exit(0)
+        case "end": os._exit(0)
+        case "loop":
+            while True: pass
+        case "memory": return len(bytearray(4 << 30))
+        case "deep": return wrong(answer, turns, calls)
+        case "crash": ctypes.string_at(0)
+        case "close": os.closerange(3, 64); return 1
+        case "mute": sys.stderr.close(); return helper(turns)
+        case "surrogate": raise ValueError("\\ud800" + "x" * 10_000_000)
+        case _: return 1
+
+def late(*given):
+    raise TimeoutError
+
+def left(answer, turns, calls):
+    match turns[0]:
+        case "alarm":
+            signal.signal(signal.SIGALRM, late)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+        case "fork":
+            if os.fork() == 0:
+                return 99
+        case "leave":
+            child = subprocess.Popen(["sleep", "600"])
+            pathlib.Path(__file__).with_name("child").write_text(str(child.pid))
+        case "slow":
+            time.sleep(0.3)
+    return len(seen)
+
+def forged(answer, turns, calls):
+    dumps = json.dumps
+    json.dumps = lambda value: turns[0] if "reward" in value else dumps(value)
+    return 1
 """
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        grade = await grader.grade(["I run it.", r"So \boxed{42}"], "42", config, CALLS, "6 * 7 = ?")
+
+
+def line(text: str) -> int:
+    """Returns the number of the line of `SOURCE` that holds a text."""
+    return next(number for number, each in enumerate(SOURCE.splitlines(), 1) if text in each)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> GradingConfig:
+    return config_of(tmp_path_factory.mktemp("shared"), SOURCE, timeout_s=0.5, overlong_penalty=0.5, overlong_tokens=10)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def grader(config: GradingConfig) -> AsyncIterator[Grader]:
+    async with Grader(workers=1, grading=config) as grader:
+        yield grader
+
+
+async def test_it_is_given_the_problem_the_gold_answer_the_models_text_and_its_calls(config, grader):
+    grade = await grader.grade(["I run it.", r"So \boxed{42}"], "42", config, CALLS, "given")
     assert grade.reward == 0.25
     assert grade.parts == {**GIVEN, "answered": 1.0, "correct": 1.0}
     # What the response is looked at for beside its reward stays.
@@ -137,31 +220,10 @@ def test_anything_else_is_an_error(value, reason):
         checked(value)
 
 
-async def test_whatever_goes_wrong_in_it_is_an_error_and_never_a_reward(tmp_path: Path):
-    source = """
-import ctypes, os, sys, time
-def helper(turns):
-    return {}[turns[0]]
-def reward(problem, answer, turns, calls):
-    match turns[0]:
-        case "raise": return helper(turns)
-        case "exit": sys.exit(0)
-        case "end": os._exit(0)
-        case "loop":
-            while True: pass
-        case "memory": return len(bytearray(4 << 30))
-        case "deep": return reward(problem, answer, turns, calls)
-        case "crash": ctypes.string_at(0)
-        case "close": os.closerange(3, 64); return 1
-        case "mute": sys.stderr.close(); return helper(turns)
-        case "surrogate": raise ValueError("\\ud800" + "x" * 10_000_000)
-        case "write": os.write(5, b'{"reward": 77}'); return 1
-        case "none": return None
-        case _: return 1
-"""
+async def test_whatever_goes_wrong_in_it_is_an_error_and_never_a_reward(config, grader):
     reasons = {
-        "raise": r"raised KeyError: 'raise' \(rewards\.py, line 4\)",
-        "exit": r"raised SystemExit: 0 \(rewards\.py, line 8\)",
+        "raise": rf"raised KeyError: 'raise' \(rewards\.py, line {line('turns[0]]')}\)",
+        "exit": rf"raised SystemExit: 0 \(rewards\.py, line {line('sys.exit')}\)",
         "end": "gave no reward: the grading process died",
         "loop": r"gave no reward: no verdict within 0\.5 s of processor time",
         "memory": "raised MemoryError",
@@ -169,108 +231,55 @@ def reward(problem, answer, turns, calls):
         "crash": "gave no reward: the grading process died",
         "close": "gave no reward",
         "mute": "raised KeyError: 'mute'",
-        "surrogate": r"raised ValueError: \?x+ \(rewards\.py, line 17\)$",
-        "none": "returned None",
+        "surrogate": rf"raised ValueError: \?x+ \(rewards\.py, line {line('raise ValueError')}\)$",
     }
-    config = config_of(tmp_path, source, timeout_s=0.5)
-    async with grading(config) as grader:
-        for word, reason in reasons.items():
-            with pytest.raises(NoRewardError, match=reason):
-                await grader.grade([word], "42", config)
-            assert (await grader.grade(["fine"], "42", config)).reward == 1
+    for word, reason in reasons.items():
+        with pytest.raises(NoRewardError, match=reason):
+            await grader.grade([word], "42", config, problem="wrong")
+        assert (await grader.grade(["fine"], "42", config, problem="wrong")).reward == 1
 
 
-async def test_one_that_waits_for_ever_fails_and_the_machine_is_not_blamed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(processes, "STARVED", 1.0)
-    source = "import time\ndef reward(problem, answer, turns, calls): time.sleep(600)\n"
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        with pytest.raises(NoRewardError, match=r"waited \d+ s for something"):
-            await grader.grade(["x"], "42", config)
+def test_one_that_waits_has_failed_and_the_machine_is_not_blamed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "STARVED", 0.0)
+    for state, function, expected, reason in (
+        ("S", True, NoRewardError, "waited 0 s for something"),
+        ("R", True, GradingError, "more to do than it can"),
+        ("S", False, GradingError, "more to do than it can"),
+    ):
+        monkeypatch.setattr(processes, "_state", lambda _, state=state: (state, 0.0))
+        with pytest.raises(expected, match=reason):
+            processes._Limit(1, 20.0, function=function).require_within()
 
 
-async def test_nothing_of_one_response_is_left_for_the_next(tmp_path: Path):
+async def test_nothing_of_one_response_is_left_for_the_next(config, grader):
     """Timers, memory, children and their answers: each response has a process, which ends with what it started."""
-    source = """
-import os, pathlib, signal, subprocess, time
-seen = []
-def late(*given):
-    raise TimeoutError
-def reward(problem, answer, turns, calls):
-    seen.append(turns[0])
-    match turns[0]:
-        case "alarm":
-            signal.signal(signal.SIGALRM, late)
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-        case "fork":
-            if os.fork() == 0:
-                return 99
-        case "leave":
-            child = subprocess.Popen(["sleep", "600"])
-            pathlib.Path(__file__).with_name("child").write_text(str(child.pid))
-        case "slow":
-            time.sleep(0.3)
-    return len(seen)
-"""
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        for word in ("alarm", "slow", "fork", "slow", "leave", "slow"):
-            assert (await grader.grade([word], "42", config)).reward == 1, word
-        child = int((tmp_path / "child").read_text())
+    for word in ("alarm", "slow", "fork", "slow", "leave", "slow"):
+        assert (await grader.grade([word], "42", config, problem="left")).reward == 1, word
+    child = int(Path(config.reward_function).with_name("child").read_text())
+    async with asyncio.timeout(60):
         while Path(f"/proc/{child}").exists() and "Z (zombie)" not in Path(f"/proc/{child}/status").read_text():
             await asyncio.sleep(0.01)
 
 
-async def test_it_may_run_programs_and_print(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    source = """
-import subprocess
-before = subprocess.run(["false"]).returncode
-def reward(problem, answer, turns, calls):
-    print("printed by the function")
-    parts = {f"part_{n}": n for n in range(29)}
-    parts |= {"right": subprocess.run(["true"]).returncode, "wrong": subprocess.run(["false"]).returncode}
-    return {"reward": 1, "before": before, **parts}
-"""
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        parts = (await grader.grade(["x"], "42", config)).parts
+async def test_it_may_run_programs(config, grader):
+    parts = (await grader.grade(["x"], "42", config, problem="parts")).parts
     assert (parts["right"], parts["wrong"], parts["before"], parts["part_28"]) == (0, 1, 1, 28)
-    assert "printed by the function" in capfd.readouterr().err
 
 
-async def test_what_its_process_answers_is_checked_again(tmp_path: Path):
-    source = """
-import json
-dumps = json.dumps
-def replies(value):
-    return REPLY if "reward" in value else dumps(value)
-json.dumps = replies
-def reward(problem, answer, turns, calls):
-    global REPLY
-    REPLY = turns[0]
-    return 1
-"""
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        for reply in (
-            "{}",
-            "[]",
-            "no JSON",
-            '{"reward": 1}',
-            '{"reward": NaN, "parts": {}}',
-            '{"reward": 1, "parts": [1]}',
-        ):
-            with pytest.raises(NoRewardError):
-                await grader.grade([reply], "42", config)
+@pytest.mark.parametrize(
+    "reply",
+    ["{}", "[]", "no JSON", '{"reward": 1}', '{"reward": NaN, "parts": {}}', '{"reward": 1, "parts": [1]}'],
+)
+async def test_what_its_process_answers_is_checked_again(config, grader, reply):
+    with pytest.raises(NoRewardError):
+        await grader.grade([reply], "42", config, problem="forged")
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
         ("def reward(problem, answer, turns, calls) return 1", r"cannot be loaded: .*SyntaxError"),
-        ("import nowhere\n", "No module named 'nowhere'.*line 1.*nothing that lies beside its file"),
+        ("print('printed')\nimport nowhere\n", "No module named 'nowhere'.*line 2.*nothing that lies beside its file"),
         ("import beside\n", "No module named 'beside'"),
         ("1 / 0\n", r"ZeroDivisionError: division by zero \(rewards\.py, line 1\)"),
         ("raise SystemExit('not today')\n", "SystemExit: not today"),
@@ -289,31 +298,15 @@ def reward(problem, answer, turns, calls):
         ("async def reward(problem, answer, turns, calls): return 1\n", "is asynchronous"),
     ],
 )
-async def test_one_that_cannot_be_loaded_is_the_users_to_fix(tmp_path: Path, source: str, reason: str):
+async def test_one_that_cannot_be_loaded_is_the_users_to_fix(
+    tmp_path: Path, source: str, reason: str, capfd: pytest.CaptureFixture[str]
+):
     (tmp_path / "beside.py").write_text("")
     config = config_of(tmp_path, source)
     with pytest.raises(RewardFunctionError, match=reason):
         async with grading(config):
             pass
-
-
-async def test_what_usual_files_hold_is_loaded(tmp_path: Path):
-    source = '''
-"""Rewards."""
-from __future__ import annotations
-import dataclasses, sys
-@dataclasses.dataclass
-class Weights:
-    right: float = 0.5
-class Judge:
-    def __call__(self, problem, answer, turns, calls=(), *, scale=2):
-        assert __file__.endswith("rewards.py") and sys.modules[__name__].reward is self
-        return Weights().right * scale
-reward = Judge()
-'''
-    config = config_of(tmp_path, source)
-    async with grading(config) as grader:
-        assert (await grader.grade(["x"], "42", config)).reward == 1
+    assert ("printed" in capfd.readouterr().err) == ("print" in source)
 
 
 async def test_another_source_than_the_runs_is_refused(tmp_path: Path):
@@ -397,20 +390,13 @@ async def test_of_an_installed_module_the_package_is_the_source(tmp_path: Path, 
         source_digest(f"{tmp_path / 'none.py'}:score")
 
 
-async def test_a_rule_grades_beside_it_and_the_length_is_penalised(tmp_path: Path):
-    config = config_of(tmp_path, "def reward(**given): return 3\n", overlong_penalty=0.5, overlong_tokens=10)
-    async with grading(config) as grader:
-        grade = await grader.grade(["x"], "42", config)
-        by_rule = await grader.grade(["x"], "42", GradingConfig())
+async def test_a_rule_grades_beside_it_and_the_length_is_penalised(config, grader):
+    grade = await grader.grade(["fine"], "42", config, problem="wrong")
     late = grade.with_length(100, 100, truncated=True, config=config)
-    assert (late.reward, late.parts["overlong_penalty"]) == (2.5, -0.5)
-    assert by_rule.reward == 0
-
-
-async def test_of_gold_answers_it_says_nothing_by_itself(tmp_path: Path):
-    config = config_of(tmp_path, "def reward(problem, answer, turns, calls): return 1 / 0\n", rule="last_number")
-    async with grading(config) as grader:
-        await grader.require_gradable("no number", config)
+    assert (late.reward, late.parts["overlong_penalty"]) == (0.5, -0.5)
+    assert (await grader.grade(["fine"], "42", GradingConfig())).reward == 0
+    # Of a gold answer only a rule says whether it is right.
+    await grader.require_gradable("no number", config.model_copy(update={"rule": "last_number"}))
 
 
 @pytest.mark.parametrize(
