@@ -57,6 +57,11 @@ class BusAddress(BaseModel):
         return cls(run=run, url=url, role=MASTER, seed=_seed(os.urandom(32)), tls=tls)
 
     @property
+    def port(self) -> int:
+        """Returns the port of an embedded server, of which there is one."""
+        return int(self.url.rsplit(":", 1)[1])
+
+    @property
     def public_key(self) -> str:
         """Returns the key by which the server knows the role."""
         return nkeys.from_seed(bytearray(self.seed.encode())).public_key.decode()

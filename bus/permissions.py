@@ -72,6 +72,7 @@ def _work(stream: str) -> tuple[str, ...]:
 TABLE = (
     Rule("hear answers, and what ails the bus", ROLES, subscribe=("_INBOX.{role}.>", "{trouble}")),
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
+    Rule("say what its model is", ("learner",), publish=("$KV.{run_bucket}.model", "$KV.{run_bucket}.template")),
     Rule("say that it is alive", ROLES[:-1], publish=(*_info(ALIVE), "$KV.{alive_bucket}.{role}.*")),
     Rule("say what it measured", ROLES[:-1], publish=("{metrics}.{role}.*",)),
     Rule(

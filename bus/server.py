@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import shutil
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from configs.bus import BusConfig
 from configs.errors import UserError
 from runtime.child import TOLD_WHEN_PARENT_DIES
 from runtime.locks import HeldError, held_within
+from runtime.retry import Backoff
 
 log = structlog.get_logger()
 
@@ -31,6 +33,8 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 FREE_SHARE = 0.9
 """Of the free disk, what the store may take: the rest is for logs, checkpoints and archives."""
+PORT_PATIENCE_S = 15.0
+"""Seconds for the port to be free again on which roles that are up look for the server."""
 STORE_PATIENCE_S = 15.0
 """Seconds for an earlier server on the store to end: its bus may have been killed a moment ago."""
 
@@ -75,6 +79,38 @@ def _room(store: Path) -> int:
     return stored + int(FREE_SHARE * shutil.disk_usage(store).free)
 
 
+async def _port(config: BusConfig, known: BusAddress | None, *, keep: bool) -> int:
+    """Returns the port for the server, 0 for any; see `embedded_server`."""
+    before = known.port if known else 0
+    port = config.port or before
+    # A role that looks for the bus there can have taken it for a moment, as the port of its own end.
+    backoff = Backoff(PORT_PATIENCE_S if keep else 0)
+    while (refusal := _refusal(config.host, port) if port else None) and not backoff.over:
+        await backoff.pause()
+    if refusal is None:
+        return port
+    if config.port or keep:
+        roles = "; roles of the run that are up look for the bus there" if before == port else ""
+        raise ServerError(
+            f"the server cannot listen on port {port} of {config.host} ({refusal}){roles}: end the program that has it, or "
+            "choose another one with bus.port (0 takes a free one)"
+        )
+    log.warning(
+        f"port {port}, which the run's bus had, is taken by another program: the bus takes another one. Roles that are up "
+        "from before do not find it there: start them again with the new files of the run's folder"
+    )
+    return 0
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """Returns why nobody could listen there; None where one could."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            return None
+    except OSError as error:
+        return str(error.strerror or error).partition(" (")[0]
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes a file that only its owner reads."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -97,12 +133,14 @@ async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_f
 
 @contextlib.asynccontextmanager
 async def embedded_server(
-    folder: Path, config: BusConfig, run: str, known: BusAddress | None = None
+    folder: Path, config: BusConfig, run: str, known: BusAddress | None = None, *, keep_port: bool = False
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
     """Runs a server on `folder` and yields its master's address; stops it at the end.
 
-    `known` is the address of an earlier server on the same folder: its port and keys are kept, so that roles which are
-    still up find the server again. Raises ServerError where a server is at work on the folder, or this one does not start.
+    `known` is the address of an earlier server on the same folder: its keys are kept, and its port too unless `bus.port`
+    names another one, so that roles which are still up find the server again. Where another program has taken that port,
+    the server takes a free one and says so, or does not start with `keep_port`: roles are up that only know that one. Raises
+    ServerError where a server is at work on the folder, or this one does not start.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:
@@ -113,16 +151,16 @@ async def embedded_server(
                 f"a nats-server is at work on {folder}, started by {error.holder}: a second one would destroy the store. "
                 "End that process or, where it is gone, the nats-server that it left"
             ) from error
-        yield await stack.enter_async_context(_server(folder, config, run, known, lock))
+        port = await _port(config, known, keep=keep_port)
+        yield await stack.enter_async_context(_server(folder, config, run, known, port, lock))
 
 
 @contextlib.asynccontextmanager
 async def _server(
-    folder: Path, config: BusConfig, run: str, known: BusAddress | None, lock: int
+    folder: Path, config: BusConfig, run: str, known: BusAddress | None, port: int, lock: int
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
-    """Does what `embedded_server` says on a folder whose lock `lock` is; the server holds it too."""
+    """Does what `embedded_server` says on a folder whose lock `lock` is; the server holds it too. Port 0 is any."""
     master = known or BusAddress.new(run, "")
-    port = int(master.url.rsplit(":", 1)[1]) if known else config.port
     settings = common_settings(str(folder / "store"), _room(folder / "store")) | {
         "host": config.host,
         "port": port or -1,

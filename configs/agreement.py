@@ -54,7 +54,6 @@ EFFECTS: dict[str, dict[Occasion, Effect]] = {
         ("tasks", R, N),
         ("rollout", R, N),
         ("bus", A, N),
-        ("bus.port", N, N),  # The run keeps the port that it has: roles that are up look for the server there.
         ("bus.url", N, N),
         ("bus.tls", N, N),
         ("bus.replicas", R, N),

@@ -39,7 +39,7 @@ class BusConfig(Section):
     host: str = "127.0.0.1"
     """Address on which the embedded server listens."""
     port: NonNegativeInt = 0
-    """Port of the embedded server; 0 takes a free one."""
+    """Port of the embedded server; 0 takes a free one, and on resume the one that the run had."""
     url: str | None = None
     """Addresses of the servers that `zerotir bus CONFIG --init DIR` writes the files of, separated by commas, such as
     `nats://a:4222,nats://b:4222,nats://c:4222`; without it, the bus is an embedded server."""

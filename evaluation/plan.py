@@ -18,7 +18,6 @@ from configs.tasks import GradingConfig, ProblemsConfig, PromptConfig
 from evaluation.records import Key
 from tasks.overlap import refuse_overlap
 from tasks.problems import Problem, ProblemError, load_problems
-from tasks.prompts import kept_template
 
 log = structlog.get_logger()
 
@@ -122,10 +121,10 @@ def choose(
     return chosen
 
 
-def make_plan(config: RunConfig, chosen: EvaluationConfig, run: Path | None = None) -> Plan:
-    """Loads the problems, and the template that the run in the folder `run` keeps (`kept_template`).
+def make_plan(config: RunConfig, chosen: EvaluationConfig, template: str) -> Plan:
+    """Loads the problems, which are asked with the text `template`.
 
-    Raises ProblemError for what `load_problems` does and for two problems of one id; PromptError.
+    Raises ProblemError for what `load_problems` does and for two problems of one id.
     """
     sampling = {"temperature": chosen.temperature, "top_p": chosen.top_p}
     return Plan(
@@ -133,7 +132,7 @@ def make_plan(config: RunConfig, chosen: EvaluationConfig, run: Path | None = No
         max_tool_calls=tuple(sorted(chosen.max_tool_calls or (config.rollout.max_tool_calls,))),
         samples=chosen.samples,
         prompt=config.tasks.prompt,
-        template=kept_template(run, config.tasks.prompt.template),
+        template=template,
         rollout=config.rollout.model_copy(update={k: v for k, v in sampling.items() if v is not None}),
     )
 

@@ -10,8 +10,8 @@ import structlog
 from bus import cluster
 from bus.address import BusAddress
 from bus.connection import Bus, BusError, open_bus
-from bus.messages import wire_schema_digest
 from bus.presence import Announcer
+from bus.run_record import record_config
 from bus.server import STORE_PATIENCE_S, embedded_server
 from bus.store_watch import store_failed
 from bus.streams import create_streams
@@ -69,7 +69,7 @@ async def _serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     restarts = Restarts(SERVER_RESTARTS, GOOD_LIFE_S)
     while True:
         known = BusAddress.read(address_file) if address_file.exists() else None
-        reason = await _serve_once(config, folder, run, known, f"ready again, {ending}" if ending else "ready", stop)
+        reason = await _serve_once(config, folder, run, known, ending, stop)
         if reason is None:
             return
         ending = reason
@@ -90,9 +90,9 @@ def _record(config: RunConfig, path: Path) -> None:
 
 
 async def _serve_once(
-    config: RunConfig, folder: Path, run: str, known: BusAddress | None, state: str, stop: asyncio.Event
+    config: RunConfig, folder: Path, run: str, known: BusAddress | None, ending: str, stop: asyncio.Event
 ) -> str | None:
-    """Runs the server (unless `bus.url` is set) and makes the streams.
+    """Runs the server (unless `bus.url` is set) and makes the streams; `ending` is how the one before ended, if any did.
 
     Returns why the server must be started again, None after `stop`.
     """
@@ -105,21 +105,21 @@ async def _serve_once(
                 )
             address = known
         else:
-            address, server = await stack.enter_async_context(embedded_server(folder / "nats", config.bus, run, known))
+            address, server = await stack.enter_async_context(
+                embedded_server(folder / "nats", config.bus, run, known, keep_port=bool(ending))
+            )
         # Not before: a server that outlived its bus may still be at work here.
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
-        bucket = await bus.js.key_value(bus.names.run_bucket)
-        await bucket.put("schema", wire_schema_digest().encode())
-        await bucket.put("config", dump_config(config).encode())
+        await record_config(bus, config)
         address.write_all(folder)
         latest = folder.parent / "latest"
         latest.unlink(missing_ok=True)
         latest.symlink_to(folder.name)
         announcer = Announcer(bus, "bus", "bus")
         announcing = asyncio.create_task(announcer.run())
-        await announcer.say(state)
+        await announcer.say(f"ready again, {ending}" if ending else "ready")
         ended = asyncio.create_task(_end(server, bus, folder / "nats"))
         await done_or_stopped(ended, stop)
         announcing.cancel()

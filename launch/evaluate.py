@@ -14,11 +14,12 @@ import structlog
 
 from bus.connection import Bus, open_bus
 from bus.presence import Announcer
+from bus.run_record import recorded_template
 from configs.errors import UserError
 from configs.schema import RunConfig
 from grading.reward_source import with_digest
 from launch.processes import STOPPED
-from launch.roles import guarded, join, new_id
+from launch.roles import guarded, join, model_of_run, new_id
 from launch.views import say
 from learner.training.plan import require_model
 from runtime.logs import set_up_logs
@@ -46,7 +47,7 @@ def start(arguments: argparse.Namespace) -> int:
 
     async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
         out = arguments.out or folder / "evaluation"
-        await _evaluate_run(config, bus, announcer, folder, out, stop, once=not arguments.follow)
+        await _evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow)
 
     id = arguments.id or new_id("evaluator")
     return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
@@ -69,11 +70,13 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from sandbox.check import check
     from sandbox.jail import Jail
     from sandbox.pool import Pool
+    from tasks.prompts import load_template
 
     set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     model = await asyncio.to_thread(model_folder, checkpoint)
     await asyncio.to_thread(require_model, config, model)
-    plan = await asyncio.to_thread(make_plan, config, config.evaluation)
+    template = load_template(config.tasks.prompt.template)
+    plan = await asyncio.to_thread(make_plan, config, config.evaluation, template)
     # A checkpoint may be evaluated where its training problems are not.
     await asyncio.to_thread(partial(refuse_known, config, plan, required=False))
     jail = Jail(config.sandbox)
@@ -107,17 +110,19 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 
 
 async def _evaluate_run(
-    config: RunConfig, bus: Bus, announcer: Announcer, run: Path, out: Path, stop: asyncio.Event, *, once: bool
+    config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, *, once: bool
 ) -> None:
     from actors.vllm_engine import VllmEngine
     from evaluation.following import Following
     from evaluation.plan import make_plan, refuse_known
     from grading.grader import Grader
 
+    model = await model_of_run(config, bus, announcer, stop)
+    if model is None:
+        return
     await announcer.say("loading problems and the engine")
-    plan = await asyncio.to_thread(make_plan, config, config.evaluation, run)
+    plan = await asyncio.to_thread(make_plan, config, config.evaluation, await recorded_template(bus))
     await asyncio.to_thread(refuse_known, config, plan)
-    model = await asyncio.to_thread(model_folder, config.model.path)
     await asyncio.to_thread(require_model, config, model)
     async with Grader(grading=config.tasks.grading) as grader:
         seed = secrets.randbits(31)

@@ -18,16 +18,15 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import nats.js.errors
+import nats.errors
 import structlog
 
 from bus.address import BusAddress, run_folder
-from bus.connection import Bus, open_bus
-from bus.messages import wire_schema_digest
-from bus.presence import Announcer
-from configs.agreement import FIXED, SANDBOXED, SHARED, require_same
+from bus.connection import Bus, BusError, open_bus
+from bus.presence import Announcer, last_sign
+from bus.run_record import record_model, require_same_config, require_same_model
+from configs.agreement import FIXED, SANDBOXED, SHARED
 from configs.errors import UserError
-from configs.loading import ConfigError, parse_config
 from configs.schema import RunConfig
 from grading.reward_source import keep_source, with_digest
 from launch.extras import missing_extra
@@ -35,6 +34,8 @@ from launch.processes import STOPPED
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
 from learner.training.plan import require_memory, require_model
 from runtime.logs import log_emulated, set_up_logs
+from runtime.model_digests import model_digests
+from runtime.models import model_folder
 from runtime.waiting import any_set
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
         log_emulated()
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
-        await _require_same_run(bus, config, {"learner": FIXED, "sandbox": SANDBOXED}.get(role, SHARED))
+        await require_same_config(bus, config, {"learner": FIXED, "sandbox": SANDBOXED}.get(role, SHARED))
         announcer = Announcer(bus, role, id)
         announcing = asyncio.create_task(announcer.run())
         try:
@@ -156,21 +157,25 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
                 await announcer.leave()
 
 
-async def _require_same_run(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
-    try:
-        bucket = await bus.js.key_value(bus.names.run_bucket)
-        text, messages = [((await bucket.get(key)).value or b"").decode() for key in ("config", "schema")]
-    except nats.js.errors.KeyNotFoundError:
-        raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first") from None
-    try:
-        recorded = parse_config(text)
-        if messages != wire_schema_digest():
-            raise ConfigError("its messages have other fields")
-    except ConfigError as error:
-        raise UserError(
-            f"run {bus.address.run!r} was started by another version of this project ({error}): install that one here"
-        ) from error
-    require_same(recorded, config, fields)
+async def model_of_run(config: RunConfig, bus: Bus, announcer: Announcer, stop: asyncio.Event) -> Path | None:
+    """Returns the folder of the model, once its files were compared with the learner's; None where told to stop before.
+
+    Waits for a learner that has not started yet. Raises OtherModelError where the files are others, BusError where no
+    learner starts in `actor.weights_timeout_s` seconds.
+    """
+    model = await asyncio.to_thread(model_folder, config.model.path)
+    digests = await asyncio.to_thread(model_digests, model)
+    if await require_same_model(bus, digests, 0, stop):
+        return model
+    await announcer.say("waiting for the learner")
+    patience_s = config.actor.weights_timeout_s
+    if not await require_same_model(bus, digests, patience_s, stop):
+        if stop.is_set():
+            return None
+        raise BusError(
+            f"no learner has started in {patience_s:.0f} s; {await last_sign(bus, 'learner')}: is one running?"
+        )
+    return model
 
 
 async def _sandbox(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
@@ -221,10 +226,10 @@ async def _serve_sandbox(
 
 
 async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from runtime.models import model_folder
-
+    model = await model_of_run(config, bus, announcer, stop)
+    if model is None:
+        return
     await announcer.say("loading the engine")
-    model = await asyncio.to_thread(model_folder, config.model.path)
     from actors.actor import Actor
     from actors.emulated_engine import EmulatedEngine
     from actors.engine import Engine
@@ -250,23 +255,24 @@ async def _actor(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path
 
 
 async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
-    from runtime.models import model_folder
+    from tasks.prompts import keep_template
 
     await announcer.say("loading the training engine")
     model = await asyncio.to_thread(model_folder, config.model.path)
+    template = keep_template(folder, config.tasks.prompt.template)
+    # At once: actors wait for it.
+    await record_model(bus, await asyncio.to_thread(model_digests, model), template)
     from launch.task_check import require_usable_tasks
     from learner.checkpoints import in_checkpoint_dtype
     from learner.loop import Learner
     from learner.training.trainer import make_trainer
     from tasks.problems import ProblemOrder, load_problems
-    from tasks.prompts import keep_template
 
     config = await asyncio.to_thread(in_checkpoint_dtype, config, folder)
     if config.learner.trainer == "deepspeed":
         await asyncio.to_thread(require_model, config, model)
         await asyncio.to_thread(require_memory, config, model, rank_count())
     order = ProblemOrder(await asyncio.to_thread(load_problems, config.tasks.problems, config.seed), config.seed)
-    template = keep_template(folder, config.tasks.prompt.template)
     keep_source(folder, config)
     await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)

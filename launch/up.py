@@ -131,6 +131,7 @@ class _Supervisor:
         self._roles: dict[str, RoleProcess] = {}
         self._restarts: dict[str, Restarts] = {}
         self._started_at_step: dict[str, int] = {}
+        self._url = ""
         self._last_step = 0
         """The highest that was measured: what a learner does again after a restart is no progress."""
         self._stop = asyncio.Event()
@@ -144,6 +145,7 @@ class _Supervisor:
             address = await self._start_bus()
             if address is None:
                 return STOPPED
+            self._url = address.url
             async with open_bus(address, self._config.bus, "up") as bus:
                 # On resume the log holds what was measured before.
                 first_new = (await bus.js.stream_info(bus.names.stream("METRICS"))).state.last_seq + 1
@@ -235,6 +237,11 @@ class _Supervisor:
                     await asyncio.sleep(1.0)
                     return
                 await self._restart(name, role)
+            if self._restarts["bus"].count and (now := BusAddress.read(self._folder / "bus.json").url) != self._url:
+                raise RunFailedError(
+                    f"another program has taken the port of the bus, which was {self._url} and is {now}: roles that are up "
+                    "do not find it there"
+                )
             await asyncio.sleep(0.2)
 
     async def _restart(self, name: str, role: RoleProcess) -> None:

@@ -93,15 +93,7 @@ def keep_template(run: Path, name: str) -> str:
     """
     if not (run / KEPT).exists():
         write_whole(run / KEPT, load_template(name) + "\n")
-    return kept_template(run, name)
-
-
-def kept_template(run: Path | None, name: str) -> str:
-    """Returns the template's text that the run in a folder keeps; that of template `name` where it keeps none.
-
-    Raises PromptError.
-    """
-    return load_template(str(run / KEPT) if run and (run / KEPT).exists() else name)
+    return load_template(str(run / KEPT))
 
 
 @lru_cache(maxsize=16)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import structlog
+from structlog.testing import capture_logs
 
 from bus import connection, log_reader, server
 from bus.address import BusAddress
@@ -127,7 +129,7 @@ async def test_what_ails_the_bus_is_heard_by_all_and_forgotten_once_it_is_said_n
         assert actor.trouble == ""
 
 
-async def test_everything_is_everything_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_everything_is_everything_or_an_error(tmp_path: Path):
     """The server hangs in the middle of the reading."""
     config = BusConfig(timeout_s=1, reconnect_s=60)
     async with (
@@ -228,6 +230,38 @@ async def test_streams_survive_a_restart_of_the_server(tmp_path):
             reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
             [(sequence, data)] = await reader.read(10, 2.0)
             assert (sequence, decode(data, Failure).ticket) == (1, 7)
+
+
+async def test_a_run_whose_port_is_taken_gets_another_one_unless_roles_are_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(server, "PORT_PATIENCE_S", 0.3)
+    config = BusConfig(timeout_s=5)
+    async with embedded_server(tmp_path, config, "moved") as (address, _), open_bus(address, config, "first") as bus:
+        await create_streams(bus.js, bus.names, config, lease_s=60)
+        await bus.publish(bus.names.results, failure(7))
+    with socket.create_server(("127.0.0.1", address.port)):
+        with pytest.raises(ServerError, match=rf"port {address.port} .*already in use.*roles of the run that are up"):
+            async with embedded_server(tmp_path, config, "moved", address, keep_port=True):
+                pass
+        named = BusConfig(timeout_s=5, port=address.port)
+        with pytest.raises(ServerError, match=rf"port {address.port} .*bus\.port"):
+            async with embedded_server(tmp_path, named, "moved", address):
+                pass
+        with capture_logs() as logs:
+            async with (
+                embedded_server(tmp_path, config, "moved", address) as (second, _),
+                open_bus(second, config, "second") as bus,
+            ):
+                assert second.port != address.port
+                assert second.seed == address.seed
+                assert (await bus.js.stream_info(bus.names.stream("RESULTS"))).state.messages == 1
+        [warning] = [line["event"] for line in logs if line["log_level"] == "warning"]
+        assert f"port {address.port}, which the run's bus had, is taken by another program" in warning
+    # What the user asks for comes before what the run had.
+    named = BusConfig(timeout_s=5, port=second.port)
+    async with embedded_server(tmp_path, named, "moved", address) as (third, _):
+        assert third.port == second.port
 
 
 async def test_a_store_has_one_server_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -30,6 +30,7 @@ from sandbox.client import SandboxError
 from sandbox.jail import Jail
 from sandbox.pool import Pool
 from sandbox.service import SandboxService
+from tasks.prompts import load_template
 from tests.integration.source import Source
 
 CONFIG = load_config("tiny", ["evaluation.samples=2", "evaluation.every=2"])
@@ -50,7 +51,7 @@ async def pool() -> AsyncIterator[Pool]:
 
 
 def plan_of(config: RunConfig, budgets: tuple[int, ...], samples: int, limit: int) -> Plan:
-    return make_plan(config, choose(config, [], budgets, samples, limit))
+    return make_plan(config, choose(config, [], budgets, samples, limit), load_template(config.tasks.prompt.template))
 
 
 async def play(
@@ -222,7 +223,7 @@ async def test_problems_that_cannot_be_graded_or_asked_are_left_out_and_named(
     rows = [("good", "1+1=", "2"), ("words", "1+1=", "a lot"), ("long", "1" * 200, "2")]
     file = tmp_path / "set.jsonl"
     file.write_text("".join(json.dumps({"id": i, "problem": p, "answer": a}) + "\n" for i, p, a in rows))
-    plan = make_plan(CONFIG, choose(CONFIG, [str(file)], (0,), 2, None))
+    plan = make_plan(CONFIG, choose(CONFIG, [str(file)], (0,), 2, None), load_template(CONFIG.tasks.prompt.template))
     scores, _ = await play(plan, tmp_path / "out", engine, LocalRunner(pool, CONFIG.sandbox))
     [row] = scores.rows
     assert (row.samples, row.missing, row.accuracy.problems) == (2, 0, 1)

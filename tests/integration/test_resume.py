@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bus.address import BusAddress
 from bus.messages import Trajectory
 from bus.metrics import steps_of
 from learner.replay import difference
@@ -101,11 +103,15 @@ def test_what_is_set_on_resume_has_its_effect_or_is_refused(tmp_path: Path):
     assert done.returncode == 0, done.stdout[-3000:]
     [folder] = runs.glob("tiny-*")
     resume = ("up", "--resume", str(folder))
-    refused = zerotir(*resume, "--set", "bus.port=4222")
+    refused = zerotir(*resume, "--set", "bus.url=nats://a:4222")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("zerotir: bus.port has no effect on a run that goes on: leave it at 0")
-    done = zerotir(*resume, "--set", "learner.steps=4", "--set", "learner.optimizer.lr=1e-7")
+    assert refused.stderr.startswith("zerotir: bus.url has no effect on a run that goes on: leave it at None")
+    # Another program has the port that the run had.
+    port = BusAddress.read(folder / "bus.json").port
+    with socket.create_server(("127.0.0.1", port)):
+        done = zerotir(*resume, "--set", "learner.steps=4", "--set", "learner.optimizer.lr=1e-7")
     assert done.returncode == 0, done.stdout[-3000:]
+    assert BusAddress.read(folder / "bus.json").port != port
     assert "changed: learner.optimizer.lr: 0.001 -> 1e-07" in done.stdout
     assert [step["learning_rate"] for step in steps_of(folder)] == [1e-3, 1e-3, 1e-7, 1e-7]
 

@@ -11,7 +11,6 @@ from configs.loading import load_config
 from evaluation.plan import Plan, choose, make_plan, refuse_known
 from launch.cli import main
 from tasks.problems import ProblemError
-from tasks.prompts import keep_template
 from tests.processes import zerotir
 
 ROWS = [{"id": f"q{n}", "problem": f"{n} + {n}?", "answer": str(2 * n)} for n in range(10)]
@@ -26,7 +25,7 @@ def file(tmp_path: Path) -> Path:
 
 def planned(*data: object, overrides: tuple[str, ...] = (), limits_of_calls=(), samples=None, limit=None) -> Plan:
     config = load_config("tiny", list(overrides))
-    return make_plan(config, choose(config, [str(each) for each in data], limits_of_calls, samples, limit))
+    return make_plan(config, choose(config, [str(each) for each in data], limits_of_calls, samples, limit), "{problem}")
 
 
 def test_a_file_is_asked_whole_under_the_configuration_s_limit(file: Path):
@@ -54,7 +53,7 @@ def test_an_evaluation_on_what_is_trained_on_is_refused_and_names_it(file: Path,
     config = load_config("tiny", list(training))
     for data, shared in ((file, True), (others, False)):
         chosen = config.model_copy(update={"evaluation": choose(config, [str(data)], (), None, None)})
-        plan = make_plan(chosen, chosen.evaluation)
+        plan = make_plan(chosen, chosen.evaluation, "{problem}")
         if shared:
             with pytest.raises(ProblemError, match=r"10 problems of the evaluation set 'my-set-v1' .*q0 is q0"):
                 refuse_known(chosen, plan)
@@ -68,7 +67,7 @@ def test_the_training_problems_themselves_are_let_through_with_a_warning(file: P
     config = load_config("tiny", ["tasks.problems={file: " + str(file) + "}"])
     chosen = config.model_copy(update={"evaluation": choose(config, [], (), None, limit)})
     with capture_logs() as logs:
-        refuse_known(chosen, make_plan(chosen, chosen.evaluation))
+        refuse_known(chosen, make_plan(chosen, chosen.evaluation, "{problem}"))
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == [
         "my-set-v1 is what the run trains on: this measures what was learned by heart as well"
     ]
@@ -77,7 +76,7 @@ def test_the_training_problems_themselves_are_let_through_with_a_warning(file: P
 def test_training_problems_that_are_elsewhere_are_needed_in_a_run_alone(file: Path, tmp_path: Path):
     config = load_config("tiny", ["tasks.problems={file: " + str(tmp_path / "elsewhere.jsonl") + "}"])
     config = config.model_copy(update={"evaluation": choose(config, [str(file)], (), None, None)})
-    plan = make_plan(config, config.evaluation)
+    plan = make_plan(config, config.evaluation, "{problem}")
     with pytest.raises(ProblemError, match="no file"):
         refuse_known(config, plan)
     with capture_logs() as logs:
@@ -90,16 +89,7 @@ def test_a_mix_with_training_problems_is_refused(file: Path):
     config = load_config("tiny", [training, "evaluation.data={held: {mix: {m: {file: " + str(file) + "}}, size: 8}}"])
     config = config.model_copy(update={"evaluation": config.evaluation})
     with pytest.raises(ProblemError, match="problems of the evaluation set 'held' are training problems too"):
-        refuse_known(config, make_plan(config, config.evaluation))
-
-
-def test_the_template_is_the_one_that_the_run_keeps(file: Path, tmp_path: Path):
-    mine = tmp_path / "mine.txt"
-    mine.write_text("Solve: {problem}")
-    config = load_config("tiny", [f"tasks.prompt.template={mine}", "tasks.problems={file: " + str(file) + "}"])
-    keep_template(tmp_path, str(mine))
-    mine.write_text("Edited: {problem}")
-    assert make_plan(config, config.evaluation, tmp_path).template == "Solve: {problem}"
+        refuse_known(config, make_plan(config, config.evaluation, "{problem}"))
 
 
 def test_sampling_of_its_own_and_limits_of_calls_reach_the_rollouts(file: Path):
@@ -124,12 +114,12 @@ def test_without_data_a_recipe_makes_problems_that_training_does_not_get():
     from tasks.problems import load_problems
 
     config = load_config("tiny", ["tasks.problems.recipe=two_digit_products"])
-    plan = make_plan(config, choose(config, [], (), None, 20))
+    plan = make_plan(config, choose(config, [], (), None, 20), "{problem}")
     trained = [problem.text for problem in load_problems(config.tasks.problems, config.seed)][:20]
     asked = [problem.text for problem in plan.data[0].problems]
     assert (plan.data[0].name, len(asked)) == ("two_digit_products", 20)
     assert asked != trained
-    again = make_plan(config, choose(config, [], (), None, 20))
+    again = make_plan(config, choose(config, [], (), None, 20), "{problem}")
     assert again.data[0] == plan.data[0]
 
 

@@ -1,0 +1,115 @@
+"""The run's record: what every role can look up in the run's bucket, and must have alike.
+
+The bus role writes down the configuration and the wire schema, the learner the digests of its model's files and the prompt
+template. Whoever joins compares before it does anything else, since results of another model, tokenizer or schema could not
+be told from right ones.
+"""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Mapping
+
+import nats.js.errors
+from nats.js.kv import KeyValue
+
+from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.messages import wire_schema_digest
+from configs.agreement import require_same
+from configs.errors import UserError
+from configs.loading import ConfigError, dump_config, parse_config
+from configs.schema import RunConfig
+from runtime.model_digests import differences
+from runtime.retry import Backoff
+
+CONFIG, SCHEMA, MODEL, TEMPLATE = "config", "schema", "model", "template"
+"""Keys of the bucket."""
+
+
+class OtherModelError(UserError):
+    """The model's files here are not those that the run is made with; the text names them."""
+
+
+async def record_config(bus: Bus, config: RunConfig) -> None:
+    """Writes down how the run is configured, and the wire schema that its messages have."""
+    bucket = await bus.js.key_value(bus.names.run_bucket)
+    await bucket.put(SCHEMA, wire_schema_digest().encode())
+    await bucket.put(CONFIG, dump_config(config).encode())
+
+
+async def require_same_config(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
+    """Raises UserError where the run has another wire schema, or `config` other values in `fields`."""
+    bucket = await bus.js.key_value(bus.names.run_bucket)
+    text, schema = await _get(bucket, CONFIG), await _get(bucket, SCHEMA)
+    if text is None or schema is None:
+        raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first")
+    try:
+        recorded = parse_config(text)
+        if schema != wire_schema_digest():
+            raise ConfigError("its messages have other fields")
+    except ConfigError as error:
+        raise UserError(
+            f"run {bus.address.run!r} was started by another version of this project ({error}): install that one here"
+        ) from error
+    require_same(recorded, config, fields)
+
+
+async def record_model(bus: Bus, digests: Mapping[str, str], template: str) -> None:
+    """Writes down the digests of the learner's model (`runtime.model_digests`) and the prompt template's text.
+
+    For a run that has them written down already, raises OtherModelError or UserError where they are others.
+    """
+    bucket = await bus.js.key_value(bus.names.run_bucket)
+    for key, text in ((TEMPLATE, template), (MODEL, json.dumps(digests))):
+        with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+            await bucket.create(key, text.encode())
+    await _require_same_model(bucket, digests)
+    if await _get(bucket, TEMPLATE) != template:
+        raise UserError(
+            f"run {bus.address.run!r} has another prompt template than this learner's: take over the run's folder with its "
+            "template.txt, or start another run"
+        )
+
+
+async def require_same_model(bus: Bus, digests: Mapping[str, str], patience_s: float, stop: asyncio.Event) -> bool:
+    """Waits until the learner has written its model down; returns False where `stop` was set or `patience_s` passed before.
+
+    Raises OtherModelError where the learner's digests are others than `digests`.
+    """
+    backoff = Backoff(patience_s)
+    while not stop.is_set():
+        with contextlib.suppress(*TRANSIENT_ERRORS):
+            bucket = await bus.js.key_value(bus.names.run_bucket)
+            if await _require_same_model(bucket, digests):
+                return True
+        bus.require_connection()
+        if backoff.over:
+            return False
+        await backoff.pause()
+    return False
+
+
+async def recorded_template(bus: Bus) -> str:
+    """Returns the text of the run's prompt template, which is there as soon as the model is (`require_same_model`)."""
+    bucket = await bus.js.key_value(bus.names.run_bucket)
+    return ((await bucket.get(TEMPLATE)).value or b"").decode()
+
+
+async def _require_same_model(bucket: KeyValue, digests: Mapping[str, str]) -> bool:
+    text = await _get(bucket, MODEL)
+    if text is None:
+        return False
+    if found := differences(json.loads(text), digests):
+        raise OtherModelError(
+            f"the model here is not the run's: {', '.join(found)}. Token ids and log-probabilities of another tokenizer or "
+            "model cannot be told from right ones: copy these files from the learner's host (from a hub, fetch the same "
+            "revision), or start another run"
+        )
+    return True
+
+
+async def _get(bucket: KeyValue, key: str) -> str | None:
+    try:
+        return ((await bucket.get(key)).value or b"").decode()
+    except nats.js.errors.KeyNotFoundError:
+        return None
