@@ -206,7 +206,7 @@ class Actor:
                     # The bus has given it to another actor, or will: that one may fare better.
                     log.warning("ticket given up, its lease had run out", ticket=ticket.number, reason=result.reason)
                     return
-                await self._outbox.store(result)
+                result = await self._outbox.store(result)
                 await leased.done()
         except asyncio.CancelledError:
             self._handed_back += 1

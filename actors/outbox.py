@@ -7,28 +7,37 @@
 A rollout keeps its slot until its result is stored. So queue and file never hold more than `actor.max_rollouts` results
 beside those that were taken over, and an actor without a free slot pulls no tickets. The learner unblocks it by purging, or
 the bus by coming back. A result may be stored twice; the learner takes the first.
+
+A result that is larger than the server's messages can never be stored. It goes to a file of its own, a dead letter says so,
+and its ticket ends with a failure.
 """
 
 import asyncio
+import contextlib
 import os
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 import msgpack
+import nats.errors
 import structlog
 
 from bus.codec import MessageError, decode, encode
 from bus.connection import Bus
 from bus.messages import Failure, Trajectory
-from bus.streams import MAX_MESSAGE_BYTES
-from runtime.files import try_lock
+from configs.schema import MOST_MESSAGE_BYTES
+from runtime.files import try_lock, write_whole
 
 log = structlog.get_logger()
 
 PATIENCE_S = 3600.0
+TOO_LARGE = "result too large"
+"""Reason of the failure that takes the place of a result which no message can hold."""
 
 Result = Trajectory | Failure
 
@@ -37,7 +46,8 @@ Result = Trajectory | Failure
 class _PendingResult:
     result: Result
     adopted: bool = False
-    stored: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    in_file: bool = False
+    stored: asyncio.Future[Result] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Outbox:
@@ -50,7 +60,7 @@ class Outbox:
         self._path = folder / f"{name}-{os.getpid()}.results"
         self._pending: deque[_PendingResult] = deque()
         self._filled = asyncio.Event()
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._adopted: list[BinaryIO] = []
         self.taken_over: set[int] = set()
         """Tickets whose results were taken over and are stored: whoever gets one again has nothing to do."""
@@ -59,14 +69,17 @@ class Outbox:
         """Returns the number of results that are not stored yet."""
         return len(self._pending)
 
-    async def store(self, result: Result) -> None:
-        """Returns once the stream has `result`. Cancelled, it leaves the result where it is: it is still published."""
+    async def store(self, result: Result) -> Result:
+        """Returns what the stream has now: `result` or, where no message can hold it, a failure.
+
+        Cancelled, it leaves the result where it is: it is still published.
+        """
         pending = _PendingResult(result)
         self._pending.append(pending)
         if self._file is not None:
-            self._write([pending])
+            self._write()
         self._filled.set()
-        await pending.stored
+        return await pending.stored
 
     async def run(self) -> None:
         """Publishes until cancelled. Raises BusError where the stream takes nothing for `PATIENCE_S` seconds."""
@@ -76,14 +89,46 @@ class Outbox:
                 self._filled.clear()
                 await self._filled.wait()
             pending = self._pending[0]
-            await self._bus.publish_until_stored(self._bus.names.results, pending.result, PATIENCE_S, self.keep)
+            try:
+                await self._bus.publish_until_stored(self._bus.names.results, pending.result, PATIENCE_S, self.keep)
+            except nats.errors.MaxPayloadError:
+                if isinstance(pending.result, Failure):
+                    raise
+                pending.result = await self._set_aside(pending.result)
+                continue
             self._pending.popleft()
             if pending.adopted:
                 self.taken_over.add(pending.result.ticket)
             if not pending.stored.done():
-                pending.stored.set_result(None)
+                pending.stored.set_result(pending.result)
             if not self._pending:
                 self._discard()
+
+    async def _set_aside(self, result: Trajectory) -> Failure:
+        """Keeps a result that no message can hold for people, and returns the failure with which its ticket ends."""
+        data = encode(result)
+        detail = (
+            f"{len(data):,} bytes, the bus takes {self._bus.client.max_payload:,}: raise max_payload of its servers"
+        )
+        path = self._folder / f"ticket-{result.ticket}.too-large"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_whole(path, data, mode=0o600)
+        except OSError as error:
+            log.error("a result that is too large is lost", ticket=result.ticket, error=str(error))
+        log.error("a result is too large for the bus", ticket=result.ticket, detail=detail, file=str(path))
+        with contextlib.suppress(nats.errors.Error):
+            await self._bus.dead_letter(self._bus.names.stream("RESULTS"), 0, data, f"ticket {result.ticket}: {detail}")
+        return Failure(
+            ticket=result.ticket,
+            group=result.group,
+            reason=TOO_LARGE,
+            detail=detail,
+            attempts=1,
+            actor=result.actor,
+            published_at=time.time(),
+            run=result.run,
+        )
 
     def _adopt(self) -> None:
         """Takes over the results in files that nobody holds any more."""
@@ -99,7 +144,7 @@ class Outbox:
             results = list(_read(file))
             log.info("publishing what an earlier actor could not", file=str(path), results=len(results))
             for result in results:
-                self._pending.append(_PendingResult(result, adopted=True))
+                self._pending.append(_PendingResult(result, adopted=True, in_file=True))
         if not self._pending:
             self._discard()
 
@@ -107,17 +152,22 @@ class Outbox:
         """Keeps what waits in the file as well, from now on until the queue is empty."""
         if self._file is None and self._pending:
             log.warning("results that are not stored yet are kept", results=len(self), file=str(self._path))
-            self._write(self._pending)
+        self._write()
 
-    def _write(self, pending: Iterable[_PendingResult]) -> None:
+    def _write(self) -> None:
+        """Appends what waits and is in no file; what a full disk does not take is tried again with the next refusal."""
+        waiting = [pending for pending in self._pending if not pending.in_file]
+        if not waiting:
+            return
         try:
             if self._file is None:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                self._file = self._path.open("wb")
+                # Without a buffer: what could not be written must not be tried again when the file is closed.
+                self._file = self._path.open("wb", buffering=0)
                 try_lock(self._file)
-            for result in pending:
-                self._file.write(msgpack.packb(encode(result.result)))
-            self._file.flush()
+            for pending in waiting:
+                _append(self._file, msgpack.packb(encode(pending.result)))
+                pending.in_file = True
             os.fsync(self._file.fileno())
         except OSError as error:
             log.error("results are kept in memory alone", file=str(self._path), error=str(error))
@@ -130,10 +180,22 @@ class Outbox:
         self._adopted, self._file = [], None
 
 
+def _append(file: FileIO, data: bytes) -> None:
+    """Appends all of `data`, or nothing: half a result would hide those behind it. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        file.truncate(end)
+        raise
+
+
 def _read(file: BinaryIO) -> Iterator[Result]:
     """Yields the results of a file that are whole: a crash may have cut the last one short."""
     try:
-        for data in msgpack.Unpacker(file, max_buffer_size=2 * MAX_MESSAGE_BYTES):
+        for data in msgpack.Unpacker(file, max_buffer_size=2 * MOST_MESSAGE_BYTES):
             yield decode(data, Trajectory, Failure)
     except (MessageError, ValueError, msgpack.UnpackException) as error:
         log.error("kept results are damaged, their tickets are worked on again", file=file.name, error=str(error))

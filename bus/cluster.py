@@ -24,10 +24,11 @@ class ClusterError(UserError):
     """The files cannot be made as asked; the text says why."""
 
 
-def initialise(folder: Path, config: BusConfig) -> list[Path]:
+def initialise(folder: Path, config: BusConfig, largest_message: int) -> list[Path]:
     """Makes the run's folder with bus.json, credentials/ and a file a server in servers/; returns the servers' files.
 
-    The run's id is the folder's name. Raises ClusterError for what the configuration lacks and where a run is there already.
+    They take messages of `largest_message` bytes at least. The run's id is the folder's name. Raises ClusterError for what
+    the configuration lacks and where a run is there already.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", folder.name):
         raise ClusterError(f"{folder}: its name becomes the run's id, so letters, digits, - and _ only")
@@ -46,7 +47,7 @@ def initialise(folder: Path, config: BusConfig) -> list[Path]:
             "server_name": f"{folder.name}-{name}",
             "host": host,
             "port": port,
-            **common_settings(f"nats-{folder.name}-{name}"),
+            **common_settings(f"nats-{folder.name}-{name}", largest_message),
             "accounts": {master.run: run_account(master)},
         }
         if tls:

@@ -111,7 +111,8 @@ class Bus:
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
-        letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[: 1024**2])
+        most = min(1024**2, self.client.max_payload // 2)
+        letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[:most])
         await self.client.publish(self.names.dead_letters, encode(letter))
 
     @property

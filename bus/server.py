@@ -20,7 +20,6 @@ import structlog
 
 from bus.address import MASTER, BusAddress
 from bus.permissions import ROLES, account
-from bus.streams import MAX_MESSAGE_BYTES
 from configs.bus import BusConfig
 from configs.errors import UserError
 from runtime.child import TOLD_WHEN_PARENT_DIES
@@ -29,6 +28,8 @@ from runtime.retry import Backoff
 
 log = structlog.get_logger()
 
+USUAL_MESSAGE_BYTES = 8 * 1024**2
+"""Largest message of a server whose run does not need larger ones."""
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 FREE_SHARE = 0.9
@@ -60,12 +61,17 @@ def run_account(master: BusAddress) -> dict[str, Any]:
     return account(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
 
 
-def common_settings(store: str, room: int | None = None) -> dict[str, Any]:
-    """Returns what every server is told, embedded or not; `room`: bytes that its store may take, all of it counted."""
+def common_settings(store: str, largest_message: int, room: int | None = None) -> dict[str, Any]:
+    """Returns what every server is told, embedded or not.
+
+    Messages have up to `largest_message` bytes, or `USUAL_MESSAGE_BYTES` if that is more. `room`: bytes that the store may
+    take, all of it counted.
+    """
+    payload = max(largest_message, USUAL_MESSAGE_BYTES)
     jetstream: dict[str, Any] = {"store_dir": store, "sync_interval": "10s"}
     if room is not None:
         jetstream["max_file_store"] = room
-    return {"max_payload": MAX_MESSAGE_BYTES, "max_pending": 16 * MAX_MESSAGE_BYTES, "jetstream": jetstream}
+    return {"max_payload": payload, "max_pending": 16 * payload, "jetstream": jetstream}
 
 
 def _room(store: Path) -> int:
@@ -133,14 +139,21 @@ async def _wait_for_url(folder: Path, process: asyncio.subprocess.Process, log_f
 
 @contextlib.asynccontextmanager
 async def embedded_server(
-    folder: Path, config: BusConfig, run: str, known: BusAddress | None = None, *, keep_port: bool = False
+    folder: Path,
+    config: BusConfig,
+    run: str,
+    known: BusAddress | None = None,
+    *,
+    keep_port: bool = False,
+    largest_message: int = USUAL_MESSAGE_BYTES,
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
     """Runs a server on `folder` and yields its master's address; stops it at the end.
 
     `known` is the address of an earlier server on the same folder: its keys are kept, and its port too unless `bus.port`
     names another one, so that roles which are still up find the server again. Where another program has taken that port,
-    the server takes a free one and says so, or does not start with `keep_port`: roles are up that only know that one. Raises
-    ServerError where a server is at work on the folder, or this one does not start.
+    the server takes a free one and says so, or does not start with `keep_port`: roles are up that only know that one. The
+    server takes messages of `largest_message` bytes at least. Raises ServerError where a server is at work on the folder, or
+    this one does not start.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:
@@ -151,22 +164,19 @@ async def embedded_server(
                 f"a nats-server is at work on {folder}, started by {error.holder}: a second one would destroy the store. "
                 "End that process or, where it is gone, the nats-server that it left"
             ) from error
-        port = await _port(config, known, keep=keep_port)
-        yield await stack.enter_async_context(_server(folder, config, run, known, port, lock))
+        settings = common_settings(str(folder / "store"), largest_message, _room(folder / "store")) | {
+            "host": config.host,
+            "port": await _port(config, known, keep=keep_port) or -1,
+        }
+        yield await stack.enter_async_context(_server(folder, settings, known or BusAddress.new(run, ""), lock))
 
 
 @contextlib.asynccontextmanager
 async def _server(
-    folder: Path, config: BusConfig, run: str, known: BusAddress | None, port: int, lock: int
+    folder: Path, settings: dict[str, Any], master: BusAddress, lock: int
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
-    """Does what `embedded_server` says on a folder whose lock `lock` is; the server holds it too. Port 0 is any."""
-    master = known or BusAddress.new(run, "")
-    settings = common_settings(str(folder / "store"), _room(folder / "store")) | {
-        "host": config.host,
-        "port": port or -1,
-        "ports_file_dir": str(folder),
-        "accounts": {master.run: run_account(master)},
-    }
+    """Runs a server with `settings` on a folder whose lock `lock` is; the server holds it too."""
+    settings = settings | {"ports_file_dir": str(folder), "accounts": {master.run: run_account(master)}}
     settings_file = folder / "server.conf"
     write_private(settings_file, json.dumps(settings, indent=1))
     log_file = folder / "server.log"

@@ -12,13 +12,13 @@ from pathlib import Path
 import structlog
 
 from bus.connection import Bus
-from bus.streams import MAX_MESSAGE_BYTES
+from bus.server import USUAL_MESSAGE_BYTES
 
 log = structlog.get_logger()
 
 FAILED = b"failed to store a msg"
 """Stands in the server's log where a stream could not write."""
-LEAST_BYTES = 2 * MAX_MESSAGE_BYTES
+LEAST_BYTES = 2 * USUAL_MESSAGE_BYTES
 """With less room a disk is full: the next message may not fit."""
 LOW_SHARE = 0.05
 """Share of the disk below which its room is worth a warning."""

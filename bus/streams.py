@@ -26,7 +26,6 @@ from runtime.retry import Backoff
 
 ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""
-MAX_MESSAGE_BYTES = 8 * 1024**2
 MAX_DEAD_LETTERS = 1_000
 READY_S = 60.0
 """Servers that were just started elect a leader first."""
@@ -136,7 +135,6 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             subjects=subjects,
             storage=StorageType.FILE,
             num_replicas=config.replicas,
-            max_msg_size=MAX_MESSAGE_BYTES,
             allow_direct=True,
             **settings,  # type: ignore[arg-type]
         )

@@ -82,6 +82,10 @@ class RolloutConfig(Section):
         return self.max_response_tokens / self.slowest_tokens_per_s
 
 
+ENVELOPE_BYTES = 16 * 1024
+"""Bound of everything in an execution's messages but the program's text or its output."""
+
+
 class SandboxConfig(Section):
     """The jail in which the model's code runs, and the service before it."""
 
@@ -115,6 +119,12 @@ class SandboxConfig(Section):
     """Memory that idle jails may hold together, MiB: fewer are kept where it does not suffice."""
     request_timeout_s: PositiveFloat = 120.0
     """Seconds that an actor tries to get one execution served, retries included, before it is a failure."""
+
+    @property
+    def largest_message_bytes(self) -> int:
+        """Returns the bytes of the largest request or answer of an execution."""
+        # A byte that is not UTF-8 becomes a replacement character of three.
+        return max(self.max_code_bytes, 2 * 3 * self.max_output_bytes) + ENVELOPE_BYTES
 
     @field_validator("cgroups", mode="before")
     @classmethod
@@ -251,6 +261,11 @@ class LaunchConfig(Section):
     """CPU cores that the learner has to itself; 0: half of them and, without GPUs, what engines leave idle."""
 
 
+MOST_MESSAGE_BYTES = 64 * 1024**2
+"""Largest message for which a NATS server can be set up."""
+TOKEN_TEXT_BYTES = 16
+"""Bytes of text that a token may stand for, on average over a program or an output: four is usual, and runs of spaces or
+of one character can make more."""
 RESULT_BYTES_PER_TOKEN = 13
 """Bytes of one token of a trajectory on the bus: id, mask, log-probability, and the text of what was executed."""
 
@@ -278,6 +293,22 @@ class RunConfig(Section):
         """Returns whether nothing is learned in this run: tokens are made up, or nothing is computed from them."""
         return self.actor.engine.kind == "emulated" or self.learner.trainer == "emulated"
 
+    @property
+    def largest_message_bytes(self) -> int:
+        """Returns the bytes of the largest message that this run puts on the bus.
+
+        It is a trajectory that uses up its tokens and calls, a part of the weights, or an execution's request or answer.
+        Grows with the longest response: about 25 bytes a token.
+        """
+        rollout = self.rollout
+        arrays = 4 * rollout.max_prompt_tokens + 9 * rollout.max_response_tokens
+        # Of a last output that does not fit any more the text is kept as well.
+        texts = TOKEN_TEXT_BYTES * (rollout.max_response_tokens + rollout.max_output_tokens)
+        frames = 512 * (rollout.max_tool_calls + 8)
+        # A chunk ends with the segment of at most one MiB that fills it.
+        chunk = self.weights.chunk_bytes + 2**20 + 2**16
+        return max(arrays + texts + frames, chunk, self.sandbox.largest_message_bytes)
+
     @model_validator(mode="after")
     def trainable(self) -> Self:
         if self.rollout.top_p != 1.0 or self.rollout.top_k != 0:
@@ -299,6 +330,12 @@ class RunConfig(Section):
             raise ValueError(
                 f"bus.max_results_bytes must be at least {2 * batch * tokens * RESULT_BYTES_PER_TOKEN}, twice what a batch "
                 f"of {batch} results of {tokens} tokens may take: the learner would wait for results that find no room"
+            )
+        if self.largest_message_bytes > MOST_MESSAGE_BYTES:
+            raise ValueError(
+                f"the largest message of this run may take {self.largest_message_bytes / 2**20:.0f} MiB, and a NATS server "
+                f"takes {MOST_MESSAGE_BYTES / 2**20:.0f} MiB at most: lower rollout.max_response_tokens, "
+                "rollout.max_output_tokens, sandbox.max_output_bytes or sandbox.max_code_bytes"
             )
         if self.sandbox.request_timeout_s < self.rollout.tool_timeout_s + 30:
             raise ValueError(

@@ -36,7 +36,7 @@ GOOD_LIFE_S = 600.0
 
 async def initialise(config: RunConfig, folder: Path) -> None:
     """Writes what a run on a cluster of its own needs, and says what to do with it."""
-    servers = cluster.initialise(folder, config.bus)
+    servers = cluster.initialise(folder, config.bus, config.largest_message_bytes)
     sys.stdout.write(
         f"run {folder.name}: {len(servers)} server files in {folder / 'servers'}, each says how to start it; "
         f"then: zerotir bus CONFIG --folder {folder}\nrole files in {folder / 'credentials'}: one for each host's role\n"
@@ -106,11 +106,19 @@ async def _serve_once(
             address = known
         else:
             address, server = await stack.enter_async_context(
-                embedded_server(folder / "nats", config.bus, run, known, keep_port=bool(ending))
+                embedded_server(
+                    folder / "nats",
+                    config.bus,
+                    run,
+                    known,
+                    keep_port=bool(ending),
+                    largest_message=config.largest_message_bytes,
+                )
             )
         # Not before: a server that outlived its bus may still be at work here.
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
+        _require_room_for_messages(bus, config)
         await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
         await record_config(bus, config)
         address.write_all(folder)
@@ -125,6 +133,17 @@ async def _serve_once(
         announcing.cancel()
         ended.cancel()
         return ended.result() if ended.done() and not stop.is_set() else None
+
+
+def _require_room_for_messages(bus: Bus, config: RunConfig) -> None:
+    """Raises UserError where the servers, which others set up, do not take the run's largest message."""
+    needed, given = config.largest_message_bytes, bus.client.max_payload
+    if needed > given:
+        raise UserError(
+            f"the servers at {bus.address.url} take messages of {given:,} bytes, and this run may have some of {needed:,} "
+            f"(its longest result, or a part of the weights): set `max_payload: {needed}` in the servers' files, or lower "
+            "rollout.max_response_tokens and weights.chunk_bytes"
+        )
 
 
 async def _end(server: asyncio.subprocess.Process | None, bus: Bus, folder: Path) -> str:

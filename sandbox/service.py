@@ -28,9 +28,6 @@ from sandbox.program import SERVICE_NAME, STOP_S, cancel_subject
 
 log = structlog.get_logger()
 
-ENVELOPE_BYTES = 16 * 1024
-"""Bound of everything in a message but the program's text or its output."""
-
 
 class SandboxService:
     """Answers execution requests on one subject.
@@ -77,8 +74,7 @@ class SandboxService:
 
     async def start(self) -> None:
         """Begins to take requests. Raises SandboxUnavailable where the server's messages are too small."""
-        # A byte that is not UTF-8 becomes a replacement character of three.
-        needed = max(self._config.max_code_bytes, 2 * 3 * self._config.max_output_bytes) + ENVELOPE_BYTES
+        needed = self._config.largest_message_bytes
         if needed > self._connection.max_payload:
             raise SandboxUnavailable(
                 f"sandbox.max_code_bytes and max_output_bytes need messages of {needed} bytes, the NATS server takes "

@@ -142,6 +142,11 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
         ("learner", f"{_counted(ranks, 'rank')}{stage}: {memory}"),
         *_step_lines(config),
         ("actor", _actor_line(config, shape)),
+        (
+            "bus",
+            f"messages of up to {config.largest_message_bytes / 2**20:.1f} MiB, the longest result or a part of the weights "
+            "(others' servers need that `max_payload`)",
+        ),
     ]
     return Plan(lines, faults, doubts)
 

@@ -12,7 +12,7 @@ from bus.codec import decode
 from bus.connection import open_bus
 from bus.log_reader import LogReader
 from bus.messages import DeadLetter
-from bus.streams import MAX_MESSAGE_BYTES
+from bus.server import USUAL_MESSAGE_BYTES
 from configs.bus import BusConfig
 from tests.bad_results import BAD, unusable
 
@@ -34,7 +34,7 @@ async def _intrude(folder: Path) -> list[DeadLetter]:
         for data in sent:
             await bus.js.publish(bus.names.results, data)
         with pytest.raises(nats.errors.MaxPayloadError):
-            await bus.js.publish(bus.names.results, bytes(MAX_MESSAGE_BYTES + 1))
+            await bus.js.publish(bus.names.results, bytes(USUAL_MESSAGE_BYTES + 1))
         await bus.client.publish(f"{bus.names.metrics}.actor.intruder", GARBAGE)
         await bus.client.publish(bus.names.execution, GARBAGE)
         await bus.client.publish(f"{bus.names.execution}.cancel", GARBAGE)

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from bus.cluster import ROUTES_ABOVE, initialise
-from bus.server import server_binary
+from bus.server import USUAL_MESSAGE_BYTES, server_binary
 from configs.bus import BusConfig
 
 
@@ -36,7 +36,7 @@ def hang(process: asyncio.subprocess.Process) -> None:
 @contextlib.asynccontextmanager
 async def servers(folder: Path, config: BusConfig) -> AsyncIterator[dict[str, asyncio.subprocess.Process]]:
     """The run's servers by name; the living ones are stopped at the end."""
-    files = initialise(folder, config)
+    files = initialise(folder, config, USUAL_MESSAGE_BYTES)
     with (folder.parent / "servers.log").open("wb") as output:
         processes = {
             f"{folder.name}-{path.stem}": await asyncio.create_subprocess_exec(

@@ -23,10 +23,12 @@ from bus.log_reader import LogReader
 from bus.messages import Failure, Metrics
 from bus.metrics import MetricsRecorder, MetricsWriter, follow_metrics, last_sequence, run_of
 from bus.presence import Announcer, last_sign, who_is_alive
-from bus.server import ServerError, embedded_server
+from bus.server import USUAL_MESSAGE_BYTES, ServerError, embedded_server
 from bus.streams import StreamError, create_streams
 from configs.bus import BusConfig
+from configs.loading import load_config
 from tests.integration.servers import hang
+from tests.processes import zerotir
 
 
 def failure(ticket: int) -> Failure:
@@ -262,6 +264,26 @@ async def test_a_run_whose_port_is_taken_gets_another_one_unless_roles_are_up(
     named = BusConfig(timeout_s=5, port=second.port)
     async with embedded_server(tmp_path, named, "moved", address) as (third, _):
         assert third.port == second.port
+
+
+async def test_servers_that_would_refuse_the_longest_result_are_refused_and_our_own_take_it(tmp_path: Path):
+    settings = ["rollout.max_response_tokens=400000", "bus.max_results_bytes=10000000000"]
+    needed = load_config("tiny", settings).largest_message_bytes
+    assert needed > USUAL_MESSAGE_BYTES
+    config = BusConfig(timeout_s=5)
+    async with (
+        embedded_server(tmp_path / "nats", config, "own", largest_message=needed) as (address, _),
+        open_bus(address, config, "first") as bus,
+    ):
+        assert bus.client.max_payload == needed
+    async with embedded_server(tmp_path / "nats", config, "others") as (address, _):
+        folder = tmp_path / "others"
+        folder.mkdir()
+        address.write_all(folder)
+        overrides = [word for each in (*settings, f"bus.url={address.url}") for word in ("--set", each)]
+        ended = await asyncio.to_thread(zerotir, "bus", "tiny", "--folder", str(folder), *overrides)
+        assert ended.returncode == 2
+        assert f"set `max_payload: {needed}` in the servers' files" in ended.stdout + ended.stderr
 
 
 async def test_a_store_has_one_server_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -204,13 +204,13 @@ async def test_tls_is_asked_for_and_nothing_else_is_taken(tmp_path: Path):
 )
 def test_a_cluster_that_cannot_be_made_is_explained(tmp_path: Path, settings: dict, reason: str):
     with pytest.raises(ClusterError, match=reason):
-        initialise(tmp_path / "run", BusConfig(**settings))
+        initialise(tmp_path / "run", BusConfig(**settings), 0)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_whose_name_is_no_id_is_refused(tmp_path: Path):
     with pytest.raises(ClusterError, match="letters"):
-        initialise(tmp_path / "a.run", BusConfig(url="nats://a"))
+        initialise(tmp_path / "a.run", BusConfig(url="nats://a"), 0)
 
 
 def test_the_command_writes_the_files_and_says_what_to_do(tmp_path: Path):

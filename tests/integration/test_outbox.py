@@ -1,17 +1,26 @@
 """Finished results against a real server: held back, kept, taken over, published in order."""
 
 import asyncio
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
-from actors.outbox import Outbox
+import msgpack
+import pytest
+from structlog.testing import capture_logs
+
+from actors.outbox import TOO_LARGE, Outbox
+from bus import server
 from bus.address import BusAddress
-from bus.codec import decode
+from bus.codec import decode, encode
 from bus.connection import Bus, open_bus
 from bus.log_reader import LogReader
-from bus.messages import Failure
+from bus.messages import DeadLetter, Failure, Trajectory
 from bus.server import embedded_server
 from bus.streams import create_streams
 from configs.bus import BusConfig
+from tests.factories import trajectory
 
 CONFIG = BusConfig(timeout_s=2, reconnect_s=60)
 
@@ -98,3 +107,85 @@ async def test_what_a_dead_actor_could_not_publish_the_next_one_does(tmp_path: P
         assert await stored(bus, 4) == [1, 2, 3, 4]
         await until(lambda: heir.taken_over == {2, 3, 4} and not any(folder.iterdir()))
         running.cancel()
+
+
+async def test_a_result_that_no_message_can_hold_ends_its_ticket_and_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One of an actor that lives, and one that a dead actor left."""
+    monkeypatch.setattr(server, "USUAL_MESSAGE_BYTES", 20_000)
+    folder = tmp_path / "outbox"
+    async with (
+        embedded_server(tmp_path / "nats", CONFIG, "r", largest_message=20_000) as (address, _),
+        open_bus(address, CONFIG, "actor") as bus,
+    ):
+        await create_streams(bus.js, bus.names, CONFIG, lease_s=60)
+        dead = Outbox(bus, folder, "a")
+        for each in (trajectory(response=5000, ticket=1), trajectory(ticket=2)):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(dead.store(each), 0.01)
+        dead.keep()
+        assert dead._file is not None
+        dead._file.close()
+        outbox = Outbox(bus, folder, "b")
+        running = asyncio.create_task(outbox.run())
+        large = trajectory(response=5000, ticket=3)
+        result, other = await asyncio.gather(outbox.store(large), outbox.store(trajectory(ticket=4)))
+        assert isinstance(result, Failure)
+        assert (result.ticket, result.reason) == (3, TOO_LARGE)
+        assert "the bus takes 20,000: raise max_payload" in result.detail
+        assert other.ticket == 4
+        reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
+        stored = [decode(data, Failure, Trajectory) async for _, data in reader.everything(4)]
+        assert [(each.ticket, type(each)) for each in stored] == [
+            (1, Failure),
+            (2, Trajectory),
+            (3, Failure),
+            (4, Trajectory),
+        ]
+        kept = decode((folder / "ticket-3.too-large").read_bytes(), Trajectory)
+        assert kept.tokens.tolist() == large.tokens.tolist()
+        letters = LogReader(bus, bus.names.stream("DEADLETTERS"), bus.names.dead_letters)
+        assert [decode(data, DeadLetter).reason.partition(":")[0] async for _, data in letters.everything(2)] == [
+            "ticket 1",
+            "ticket 3",
+        ]
+        running.cancel()
+
+
+@contextlib.contextmanager
+def files_of_at_most(nbytes: int) -> Iterator[None]:
+    """Lets this process's files grow no further than that, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_costs_no_result_that_was_kept_and_takes_the_rest_once_there_is_room(
+    bus: Bus, tmp_path: Path
+):
+    outbox = Outbox(bus, tmp_path, "a")
+    waiting = [asyncio.create_task(outbox.store(failure(ticket))) for ticket in (1, 2, 3)]
+    await asyncio.sleep(0)
+    size = len(msgpack.packb(encode(failure(1))))
+    with capture_logs() as logs, files_of_at_most(size + size // 2):
+        outbox.keep()
+        outbox.keep()
+    assert [line["log_level"] for line in logs] == ["warning", "error", "error"]
+    [file] = tmp_path.iterdir()
+    assert file.stat().st_size == size
+    outbox.keep()
+    assert file.stat().st_size == 3 * size
+    for task in waiting:
+        task.cancel()
+    # Its process ends, and the next one takes the file over.
+    assert outbox._file is not None
+    outbox._file.close()
+    heir = Outbox(bus, tmp_path, "b")
+    running = asyncio.create_task(heir.run())
+    assert await stored(bus, 3) == [1, 2, 3]
+    await until(lambda: not any(tmp_path.iterdir()))
+    running.cancel()
