@@ -234,7 +234,7 @@ class Actor:
             return self._failure(leased, "prompt too long", f"{len(prompt)} tokens, the limit is {limit}")
         if not await self._weights.reach(ticket.min_version, VERSION_PATIENCE_S):
             return HandBack(f"version {ticket.min_version} did not come in {VERSION_PATIENCE_S:.0f} s")
-        started_at = time.time()
+        started_at = self._bus.clock.now()
         try:
             await self._grader.require_gradable(ticket.answer, ticket.grading)
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
@@ -314,8 +314,8 @@ class Actor:
             seed=self._seed,
             issued_at=ticket.issued_at,
             started_at=started_at,
-            first_token_at=response.first_token_at,
-            published_at=time.time(),
+            first_token_at=started_at + response.first_token_s,
+            published_at=self._bus.clock.now(),
             run=self._bus.address.run,
         )
 
@@ -328,7 +328,7 @@ class Actor:
             response_length=response_length,
             attempts=leased.failures + 1,
             actor=self._announcer.id,
-            published_at=time.time(),
+            published_at=self._bus.clock.now(),
             run=self._bus.address.run,
         )
 

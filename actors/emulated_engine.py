@@ -104,12 +104,13 @@ class EmulatedEngine:
         """Continues `tokens` at the configured pace, see `Engine.generate`."""
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
+        asked = time.monotonic()
         random = Random(f"{self._seed} {next(self._requests)} {tokens}")
         written, stopped_by = self._turn(random, sampling.stop)
         cut = len(written) > sampling.max_tokens
         written = written[: sampling.max_tokens]
         async with self._slots:
-            asked_at, started = time.time(), time.monotonic()
+            started = time.monotonic()
             seconds = len(written) / self._config.tokens_per_s
             await asyncio.sleep(min(seconds, sampling.deadline_s))
             if seconds > sampling.deadline_s:
@@ -121,7 +122,7 @@ class EmulatedEngine:
             versions=self._spans(started, len(written)),
             finish_reason="length" if cut else "stop",
             stop=None if cut else stopped_by,
-            first_token_at=asked_at + 1 / self._config.tokens_per_s,
+            first_token_s=started - asked + 1 / self._config.tokens_per_s,
             seconds=seconds,
         )
 

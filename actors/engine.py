@@ -52,7 +52,8 @@ class Completion:
     """`stop` or `length`."""
     stop: str | None
     """The stop string that ended it; None for the end of the sequence or of the budget."""
-    first_token_at: float
+    first_token_s: float
+    """Seconds from the request to the first token."""
     seconds: float
     """Seconds of sampling, as `Sampling.deadline_s` counts them."""
 

@@ -20,6 +20,7 @@ from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.messages import Ticket
 from bus.streams import ACTOR_CONSUMER
+from runtime.clock import boot_time
 
 log = structlog.get_logger()
 
@@ -36,7 +37,7 @@ class LeasedTicket:
         self._message = message
         self._bus = bus
         self._lease_s = lease_s
-        self._renewed_at = time.monotonic()
+        self._renewed_at = boot_time()
         self._lapsed = False
         self.ticket = ticket
         before = int((message.headers or {}).get(FAILURES, 0))
@@ -45,8 +46,9 @@ class LeasedTicket:
 
     @property
     def lapsed(self) -> bool:
-        """Returns whether the lease has run out at some time: another actor may hold the ticket as well."""
-        return self._lapsed or time.monotonic() - self._renewed_at > self._lease_s
+        """Returns whether the lease has run out at some time, suspension of the machine counted: another actor may hold the
+        ticket as well."""
+        return self._lapsed or boot_time() - self._renewed_at > self._lease_s
 
     @contextlib.asynccontextmanager
     async def kept_alive(self) -> AsyncIterator[None]:
@@ -58,7 +60,7 @@ class LeasedTicket:
                 self._lapsed = self.lapsed
                 if self._bus.client.is_connected:
                     await self._tell(self._message.in_progress)
-                    self._renewed_at = time.monotonic()
+                    self._renewed_at = boot_time()
 
         renewing = asyncio.create_task(renew())
         try:

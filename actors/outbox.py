@@ -15,7 +15,6 @@ and its ticket ends with a failure.
 import asyncio
 import contextlib
 import os
-import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -126,7 +125,7 @@ class Outbox:
             detail=detail,
             attempts=1,
             actor=result.actor,
-            published_at=time.time(),
+            published_at=self._bus.clock.now(),
             run=result.run,
         )
 

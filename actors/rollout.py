@@ -56,7 +56,8 @@ class Response:
     refused_calls: int = 0
     """Code blocks that were answered by the message that the calls are used up; at most one."""
     finish_reason: FinishReason = FinishReason.STOP
-    first_token_at: float = 0.0
+    first_token_s: float = 0.0
+    """Seconds from the rollout's beginning to its first token."""
 
     @property
     def lowest_version(self) -> int:
@@ -83,7 +84,7 @@ class Response:
         """Adds sampled tokens; adjacent spans of one version become one."""
         offset = len(self.tokens)
         if not self.tokens:
-            self.first_token_at = completion.first_token_at
+            self.first_token_s = completion.first_token_s
         for span in completion.versions:
             start, end = span.start + offset, span.end + offset
             if self.versions and self.versions[-1].end == start and self.versions[-1].version == span.version:

@@ -66,6 +66,7 @@ class VllmEngine:
         preempted, or is held for a load of weights has no deadline but the engine's own, `STALL_TIMEOUT_S` without a token
         for anybody.
         """
+        called = time.monotonic()
         async with self._loading:
             pass  # What comes during a load waits here, and is asked for under the version that it will run under.
         if self.version is None:
@@ -86,7 +87,7 @@ class VllmEngine:
         )
         # Blocks computed under one version are never reused under another (`actors.cache_salt`).
         prompt = {"prompt_token_ids": list(tokens), "cache_salt": str(self.version)}
-        asked_at = time.time()
+        waited = time.monotonic() - called
         id = str(next(self._ids))
         request = asyncio.create_task(self._last_output(prompt, parameters, id))
         try:
@@ -111,7 +112,7 @@ class VllmEngine:
             ],
             finish_reason=answer.finish_reason,
             stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
-            first_token_at=asked_at + last.metrics.first_token_latency,
+            first_token_s=waited + last.metrics.first_token_latency,
             seconds=seconds,
         )
 

@@ -9,7 +9,6 @@ only while no load is under way. An actor never generates with weights that it d
 import asyncio
 import mmap
 import os
-import time
 
 import structlog
 
@@ -29,12 +28,13 @@ class WeightLoader:
         """`recompute`: running requests compute their keys and values anew after a load."""
         self._engine = engine
         self._recompute = recompute
+        self._clock = bus.clock
         self._follower = WeightFollower(bus, self._allocate)
         self._loaded: Manifest | None = None
         self._descriptor = -1
         self._changed = asyncio.Condition()
         self.sync_seconds = 0.0
-        """Seconds of the last update, from the writing of its manifest to the last loaded tensor, by two hosts' clocks."""
+        """Seconds of the last update, from the writing of its manifest to the last loaded tensor."""
         self.pause_seconds = 0.0
 
     @property
@@ -77,7 +77,7 @@ class WeightLoader:
             f"/proc/{os.getpid()}/fd/{self._descriptor}",
             recompute=self._recompute,
         )
-        self.sync_seconds = time.time() - manifest.published_at
+        self.sync_seconds = max(0.0, self._clock.now() - manifest.published_at)
         log_version(str(manifest.version))
         log.info(
             "weights loaded",

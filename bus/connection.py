@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import nats
 import nats.errors
@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from bus.address import BusAddress
+from bus.clock import RunClock
 from bus.codec import Message, encode
 from bus.messages import DeadLetter
 from bus.store import Store
@@ -46,6 +47,9 @@ TRANSIENT_ERRORS = (
 )
 """What a request raises while the bus is away, slow or full: worth another try, never data."""
 
+FIRST_ACKNOWLEDGEMENT_S = 2.0
+"""Seconds for the acknowledgement of a first try: one that is lost on the way costs no more, and a server that needs longer
+gets it twice."""
 TROUBLE_S = 15.0
 """How long the bus role's word holds: three times as long as it is silent while something ails the bus."""
 
@@ -62,23 +66,37 @@ class AccessDeniedError(BusError, UserError):
     """This role's credentials do not allow what it did; the text says what that was."""
 
 
+def acknowledgement_timeouts(config: BusConfig) -> Iterator[float]:
+    """Yields the time-outs of one try after another to store a message: doubled each time, up to `bus.timeout_s`."""
+    timeout_s = FIRST_ACKNOWLEDGEMENT_S
+    while True:
+        yield min(timeout_s, config.timeout_s)
+        timeout_s *= 2
+
+
 class Bus:
     """A connection, the names of the run's streams, and bounded requests."""
 
     def __init__(self, client: Client, address: BusAddress, config: BusConfig, lost: asyncio.Event) -> None:
         self.client = client
         self.js: JetStreamContext = client.jetstream(timeout=config.timeout_s)
-        self._store = Store(client, config.timeout_s)
+        self._store = Store(client)
         self.address = address
         self.config = config
         self.names = Names(address.run)
+        self.clock = RunClock(client, self.names.stream("TICKETS"))
         self.lost = lost
         self._trouble = ("", 0.0)
         """What the bus role last said of the bus, and when."""
 
-    async def publish(self, subject: str, message: Message, headers: dict[str, str] | None = None) -> int:
-        """Publishes to a stream and returns the sequence that it got. One try; raises what nats-py raises."""
-        acknowledged = await self.js.publish(subject, encode(message), headers=headers)
+    async def publish(
+        self, subject: str, message: Message, headers: dict[str, str] | None = None, timeout_s: float | None = None
+    ) -> int:
+        """Publishes to a stream and returns the sequence that it got. One try; raises what nats-py raises.
+
+        `timeout_s` is `bus.timeout_s` unless it is given.
+        """
+        acknowledged = await self.js.publish(subject, encode(message), timeout=timeout_s, headers=headers)
         return acknowledged.seq
 
     async def publish_until_stored(
@@ -91,12 +109,12 @@ class Bus:
         """
         data = encode(message)
         backoff = Backoff(patience_s, 0.2, 5.0)
-        while True:
+        for timeout_s in acknowledgement_timeouts(self.config):
             try:
                 if not self.client.is_connected:
                     # The client would keep every try in its buffer, and send them all once it is back.
                     raise nats.errors.ConnectionReconnectingError
-                return await self._store.put(subject, data)
+                return await self._store.put(subject, data, timeout_s)
             except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
                 on_refusal()
                 if backoff.over or self.lost.is_set():
@@ -107,6 +125,7 @@ class Bus:
                     ) from error
                 log.warning("publish refused, will try again", subject=subject, error=self.trouble or str(error))
                 await backoff.pause()
+        raise AssertionError("the time-outs have no end")
 
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""
@@ -140,7 +159,11 @@ class Bus:
     def require_connection(self) -> None:
         """Raises BusError once the bus is lost: the client has given up after `bus.reconnect_s` seconds."""
         if self.lost.is_set():
-            raise BusError(f"the bus at {self.address.url} did not come back in {self.config.reconnect_s:.0f} s")
+            raise self.lost_error()
+
+    def lost_error(self) -> BusError:
+        """Returns the error of a bus that is lost."""
+        return BusError(f"the bus at {self.address.url} did not come back in {self.config.reconnect_s:.0f} s")
 
     async def require_streams(self) -> None:
         """Raises BusError unless the run's streams are there."""
@@ -223,12 +246,20 @@ def _tls(address: BusAddress) -> ssl.SSLContext | None:
     return context
 
 
+def _only_closed(error: Exception) -> bool:
+    """Returns whether nothing but a bus that is lost is at fault: everyone who waits for it raises at the same time."""
+    if isinstance(error, ExceptionGroup):
+        return all(_only_closed(each) for each in error.exceptions)
+    return isinstance(error, nats.errors.ConnectionClosedError | BusError)
+
+
 @contextlib.asynccontextmanager
 async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIterator[Bus]:
     """Yields a connected `Bus` whose buffered messages are flushed at the end.
 
     Raises BusError where there is none, and AccessDeniedError, in the middle of whatever is awaited, once the server
-    refuses something that the role is not allowed.
+    refuses something that the role is not allowed. A bus that is lost for good ends the block with BusError, whatever the
+    client raised.
     """
     denied: list[str] = []
     try:
@@ -243,14 +274,23 @@ async def open_bus(address: BusAddress, config: BusConfig, name: str) -> AsyncIt
             try:
                 bus = Bus(client, address, config, lost)
                 await bus.hear_trouble()
-                yield bus
+                await bus.clock.read(config.timeout_s)
+                keeping_time = asyncio.create_task(bus.clock.keep(config.timeout_s))
+                try:
+                    yield bus
+                except (nats.errors.ConnectionClosedError, ExceptionGroup) as error:
+                    if lost.is_set() and _only_closed(error):
+                        raise bus.lost_error() from error
+                    raise
+                finally:
+                    keeping_time.cancel()
             finally:
                 with contextlib.suppress(nats.errors.Error, TimeoutError):
                     if client.is_connected:
                         await client.flush(timeout=2)
-                # What is still to be sent over a connection that broke makes CPython 3.12 raise a TypeError: it must not
-                # take the place of the error that ends the role.
-                with contextlib.suppress(TypeError):
+                # What is still to be sent over a connection that broke makes CPython 3.12 raise a TypeError, and the client
+                # an AttributeError while it connects again: these must not take the place of the error that ends the role.
+                with contextlib.suppress(TypeError, AttributeError):
                     await client.close()
     except TimeoutError as error:
         if not denied:

@@ -1,7 +1,7 @@
 """The messages that cross a process boundary, each validated on arrival.
 
 Token arrays cover prompt and response together: index 0 is the first prompt token, `P` the prompt's and `R` the
-response's length. Times are seconds since the epoch, durations seconds.
+response's length. Times are seconds since the epoch by the server's clock (`bus.clock`), durations seconds.
 """
 
 from enum import IntEnum, StrEnum

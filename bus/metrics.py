@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from bus.messages import Metrics
 log = structlog.get_logger()
 
 
-def measured(role: str, id: str, values: dict[str, float], step: int | None) -> Metrics:
-    """Returns what `values` hold now; those that are not finite are left out."""
+def measured(role: str, id: str, values: dict[str, float], step: int | None, now: float) -> Metrics:
+    """Returns what `values` hold at the time `now`; those that are not finite are left out."""
     finite = {name: float(value) for name, value in values.items() if math.isfinite(value)}
-    return Metrics(role=role, id=id, time=time.time(), step=step, values=finite)
+    return Metrics(role=role, id=id, time=now, step=step, values=finite)
 
 
 class MetricsWriter:
@@ -38,7 +37,7 @@ class MetricsWriter:
 
     async def write(self, values: dict[str, float], step: int | None = None) -> float:
         """Sends finite values, and returns the time that they carry; while the bus is away they are dropped."""
-        metrics = measured(self._role, self._id, self._marks | values, step)
+        metrics = measured(self._role, self._id, self._marks | values, step, self._bus.clock.now())
         try:
             await self._bus.client.publish(f"{self._bus.names.metrics}.{self._role}.{self._id}", encode(metrics))
         except nats.errors.Error as error:

@@ -78,13 +78,7 @@ TABLE = (
     Rule(
         "see who is alive",
         ("learner", *ENGINES, "observer"),
-        publish=(
-            *_info(ALIVE),
-            *_get(ALIVE),
-            f"{API}.CONSUMER.CREATE.{ALIVE}",
-            *_read(ALIVE, "$KV.{alive_bucket}.>"),
-            f"$JS.FC.{ALIVE}.>",
-        ),
+        publish=_info(ALIVE) + _get(ALIVE),
     ),
     Rule("dead-letter what it could not read", ("learner", *ENGINES, "observer"), publish=("{dead_letters}",)),
     Rule(

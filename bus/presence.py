@@ -3,7 +3,6 @@
 import asyncio
 import os
 import socket
-import time
 from dataclasses import dataclass, field
 
 import nats.errors
@@ -53,7 +52,7 @@ class Announcer:
             version=self.version,
             in_flight=self.in_flight,
             rates=self.rates,
-            time=time.time(),
+            time=self.bus.clock.now(),
         )
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -107,7 +106,7 @@ async def _entries(bus: Bus) -> list[Presence]:
 
 async def last_sign(bus: Bus, role: str) -> str:
     """Says when a process of `role` was last seen and what it was doing, for the error of whoever waited for it in vain."""
-    now = time.time()
+    now = bus.clock.now()
     try:
         alive = [presence for presence in await who_is_alive(bus) if presence.role == role]
         if alive:

@@ -17,14 +17,13 @@ from nats.js import JetStreamContext
 class Store:
     """One inbox for all acknowledgements of a connection."""
 
-    def __init__(self, client: Client, timeout_s: float) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
-        self._timeout_s = timeout_s
         self._inbox = ""
         self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
 
-    async def put(self, subject: str, data: bytes) -> int:
+    async def put(self, subject: str, data: bytes, timeout_s: float) -> int:
         """Returns the sequence that the message got. One try; raises what nats-py raises, and TimeoutError."""
         if not self._inbox:
             inbox = self._client.new_inbox()
@@ -33,7 +32,7 @@ class Store:
         reply = f"{self._inbox}.{next(self._numbers)}"
         self._waiting[reply] = answered = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await self._client.publish(subject, data, reply=reply)
                 message = await answered
         finally:

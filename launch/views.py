@@ -120,7 +120,7 @@ async def _status(bus: Bus) -> str:
     emulated = ", EMULATED engine" if steps and steps[-1].get("emulated") else ""
     lines = [f"run {bus.address.run} at {bus.address.url}{emulated}"]
     alive = await who_is_alive(bus)
-    lines += [f"  {presence_line(presence)}" for presence in alive]
+    lines += [f"  {presence_line(presence, bus.clock.now())}" for presence in alive]
     for role in ("learner", "sandbox", "actor"):
         if role not in {presence.role for presence in alive}:
             lines.append(f"  {role:<8} none alive; {await last_sign(bus, role)}")
@@ -134,12 +134,12 @@ async def _status(bus: Bus) -> str:
     return "\n".join(lines) + "\n"
 
 
-def presence_line(presence: Presence) -> str:
-    """Returns one role that is alive, for people."""
+def presence_line(presence: Presence, now: float) -> str:
+    """Returns one role that is alive, for people; `now` is the run's time."""
     rates = "  ".join(f"{name} {value:.4g}" for name, value in presence.rates.items())
     return (
         f"{presence.role:<8} {presence.id:<18} {presence.state:<36} weights {presence.version or '-':<8} "
-        f"in flight {presence.in_flight:<4} on {presence.host}, {time.time() - presence.time:.0f} s ago  {rates}".rstrip()
+        f"in flight {presence.in_flight:<4} on {presence.host}, {max(0.0, now - presence.time):.0f} s ago  {rates}".rstrip()
     )
 
 

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import shutil
 import sys
-import time
 from pathlib import Path
 
 from bus.address import BusAddress
@@ -47,7 +46,7 @@ async def _show(run: Path, export: tuple[str, str] | None) -> None:
 async def _list(bus: Bus, manifests: list[Manifest]) -> None:
     write = sys.stdout.write
     write(f"{'version':<10} {'kind':<9} {'MiB':>9} {'of full':>9} {'age':>8}  checksum\n")
-    now = time.time()
+    now = bus.clock.now()
     for manifest in manifests:
         kind = manifest.kind if manifest.chunks or manifest.location else "takeover"
         ratio = f"1/{manifest.nbytes / manifest.wire_bytes:.0f}" if manifest.wire_bytes else "-"

@@ -131,7 +131,7 @@ class Learner:
                     return False
                 waited = time.monotonic() - started
                 await self._announcer.say(f"training step {batch.step} of {self._config.learner.steps}")
-                of_batch = batch_metrics(batch, time.time())
+                of_batch = batch_metrics(batch, self._bus.clock.now())
                 trained = await self._train_batch(batch, stop)
                 if trained is None:
                     return False

@@ -4,6 +4,7 @@ The results are taken in the order in which the learner archived them, through t
 same configuration, on the same hardware and with as many threads and ranks, a CPU comes to the same weights, bit for bit.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def replay(config: RunConfig, trainer: "Trainer", run: Path, out: Path, report: 
             values = batch_metrics(batch, None) | steps.train(batch)
             values |= {f"tickets_{name}": float(count) for name, count in steps.ledger.balance().items()}
             version += 1
-            metrics = measured("learner", "replay", values, version)
+            metrics = measured("learner", "replay", values, version, time.time())
             file.write(metrics_line(metrics, version, run.name) + "\n")
             file.flush()
             report(metrics)

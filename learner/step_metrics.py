@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from statistics import fmean
 
 from bus.messages import Failure, FinishReason, Trajectory
@@ -13,7 +14,7 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
     """Returns the metrics over every trajectory that the step took, filtered ones included; failures are counted apart.
 
     Means over no trajectory are left out. Staleness is counted in versions, lengths in tokens, ages in seconds at `taken_at`
-    (a time as of `time.time`), when the batch was complete; None, in a replay, leaves ages out.
+    (in the run's time, `bus.clock`), when the batch was complete; None, in a replay, leaves ages out.
     """
     trajectories = [result for group in batch.taken for result in group if isinstance(result, Trajectory)]
     failures = [result for group in batch.taken for result in group if isinstance(result, Failure)]
@@ -43,7 +44,9 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
         "truncated_ratio": fmean(trajectory.finish_reason is FinishReason.LENGTH for trajectory in trajectories),
         "staleness_mean": fmean(staleness),
         "staleness_max": max(staleness),
-        "rollout_seconds": fmean(trajectory.published_at - trajectory.started_at for trajectory in trajectories),
+        "rollout_seconds": fmean(
+            max(0.0, trajectory.published_at - trajectory.started_at) for trajectory in trajectories
+        ),
         "versions_per_response": fmean(
             len({span.version for span in trajectory.versions}) for trajectory in trajectories
         ),
@@ -51,7 +54,7 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
     }
     values |= spontaneity_metrics(trajectories)
     if taken_at is not None:
-        values["age_seconds"] = fmean(taken_at - trajectory.published_at for trajectory in trajectories)
+        values["age_seconds"] = _age(trajectories, taken_at)
     for part in sorted({part for trajectory in trajectories for part in trajectory.reward_parts} - {"correct"}):
         values[f"reward_{part}"] = fmean(trajectory.reward_parts.get(part, 0.0) for trajectory in trajectories)
     if calls:
@@ -70,16 +73,21 @@ def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
             values[f"{end}_length"] = fmean(member.response_length for member in members)
             values[f"{end}_reward"] = fmean(member.reward for member in members)
             if taken_at is not None:
-                values[f"{end}_age_seconds"] = fmean(taken_at - member.published_at for member in members)
+                values[f"{end}_age_seconds"] = _age(members, taken_at)
     if failed:
         values["failed_attempts"] = fmean(failure.attempts for failure in failed)
         if taken_at is not None:
-            values["failed_age_seconds"] = fmean(taken_at - failure.published_at for failure in failed)
+            values["failed_age_seconds"] = _age(failed, taken_at)
     for reason, left_out in batch.filtered.items():
         values[f"filtered_by_{_slug(reason)}"] = len(left_out)
     for reason, count in Counter(failure.reason for failure in failed).items():
         values[f"failed_by_{_slug(reason)}"] = count
     return values
+
+
+def _age(results: Sequence[Trajectory | Failure], taken_at: float) -> float:
+    """Returns the mean seconds since they were published, none of which is negative."""
+    return fmean(max(0.0, taken_at - result.published_at) for result in results)
 
 
 def _slug(reason: str) -> str:

@@ -83,11 +83,14 @@ class JailProcess:
         """
         self.exited = asyncio.Event()
         self._waiters: set[asyncio.Future[None]] = set()
-        self.stdout, self.stderr, self.log = (Stream(most, self._changed) for most in (limit, limit, LOG_BYTES))
         self._inputs: list[int] = []
-        streams = (self.stdout, self.stderr, self.log)
-        opened = [stream.writer for stream in streams]
+        streams: list[Stream] = []
+        opened: list[int] = []
         try:
+            for most in (limit, limit, LOG_BYTES):
+                streams.append(Stream(most, self._changed))
+                opened.append(streams[-1].writer)
+            self.stdout, self.stderr, self.log = streams
             for _ in range(2):
                 reader, writer = os.pipe2(os.O_CLOEXEC)
                 opened.append(reader)

@@ -32,7 +32,7 @@ import structlog
 from nats.js.api import PubAck
 
 from bus.codec import encode
-from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.connection import TRANSIENT_ERRORS, Bus, acknowledgement_timeouts
 from bus.messages import Manifest, ManifestKind, Segment, TensorEntry, WeightChunk, WeightVersion
 from configs.bus import WeightsConfig
 from configs.errors import UserError
@@ -117,6 +117,8 @@ class WeightWriter:
         self._logged: dict[int, str] = {}
         """Checksums of the head's version and of those that led to it, as far back as the log goes."""
         self._snapshots: deque[_Snapshot] = deque()
+        self._held_since: dict[str, float] = {}
+        """When each hold on the stream was first seen, on the monotonic clock."""
         self._since_snapshot = self._delta_bytes = 0
         self._base: WeightState | None = None
         """The state of the newest version that was published or found in the log."""
@@ -135,7 +137,9 @@ class WeightWriter:
             self.epoch = self._head.version.epoch + 1
             # The head's weights again, under this writer's epoch.
             version = WeightVersion(epoch=self.epoch, n=self._head.version.n)
-            await self._write_manifest(_manifest(version, _Weights.of(self._head), _Chunks(), parent=self._head))
+            await self._write_manifest(
+                _manifest(version, _Weights.of(self._head), _Chunks(), self._bus.clock.now(), parent=self._head)
+            )
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
 
     def spare_state(self, layout: Layout) -> WeightState:
@@ -202,7 +206,7 @@ class WeightWriter:
         assert base is not None
         version = WeightVersion(epoch=self.epoch, n=n)
         written = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
-        await self._write_manifest(_manifest(version, _Weights.of(state), written, parent=head))
+        await self._write_manifest(_manifest(version, _Weights.of(state), written, self._bus.clock.now(), parent=head))
         return written.nbytes
 
     async def _write_snapshot(self, n: int, state: WeightState) -> int:
@@ -217,7 +221,14 @@ class WeightWriter:
             location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
             await asyncio.to_thread(_write_file, location, state)
         await self._write_manifest(
-            _manifest(version, _Weights.of(state), written, tensors=state.layout.tensors, location=location)
+            _manifest(
+                version,
+                _Weights.of(state),
+                written,
+                self._bus.clock.now(),
+                tensors=state.layout.tensors,
+                location=location,
+            )
         )
         await self._purge()
         return written.nbytes
@@ -243,13 +254,19 @@ class WeightWriter:
     async def _held_from(self, stream: str) -> list[int]:
         """Returns where each hold on the stream begins. One whose follower has gone counts until the server forgets it."""
         starts: list[int] = []
+        seen: dict[str, float] = {}
+        now = time.monotonic()
         offset = 0
         while page := await self._bus.js.consumers_info(stream, offset):
             offset += len(page)
             for reader in page:
-                age = time.time() - reader.created.timestamp()
-                if (reader.config.metadata or {}).get(HOLD) and age < HOLD_S:
+                if not (reader.config.metadata or {}).get(HOLD):
+                    continue
+                # Not by the time of its creation: that is another host's clock.
+                seen[reader.name] = self._held_since.get(reader.name, now)
+                if now - seen[reader.name] < HOLD_S:
                     starts.append(reader.config.opt_start_seq or 0)
+        self._held_since = seen
         return starts
 
     async def _write_chunks(
@@ -298,10 +315,11 @@ class WeightWriter:
 
     async def _write_manifest(self, manifest: Manifest) -> None:
         headers = {"Nats-Expected-Last-Subject-Sequence": str(self._head_sequence)}
+        timeouts = acknowledgement_timeouts(self._bus.config)
 
         async def write() -> int:
             try:
-                return await self._bus.publish(self._bus.names.manifests, manifest, headers)
+                return await self._bus.publish(self._bus.names.manifests, manifest, headers, next(timeouts))
             except (*TRANSIENT_ERRORS, nats.js.errors.APIError):
                 # Refused, or only its acknowledgement was lost: the head tells.
                 sequence, data = await newest(self._bus)
@@ -355,6 +373,7 @@ def _manifest(
     version: WeightVersion,
     weights: _Weights,
     written: _Chunks,
+    now: float,
     *,
     parent: Manifest | None = None,
     tensors: tuple[TensorEntry, ...] = (),
@@ -375,7 +394,7 @@ def _manifest(
         nbytes=weights.nbytes,
         wire_bytes=written.nbytes,
         checksum=weights.checksum,
-        published_at=time.time(),
+        published_at=now,
     )
 
 

@@ -4,12 +4,10 @@ Ticket k is message k of its stream, published on the condition that k - 1 messa
 starts again cannot issue a ticket twice: the stream refuses it, and the dispatcher skips what the stream already has.
 """
 
-import time
-
 import nats.js.errors
 import structlog
 
-from bus.connection import TRANSIENT_ERRORS, WRONG_LAST_SEQUENCE, Bus, BusError
+from bus.connection import TRANSIENT_ERRORS, WRONG_LAST_SEQUENCE, Bus, BusError, acknowledgement_timeouts
 from bus.messages import Ticket
 from configs.schema import RunConfig
 from learner.tickets.ledger import Ledger
@@ -60,7 +58,7 @@ class Dispatcher:
                 grading=config.tasks.grading,
                 rollout=config.rollout,
                 min_version=self._ledger.issued_under(group),
-                issued_at=time.time(),
+                issued_at=self._bus.clock.now(),
             )
             for sample, number in enumerate(self._ledger.tickets(group))
         ]
@@ -69,9 +67,9 @@ class Dispatcher:
         headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
         backoff = Backoff(self._bus.config.reconnect_s)
         refused: Exception
-        while True:
+        for timeout_s in acknowledgement_timeouts(self._bus.config):
             try:
-                self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers)
+                self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers, timeout_s)
                 return
             except nats.js.errors.APIError as error:
                 if error.err_code not in WRONG_LAST_SEQUENCE and not isinstance(error, TRANSIENT_ERRORS):

@@ -93,7 +93,7 @@ class LostTickets:
                 detail=f"issued {MAX_ISSUES + 1} times; the dead letters hold what came of it",
                 attempts=MAX_ISSUES + 1,
                 actor=self._id,
-                published_at=time.time(),
+                published_at=self._bus.clock.now(),
                 run=self._bus.address.run,
             )
             await self._bus.publish(self._bus.names.results, failure)

@@ -98,7 +98,7 @@ class PlayedEngine:
             versions=[VersionSpan(version=version, start=0, end=len(tokens))],
             finish_reason="length" if len(tokens) == max_tokens else "stop",
             stop=None,
-            first_token_at=time.time(),
+            first_token_s=0.0,
             seconds=0.0,
         )
 

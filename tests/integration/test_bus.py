@@ -8,11 +8,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import nats.errors
 import pytest
 import structlog
+from nats.aio.msg import Msg
 from structlog.testing import capture_logs
 
 from bus import connection, log_reader, server
@@ -159,6 +162,68 @@ async def test_everything_is_everything_or_an_error(tmp_path: Path):
         # Whatever a copy that lags behind says of its own end.
         with pytest.raises(UnreadError, match=r"from message 31 on .* and message 99 is there"):
             [item async for item in LogReader(bus, stream, subject, start=31).everything(99)]
+
+
+async def test_a_lost_acknowledgement_costs_a_second_try_and_not_the_whole_time_out(
+    bus_address: BusAddress, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(connection, "FIRST_ACKNOWLEDGEMENT_S", 0.5)
+    config = BusConfig(timeout_s=100, max_results_bytes=64 * 1024**2)
+    async with open_bus(bus_address, config, "test") as bus:
+        await create_streams(bus.js, bus.names, config, lease_s=60)
+        answered = bus._store._answered
+        lost: list[Msg] = []
+
+        async def lose_the_first(message: Msg) -> None:
+            if lost:
+                await answered(message)
+            lost.append(message)
+
+        monkeypatch.setattr(bus._store, "_answered", lose_the_first)
+        async with asyncio.timeout(60):
+            assert await bus.publish_until_stored(bus.names.results, failure(1), patience_s=200) == 2
+
+
+async def ask(bus: Bus) -> None:
+    await bus.js.account_info()
+
+
+async def ask_twice(bus: Bus) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(bus.js.account_info())
+        group.create_task(bus.publish(bus.names.results, failure(1)))
+
+
+async def fail_and_ask(bus: Bus) -> None:
+    raise ExceptionGroup("both", [ZeroDivisionError(), nats.errors.ConnectionClosedError()])
+
+
+@pytest.mark.parametrize(
+    ("work", "kind", "text"),
+    [
+        (ask, BusError, "did not come back in 1 s"),
+        (ask_twice, BusError, "did not come back in 1 s"),
+        # A fault of ours is not taken for a lost bus.
+        (fail_and_ask, ExceptionGroup, "both"),
+    ],
+)
+async def test_a_bus_that_is_gone_for_good_is_one_clear_error(
+    tmp_path: Path, work: Callable[[Bus], Awaitable[None]], kind: type[Exception], text: str
+):
+    config = BusConfig(timeout_s=5, reconnect_s=1)
+
+    async def lose_the_bus() -> None:
+        async with (
+            embedded_server(tmp_path, config, "gone") as (address, process),
+            open_bus(address, config, "first") as bus,
+        ):
+            process.kill()
+            async with asyncio.timeout(60):
+                await bus.lost.wait()
+            await work(bus)
+
+    with pytest.raises(kind, match=text):
+        await lose_the_bus()
 
 
 async def test_a_full_result_stream_holds_the_writer_back_and_loses_nothing(bus_address: BusAddress):
@@ -393,7 +458,10 @@ async def test_an_unreadable_metric_is_dead_lettered_and_stops_nobody(bus: Bus):
 async def test_presence_is_seen_and_withdrawn(bus: Bus):
     announcer = Announcer(bus, "actor", "a1")
     await announcer.say("ready")
-    [presence] = await who_is_alive(bus)
+    for _ in range(3):
+        [presence] = await who_is_alive(bus)
+    # `zerotir up` looks twice a second: nothing may stay on the server.
+    assert (await bus.js.stream_info(f"KV_{bus.names.alive_bucket}")).state.consumer_count == 0
     assert (presence.role, presence.id, presence.state, presence.pid) == ("actor", "a1", "ready", os.getpid())
     await announcer.leave()
     assert await who_is_alive(bus) == []

@@ -90,7 +90,7 @@ class ScriptedEngine:
             versions=_spans([one.version for one in new]),
             finish_reason=reason,
             stop=stopped,
-            first_token_at=float(len(self.requests)),
+            first_token_s=float(len(self.requests)),
             seconds=self.seconds,
         )
 

@@ -110,5 +110,5 @@ def test_every_rollout_ends_and_is_consistent(script: list[Sampled], printed: li
         tool_calls=tuple(response.tool_calls),
         finish_reason=response.finish_reason,
         hallucinated_outputs=response.hallucinated_outputs,
-        first_token_at=response.first_token_at,
+        first_token_at=response.first_token_s,
     )

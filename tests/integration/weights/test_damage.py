@@ -136,7 +136,7 @@ async def test_a_log_that_began_anew_is_followed_from_its_begin(bus: Bus, learne
 async def test_a_lost_acknowledgement_of_a_manifest_is_no_deposal(bus: Bus, learner: Learner, monkeypatch):
     publish = bus.publish
 
-    async def lossy(subject, message, headers=None):
+    async def lossy(subject, message, headers=None, timeout_s=None):
         await publish(subject, message, headers)
         raise TimeoutError("the acknowledgement was lost")
 
