@@ -144,6 +144,10 @@ class _Queue:
 
     async def pull(self, count: int, timeout_s: float) -> list[LeasedTicket]:
         """Returns at most `count` tickets. Raises what nats-py raises, but for a time-out."""
+        if not self._bus.client.is_connected:
+            # The client would keep the request and send it once it is back: tickets would go to nobody, for a whole lease.
+            await asyncio.sleep(min(timeout_s, 0.5))
+            return []
         if self._bus.client.stats["reconnects"] != self._reconnects:
             # Whoever started the server again may have changed the leases.
             await self.forget()
@@ -156,8 +160,6 @@ class _Queue:
             messages = await self._subscription.fetch(count, timeout=timeout_s)
         except TimeoutError:
             # Nothing there, or the bus is away: that ends by itself, or by `Bus.lost`.
-            if not self._bus.client.is_connected:
-                await asyncio.sleep(min(timeout_s, 0.5))
             return []
         leased = []
         for message in messages:

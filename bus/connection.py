@@ -127,6 +127,13 @@ class Bus:
                 await backoff.pause()
         raise AssertionError("the time-outs have no end")
 
+    async def skip_to(self, kind: str, sequence: int) -> None:
+        """Empties a stream that has lost messages, so that the next one is message `sequence`. Raises what nats-py raises.
+
+        So sequences never go back, and whoever has read the stream before goes on where it was.
+        """
+        await self.js.purge_stream(self.names.stream(kind), seq=sequence)
+
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)

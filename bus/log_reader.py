@@ -61,6 +61,11 @@ class LogReader:
         self._open_until = 0.0
         self._interruption = ""
 
+    @property
+    def position(self) -> int:
+        """Returns the sequence up to which the stream was read."""
+        return self._next - 1
+
     async def _subscribe(self) -> None:
         self._delivered = self._wanted = 0
         self._interruption = ""

@@ -1,6 +1,7 @@
 """The metrics log: every role writes, anyone may follow, and neither ever blocks the work."""
 
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import nats.errors
 import structlog
 
 from bus.codec import MessageError, decode, encode
-from bus.connection import Bus
+from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import Metrics
 
@@ -122,6 +123,8 @@ class MetricsRecorder:
     def __init__(self, bus: Bus, path: Path) -> None:
         self._bus = bus
         self._path = path
+        self._sequence = 0
+        """Of the message that was recorded last."""
         self._measured_at = 0.0
         """When the learner measured what was recorded last of it."""
         self._grown = asyncio.Event()
@@ -129,13 +132,28 @@ class MetricsRecorder:
     async def run(self) -> None:
         """Records until cancelled."""
         _cut_torn_tail(self._path)
+        self._sequence = last_sequence(self._path)
+        with contextlib.suppress(*TRANSIENT_ERRORS):
+            await self.recover()
         with self._path.open("a") as file:
-            async for sequence, metrics in follow_metrics(self._bus, last_sequence(self._path) + 1):
+            async for sequence, metrics in follow_metrics(self._bus, self._sequence + 1):
+                self._sequence = sequence
                 file.write(metrics_line(metrics, sequence, self._bus.address.run) + "\n")
                 file.flush()
                 if metrics.role == "learner":
                     self._measured_at = metrics.time
                 self._grown.set()
+
+    async def recover(self) -> bool:
+        """Has the stream go on where the file ends, if it has lost what is in the file; returns whether it had.
+
+        Raises what nats-py raises.
+        """
+        state = (await self._bus.js.stream_info(self._bus.names.stream("METRICS"))).state
+        if state.last_seq >= self._sequence:
+            return False
+        await self._bus.skip_to("METRICS", self._sequence + 1)
+        return True
 
     async def recorded(self, time: float, patience_s: float) -> None:
         """Waits until the file has what the learner measured at a time, as `MetricsWriter.write` returned it.

@@ -114,7 +114,7 @@ TABLE = (
         publish=("{weights}.>", f"{API}.STREAM.PURGE.{WEIGHTS}", f"{API}.CONSUMER.LIST.{WEIGHTS}"),
         subscribe=("{snapshot_requests}",),
     ),
-    Rule("issue tickets", ("learner",), publish=("{tickets}",)),
+    Rule("issue tickets", ("learner",), publish=("{tickets}", f"{API}.STREAM.PURGE.{TICKETS}")),
     Rule("find lost tickets, issue and answer them", ("learner",), publish=("{retries}", "{results}", *_info(RETRIES))),
     Rule(
         "take results",
@@ -129,6 +129,7 @@ TABLE = (
         + _read(METRICS, "{metrics}.*.*")
         + _read(METRICS, "{metrics}.learner.*"),
     ),
+    Rule("go on with metrics that the bus has lost", ("learner",), publish=(f"{API}.STREAM.PURGE.{METRICS}",)),
     Rule(
         "look at everything",
         ("observer",),

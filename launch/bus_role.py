@@ -9,7 +9,7 @@ import structlog
 
 from bus import cluster
 from bus.address import BusAddress
-from bus.connection import Bus, BusError, open_bus
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
 from bus.presence import Announcer
 from bus.run_record import record_config
 from bus.server import STORE_PATIENCE_S, embedded_server
@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 LOCK = "bus.lock"
 """File of a run's folder that its bus holds."""
+LOOK_EVERY_S = 1.0
 SERVER_RESTARTS = 5
 GOOD_LIFE_S = 600.0
 """A server that lasted for so long starts its count of restarts anew."""
@@ -119,8 +120,7 @@ async def _serve_once(
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
         _require_room_for_messages(bus, config)
-        await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
-        await record_config(bus, config)
+        await _set_up(bus, config)
         address.write_all(folder)
         latest = folder.parent / "latest"
         latest.unlink(missing_ok=True)
@@ -128,7 +128,7 @@ async def _serve_once(
         announcer = Announcer(bus, "bus", "bus")
         announcing = asyncio.create_task(announcer.run())
         await announcer.say(f"ready again, {ending}" if ending else "ready")
-        ended = asyncio.create_task(_end(server, bus, folder / "nats"))
+        ended = asyncio.create_task(_end(server, bus, folder / "nats") if server else _keep_set_up(bus, config))
         await done_or_stopped(ended, stop)
         announcing.cancel()
         ended.cancel()
@@ -146,11 +146,25 @@ def _require_room_for_messages(bus: Bus, config: RunConfig) -> None:
         )
 
 
-async def _end(server: asyncio.subprocess.Process | None, bus: Bus, folder: Path) -> str:
-    """Returns why the server has to be started again, once it has; those of others are not ours to start."""
-    if server is None:
-        await asyncio.Event().wait()
-    assert server is not None
+async def _set_up(bus: Bus, config: RunConfig) -> None:
+    await create_streams(bus.js, bus.names, config.bus, config.actor.lease_s)
+    await record_config(bus, config)
+
+
+async def _keep_set_up(bus: Bus, config: RunConfig) -> str:
+    """Makes the streams again where servers that others run come back without them. Raises BusError for a lost bus."""
+    seen = bus.client.stats["reconnects"]
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        bus.require_connection()
+        if bus.client.is_connected and (reconnects := bus.client.stats["reconnects"]) != seen:
+            with contextlib.suppress(*TRANSIENT_ERRORS):
+                await _set_up(bus, config)
+                seen = reconnects
+
+
+async def _end(server: asyncio.subprocess.Process, bus: Bus, folder: Path) -> str:
+    """Returns why the server has to be started again, once it has."""
     died, failed = asyncio.create_task(server.wait()), asyncio.create_task(store_failed(bus, folder))
     try:
         await asyncio.wait((died, failed), return_when=asyncio.FIRST_COMPLETED)

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -261,7 +262,8 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     model = await asyncio.to_thread(model_folder, config.model.path)
     template = keep_template(folder, config.tasks.prompt.template)
     # At once: actors wait for it.
-    await record_model(bus, await asyncio.to_thread(model_digests, model), template)
+    record = partial(record_model, bus, await asyncio.to_thread(model_digests, model), template)
+    await record()
     from launch.task_check import require_usable_tasks
     from learner.checkpoints import in_checkpoint_dtype
     from learner.loop import Learner
@@ -277,7 +279,7 @@ async def _learner(config: RunConfig, bus: Bus, announcer: Announcer, folder: Pa
     await require_usable_tasks(config, template, order, model)
     trainer = await asyncio.to_thread(make_trainer, config, model)
     async with _weights_bus(bus, announcer) as weights_bus:
-        done = await Learner(config, bus, weights_bus, trainer, template, order, folder, announcer).run(stop)
+        done = await Learner(config, bus, weights_bus, trainer, template, order, folder, announcer, record).run(stop)
     if not done:
         log.info("stopped before the last step; start the learner again to go on from its checkpoint")
         await announcer.leave()

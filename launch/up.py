@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import nats.js.errors
 import structlog
 
 from bus.address import CREDENTIALS, BusAddress
@@ -268,7 +269,7 @@ class _Supervisor:
         while True:
             try:
                 alive = await who_is_alive(bus)
-            except TRANSIENT_ERRORS as error:
+            except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
                 log.warning("presence not readable", error=str(error))
                 alive = []
             bus.require_connection()

@@ -13,7 +13,7 @@ batches of trajectories are in memory. What the learner does follows from its ch
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from bus.connection import Bus, BusError
 from bus.metrics import MetricsRecorder, MetricsWriter, run_of
 from bus.presence import Announcer, last_sign
 from configs.schema import RunConfig
+from learner.bus_loss import BusLoss
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.folder_lock import sole_learner
 from learner.step_metrics import batch_metrics
@@ -62,7 +63,9 @@ class Learner:
         problems: ProblemOrder,
         folder: Path,
         announcer: Announcer,
+        record: Callable[[], Awaitable[None]],
     ) -> None:
+        """`record` writes the run's record (`bus.run_record`) where it is missing."""
         self._config = config
         self._bus = bus
         self._trainer = trainer
@@ -81,13 +84,16 @@ class Learner:
         self._reported: float | None = None
         """The time of the last step's metrics."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
+        self._recorder = MetricsRecorder(bus, folder / "metrics.jsonl")
+        self._bus_loss = BusLoss(
+            bus, self._results, self._dispatcher, self._lost, self._weights, self._recorder, record
+        )
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
-        recorder = MetricsRecorder(self._bus, self._folder / "metrics.jsonl")
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(recorder.run()),
+                group.create_task(self._recorder.run()),
                 group.create_task(self._weights.answer_requests()),
             ]
             try:
@@ -96,7 +102,9 @@ class Learner:
                     await self._announcer.say("exporting the model")
                     await asyncio.to_thread(self._trainer.export, self._folder / "model")
                 if self._reported is not None:
-                    await recorder.recorded(self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S)
+                    await self._recorder.recorded(
+                        self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S
+                    )
             finally:
                 for task in (*background, self._release):
                     if task is not None:
@@ -159,8 +167,8 @@ class Learner:
             raise CheckpointError(f"{self._folder} holds metrics of run {found}, this is {self._bus.address.run}")
         before = await self._results.state()
         _, state = self._newest_checkpoint()
-        await self._results.require_whole(before, state["ledger"]["position"] if state else 0)
-        await self._weights.open()
+        self._results.require_whole(before, state["ledger"]["position"] if state else 0)
+        await self._weights.open(self._folder / "epoch")
 
     async def _report(self, step: int, values: dict[str, float]) -> None:
         self._announcer.rates = {name: values[name] for name in ("train_tokens_per_s",) if name in values}
@@ -214,6 +222,7 @@ class Learner:
             if release.done():
                 release.result()
             self._bus.require_connection()
+            await self._bus_loss.look()
             await self._lost.look()
             if await self._results.fills_up():
                 await release

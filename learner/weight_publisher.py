@@ -9,6 +9,7 @@ The host holds two images of the weights. The bus connection is its own, so that
 
 import asyncio
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,6 +18,7 @@ import torch
 from bus.connection import Bus
 from bus.messages import WeightVersion
 from configs.bus import WeightsConfig
+from runtime.files import write_whole
 from runtime.logs import log_version
 from weights.codec import WeightState
 from weights.writer import WeightWriter
@@ -42,9 +44,13 @@ class WeightPublisher:
         """The newest version on the log."""
         self._same: frozenset[WeightVersion] = frozenset()
 
-    async def open(self) -> None:
-        """Takes over the log; see `WeightWriter.open`."""
-        await self._writer.open()
+    async def open(self, record: Path) -> None:
+        """Takes over the log; see `WeightWriter.open`. The file `record` holds the run's last epoch.
+
+        By it no two learners write under one epoch, even if the bus has lost what the first of them wrote.
+        """
+        await self._writer.open(int(record.read_text()) if record.exists() else -1)
+        write_whole(record, f"{self._writer.epoch}\n")
 
         async def want(_: object) -> None:
             self._snapshot_wanted.set()
@@ -92,10 +98,10 @@ class WeightPublisher:
             await asyncio.to_thread(self._trainer.copy_weights, torch.from_numpy(now.image))
             return bool((now.image == self._staged.image).all())
 
-    async def require_head(self) -> None:
-        """Raises DeposedError where another learner has taken over."""
+    async def require_head(self) -> bool:
+        """Raises DeposedError where another learner has taken over; see `WeightWriter.require_head`."""
         async with self._writing:
-            await self._writer.require_head()
+            return await self._writer.require_head()
 
     async def answer_requests(self) -> None:
         """Writes a snapshot whenever a follower asks for one, until cancelled."""

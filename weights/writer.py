@@ -31,7 +31,7 @@ import nats.js.errors
 import structlog
 from nats.js.api import PubAck
 
-from bus.codec import encode
+from bus.codec import MessageError, decode, encode
 from bus.connection import TRANSIENT_ERRORS, Bus, acknowledgement_timeouts
 from bus.messages import Manifest, ManifestKind, Segment, TensorEntry, WeightChunk, WeightVersion
 from configs.bus import WeightsConfig
@@ -68,6 +68,10 @@ class Published:
     same: frozenset[WeightVersion]
     """Under which names the log holds these very weights: of every epoch that published them."""
     seconds: float
+
+
+class _LogLostError(Exception):
+    """The log ends before the manifest that this writer wrote or found last: the bus has lost messages."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +129,17 @@ class WeightWriter:
         self._spare: WeightState | None = None
         self.epoch = 0
 
-    async def open(self) -> None:
-        """Reads the log and claims the epoch after its head's.
+    async def open(self, last_epoch: int = -1) -> None:
+        """Reads the log and claims the epoch after its head's and after `last_epoch`, which the log may have lost.
 
         Raises DeposedError, WeightsError, UnreadError, what nats-py raises.
         """
+        self.epoch = last_epoch + 1
         self._head_sequence, _ = await newest(self._bus)
         for sequence, manifest in await read_manifests(self._bus, 1, self._head_sequence):
             self._note(sequence, manifest)
         if self._head is not None:
-            self.epoch = self._head.version.epoch + 1
+            self.epoch = max(self.epoch, self._head.version.epoch + 1)
             # The head's weights again, under this writer's epoch.
             version = WeightVersion(epoch=self.epoch, n=self._head.version.n)
             await self._write_manifest(
@@ -154,20 +159,11 @@ class WeightWriter:
         Raises DeposedError if another writer has taken over, WeightsError if the bus did not take it.
         """
         started = time.monotonic()
-        before = self._head
-        wire_bytes = snapshot_bytes = 0
-        if before is not None and n <= before.version.n and await self._reproduces(n, state):
-            # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
-            await self.require_head()
-            log.info("weights reproduce what the log holds", n=n)
-        elif self._continues(n, state):
-            wire_bytes = await self._write_delta(n, state)
-            if self._since_snapshot >= self._config.snapshot_every or self._delta_bytes >= state.layout.nbytes:
-                snapshot_bytes = await self._write_snapshot(n, state)
-        else:
-            if before is not None:
-                log.warning("weights do not continue the log: a snapshot begins anew", n=n, head=str(before.version))
-            wire_bytes = await self._write_snapshot(n, state)
+        try:
+            wire_bytes, snapshot_bytes = await self._put(n, state)
+        except _LogLostError:
+            await self._begin_anew()
+            wire_bytes, snapshot_bytes = await self._write_snapshot(n, state), 0
         self._base, self._spare = state, self._base
         assert self._head is not None
         same = frozenset(
@@ -175,15 +171,64 @@ class WeightWriter:
         )
         return Published(self._head.version, wire_bytes, snapshot_bytes, same, time.monotonic() - started)
 
+    async def _put(self, n: int, state: WeightState) -> tuple[int, int]:
+        """Does what `publish` says; returns the bytes of the version and of a snapshot that followed it.
+
+        Raises _LogLostError where the log has lost its head.
+        """
+        before = self._head
+        if before is not None and n <= before.version.n and await self._reproduces(n, state):
+            # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
+            await self._look_at_head()
+            log.info("weights reproduce what the log holds", n=n)
+            return 0, 0
+        if not self._continues(n, state):
+            if before is not None:
+                log.warning("weights do not continue the log: a snapshot begins anew", n=n, head=str(before.version))
+            return await self._write_snapshot(n, state), 0
+        wire_bytes = await self._write_delta(n, state)
+        if self._since_snapshot >= self._config.snapshot_every or self._delta_bytes >= state.layout.nbytes:
+            return wire_bytes, await self._write_snapshot(n, state)
+        return wire_bytes, 0
+
     async def snapshot(self) -> None:
         """Writes a snapshot of the newest version, for a follower that cannot go on without one."""
-        if self._head is not None and self._base is not None and self._base.checksum == self._head.checksum:
-            await self._write_snapshot(self._head.version.n, self._base)
+        if self._head is None or self._base is None or self._base.checksum != self._head.checksum:
+            return
+        n, state = self._head.version.n, self._base
+        try:
+            await self._write_snapshot(n, state)
+        except _LogLostError:
+            await self._begin_anew()
+            await self._write_snapshot(n, state)
 
-    async def require_head(self) -> None:
-        """Raises DeposedError where another writer has taken over, WeightsError where the bus does not say."""
-        sequence, _ = await self._until_done(lambda: newest(self._bus), "read the head of the weight log")
-        self._require_head(sequence)
+    async def require_head(self) -> bool:
+        """Returns whether the log holds what this writer wrote; where it has lost it, the newest version is written again.
+
+        Raises DeposedError where another writer has taken over, WeightsError where the bus does not say.
+        """
+        try:
+            await self._look_at_head()
+        except _LogLostError:
+            # Without the newest version's weights, the next publish begins with a snapshot.
+            head, state = self._head, self._base
+            await self._begin_anew()
+            if head is not None and state is not None and state.checksum == head.checksum:
+                await self._write_snapshot(head.version.n, state)
+            return False
+        return True
+
+    async def _look_at_head(self) -> None:
+        self._require_head(*await self._until_done(lambda: newest(self._bus), "read the head of the weight log"))
+
+    async def _begin_anew(self) -> None:
+        """Empties a log that has lost messages, and goes on behind the last sequence that followers may have seen."""
+        log.warning("the bus has lost weights: the log begins anew with a snapshot", sequence=self._head_sequence + 1)
+        beyond = self._head_sequence + 1
+        await self._until_done(lambda: self._bus.skip_to("WEIGHTS", beyond), "begin the weight log anew")
+        self._head, self._head_sequence = None, 0
+        self._logged.clear()
+        self._snapshots.clear()
 
     async def _reproduces(self, n: int, state: WeightState) -> bool:
         await asyncio.to_thread(state.digest_all)
@@ -325,13 +370,16 @@ class WeightWriter:
                 sequence, data = await newest(self._bus)
                 if data == encode(manifest):
                     return sequence
-                self._require_head(sequence)
+                self._require_head(sequence, data)
                 raise
 
         self._head_sequence = await self._until_done(write, f"store the manifest of {manifest.version}")
         self._note(self._head_sequence, manifest)
 
-    def _require_head(self, sequence: int) -> None:
+    def _require_head(self, sequence: int, data: bytes) -> None:
+        """Raises DeposedError or _LogLostError where the newest manifest, `data`, is not this writer's."""
+        if sequence < self._head_sequence and _epoch_of(data) <= self.epoch:
+            raise _LogLostError
         if sequence != self._head_sequence:
             raise DeposedError(
                 f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
@@ -353,6 +401,14 @@ class WeightWriter:
         self._logged = {known: checksum for known, checksum in self._logged.items() if known < n} | {
             n: manifest.checksum
         }
+
+
+def _epoch_of(data: bytes) -> int:
+    """Returns the epoch of a manifest; -1 for what is none."""
+    try:
+        return decode(data, Manifest).version.epoch
+    except MessageError:
+        return -1
 
 
 def _chunks(segments: Iterator[Segment], size: int) -> Iterator[bytes]:

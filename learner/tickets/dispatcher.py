@@ -1,8 +1,11 @@
 """The dispatcher: turns admitted groups into tickets on the stream, each exactly once.
 
 Ticket k is message k of its stream, published on the condition that k - 1 messages came before it. So a dispatcher that
-starts again cannot issue a ticket twice: the stream refuses it, and the dispatcher skips what the stream already has.
+starts again cannot issue a ticket twice: the stream refuses it, and the dispatcher skips what the stream already has. Where
+the stream has lost its last messages, they are issued again, under their numbers.
 """
+
+import asyncio
 
 import nats.js.errors
 import structlog
@@ -28,18 +31,43 @@ class Dispatcher:
         self._problems = problems
         self._ledger = ledger
         self._last = -1
+        self._issuing = asyncio.Lock()
 
     async def issue(self) -> None:
         """Publishes the tickets of all admitted groups that the stream does not hold yet. Raises BusError when it cannot.
 
-        After a restart these may be tickets that a checkpoint counts as issued.
+        After a restart these may be tickets that a checkpoint counts as issued, and tickets that the bus has lost.
         """
-        if self._last < 0:
-            self._last = await self._last_sequence()
-        for group in range(self._last // self._config.learner.group_size, self._ledger.issued_groups):
-            for ticket in self.tickets(group):
-                if ticket.number > self._last:
-                    await self._publish(ticket)
+        async with self._issuing:
+            if self._last < 0:
+                self._last = await self._last_sequence()
+            await self._issue()
+
+    async def recover(self) -> bool:
+        """Issues again what the stream has lost; returns whether it had lost any. Raises BusError, what nats-py raises."""
+        async with self._issuing:
+            before = self._last
+            self._last = (await self._bus.js.stream_info(self._bus.names.stream("TICKETS"))).state.last_seq
+            lost = self._last < before
+            if lost:
+                await self._issue()
+            return lost
+
+    async def _issue(self) -> None:
+        while self._last < self._ledger.issued:
+            await self._skip_answered()
+            if self._last < self._ledger.issued:
+                for ticket in self.tickets(self._ledger.group_of(self._last + 1)):
+                    if ticket.number == self._last + 1:
+                        await self._publish(ticket)
+
+    async def _skip_answered(self) -> None:
+        """Leaves out answered tickets up to the first open one: only a stream that has lost messages asks for them again."""
+        first = next(iter(self._ledger.unanswered()), self._ledger.issued + 1)
+        if self._last + 1 < first:
+            log.warning("the bus has lost tickets that are answered", first=self._last + 1, last=first - 1)
+            await self._bus.skip_to("TICKETS", first)
+            self._last = first - 1
 
     def tickets(self, group: int) -> list[Ticket]:
         """Returns the tickets of a group; a function of its number, but for the time of issue."""
@@ -80,7 +108,8 @@ class Dispatcher:
             # The acknowledgement may have been lost, or another dispatcher was first: tickets are a function of their
             # number, so what the stream holds under this number is this ticket.
             self._last = await self._last_sequence()
-            if self._last >= ticket.number:
+            if self._last != ticket.number - 1:
+                # It is there, or earlier ones are gone, and come first.
                 return
             if backoff.over:
                 raise BusError(
@@ -93,7 +122,7 @@ class Dispatcher:
     async def _last_sequence(self) -> int:
         try:
             info = await self._bus.js.stream_info(self._bus.names.stream("TICKETS"))
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
             log.warning("ticket stream out of reach", error=str(error))
             return max(self._last, 0)
         return info.state.last_seq

@@ -52,6 +52,12 @@ class LostTickets:
             log.warning("cannot look for lost tickets, will try again", error=str(error))
         self._look_at = time.monotonic() + LOOK_EVERY_S
 
+    def hurry(self) -> None:
+        """Looks as soon as it can: the bus has lost messages, which is no ticket's fault."""
+        self._issued.clear()
+        self._suspects.clear()
+        self._look_at = 0.0
+
     async def look_now(self) -> None:
         """Issues again what was gone at the look before already, and notes what is now. Raises what nats-py raises."""
         gone = await self._gone()

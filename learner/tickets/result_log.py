@@ -55,24 +55,28 @@ class ResultLog:
         """Returns the state of the result stream. Raises what nats-py raises."""
         return (await self._bus.js.stream_info(self._stream)).state
 
-    async def require_whole(self, before: StreamState, position: int) -> None:
+    def require_whole(self, before: StreamState, position: int) -> None:
         """Checks that no result is missing between the checkpoint, at `position`, and the bus; changes nothing.
 
-        An earlier learner may still be running, so the stream's state is read twice: `before` is from before the checkpoint
-        was read, and this method asks for it again after it has read the archive.
+        An earlier learner may still be running and purge, so `before` is the stream's state from before the checkpoint was
+        read.
 
         Raises CheckpointError where results are missing, or where the archive is another run's.
         """
-        archived = last_archived(self._folder, self._bus.address.run)
-        self._require_whole(before, await self.state(), position, archived)
+        self._require_whole(before, position, last_archived(self._folder, self._bus.address.run))
 
     async def open(self) -> None:
         """Opens archive and stream behind the ledger's position. Raises CheckpointError as `require_whole` does."""
         self._archive = Archive(self._folder)
         state = await self.state()
-        self._require_whole(state, state, self._ledger.position, self._archive.last)
-        self._archive.cut(state.first_seq)
+        self._require_whole(state, self._ledger.position, self._archive.last)
         known = max(self._ledger.position, self._archive.last)
+        if state.last_seq < known:
+            await self._skip(state.last_seq, known)
+        else:
+            # What a checkpoint covers stays, also where it was not purged.
+            self._archive.cut(max(state.first_seq, self._ledger.position + 1))
+            known = max(self._ledger.position, self._archive.last)
         self._unread.extend(raw_archive(self._folder, after=self._ledger.position))
         self._reader = LogReader(self._bus, self._stream, self._bus.names.results, known + 1)
 
@@ -87,6 +91,22 @@ class ResultLog:
             return False
         self._judge(version, *self._unread.popleft())
         return True
+
+    async def recover(self) -> bool:
+        """Has the stream go on where reading is, if it has lost what was read; returns whether it had.
+
+        Results that were stored since then are lost as well: their tickets are issued again (`learner.tickets.lost`). Raises
+        what nats-py raises.
+        """
+        last = (await self.state()).last_seq
+        if last >= self._reader.position:
+            return False
+        await self._skip(last, self._reader.position)
+        return True
+
+    async def _skip(self, last: int, known: int) -> None:
+        log.warning("the bus has lost results that were read", stream_ends_at=last, known_up_to=known)
+        await self._bus.skip_to("RESULTS", known + 1)
 
     async def fills_up(self) -> bool:
         """Returns whether results that only a checkpoint lets go take up half of their stream; asks every `LOOK_EVERY_S`.
@@ -143,12 +163,7 @@ class ResultLog:
     def _dead_letter(self, sequence: int, data: bytes, reason: str) -> None:
         asyncio.get_running_loop().create_task(self._bus.dead_letter(self._stream, sequence, data, reason))
 
-    def _require_whole(self, before: StreamState, after: StreamState, position: int, archived: int) -> None:
-        if after.last_seq < position:
-            raise CheckpointError(
-                f"the checkpoint is at result {position}, but the stream of results ends at {after.last_seq}: "
-                "the bus lost its storage, so this run cannot go on; its archive can be trained from with `zerotir replay`"
-            )
+    def _require_whole(self, before: StreamState, position: int, archived: int) -> None:
         known = max(position, archived)
         if before.first_seq > known + 1:
             raise CheckpointError(

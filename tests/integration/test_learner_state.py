@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.messages import Trajectory
 from bus.presence import Announcer
+from bus.run_record import record_model
 from bus.streams import create_streams
 from configs.bus import BusConfig
 from configs.loading import load_config
@@ -38,9 +40,9 @@ def make_learner(bus: Bus, folder: Path, config: RunConfig = CONFIG) -> Learner:
     model.mkdir(exist_ok=True)
     (model / "config.json").write_text('{"vocab_size": 100}')
     problems = ProblemOrder(load_problems(config.tasks.problems, 0), 0)
-    return Learner(
-        config, bus, bus, EmulatedTrainer(model), "{problem}", problems, folder, Announcer(bus, "learner", "learner")
-    )
+    record = partial(record_model, bus, {"config.json": "1"}, "{problem}")
+    announcer = Announcer(bus, "learner", "learner")
+    return Learner(config, bus, bus, EmulatedTrainer(model), "{problem}", problems, folder, announcer, record)
 
 
 def result(bus: Bus, ledger: Ledger, ticket: int) -> Trajectory:

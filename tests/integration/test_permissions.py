@@ -57,6 +57,8 @@ PUBLISH = {
     "look a ticket up": (f"{API}.STREAM.MSG.GET.{stream('TICKETS')}", set()),
     "read results": (f"{API}.CONSUMER.CREATE.{stream('RESULTS')}.reader.{NAMES.results}", {"learner"}),
     "look a result up": (f"{API}.DIRECT.GET.{stream('RESULTS')}", set()),
+    "purge tickets": (f"{API}.STREAM.PURGE.{stream('TICKETS')}", {"learner"}),
+    "purge metrics": (f"{API}.STREAM.PURGE.{stream('METRICS')}", {"learner"}),
     "purge results": (f"{API}.STREAM.PURGE.{stream('RESULTS')}", {"learner"}),
     "read weights": (f"{API}.CONSUMER.CREATE.{stream('WEIGHTS')}.r.{NAMES.manifests}", EVERYONE - {"sandbox"}),
     "purge weights": (f"{API}.STREAM.PURGE.{stream('WEIGHTS')}", {"learner"}),
