@@ -101,6 +101,8 @@ class ResultLog:
         last = (await self.state()).last_seq
         if last >= self._reader.position:
             return False
+        # What was read is nowhere else now.
+        self.sync()
         await self._skip(last, self._reader.position)
         return True
 

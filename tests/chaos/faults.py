@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import os
 import resource
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import nats.js.errors
@@ -220,6 +222,57 @@ async def bus_disk_full(run: Run) -> None:
         await run.until(lambda: run.server_pid not in (None, server), "another server")
 
 
+async def _bus_down(run: Run, change: Callable[[Path], None]) -> None:
+    """Ends the bus role and its server, lets `change` do something to the store, and starts them again."""
+    server = run.server_pid
+    await run.bus_role.kill()
+    await run.until(lambda: not Path(f"/proc/{server}").exists(), "the end of the server")
+    change(run.folder / "nats" / "store")
+    await run.start_bus()
+
+
+async def bus_loses_its_last_seconds(run: Run) -> None:
+    """As by a power failure of its host: the store is what it was before the last messages were acknowledged."""
+    results = run.observer.names.results
+    await run.event(run.actors[0].tap.watch(results, run.random.randint(1, 4)))
+    server, store, before = run.server_pid, run.folder / "nats" / "store", run.folder / "store-before"
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    try:
+        shutil.rmtree(before, ignore_errors=True)
+        shutil.copytree(store, before)
+    finally:
+        os.kill(server, signal.SIGCONT)
+    await run.event(run.actors[0].tap.watch(results, run.random.randint(8, 24)))
+
+    def put_back(store: Path) -> None:
+        shutil.rmtree(store)
+        shutil.copytree(before, store)
+
+    await _bus_down(run, put_back)
+
+
+async def bus_loses_everything(run: Run) -> None:
+    """A new, empty server in the place of the old one."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 8)))
+    await _bus_down(run, shutil.rmtree)
+
+
+async def block_of_the_store_damaged(run: Run) -> None:
+    """A quarter of a file of messages, of whatever stream, is noise."""
+    await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 8)))
+
+    def damage(store: Path) -> None:
+        block = run.random.choice(sorted(path for path in store.rglob("*.blk") if path.stat().st_size))
+        content = bytearray(block.read_bytes())
+        begin, length = run.random.randrange(len(content)), len(content) // 4 + 1
+        content[begin : begin + length] = run.random.randbytes(len(content[begin : begin + length]))
+        block.write_bytes(content)
+        print(f"damaged {block.relative_to(store)}: {length} bytes from {begin} on", flush=True)
+
+    await _bus_down(run, damage)
+
+
 ALL = (
     actor_killed_in_a_rollout,
     actor_killed_before_its_acknowledgement,
@@ -238,4 +291,7 @@ ALL = (
     bus_hangs_while_the_learner_starts,
     second_server,
     bus_disk_full,
+    bus_loses_its_last_seconds,
+    bus_loses_everything,
+    block_of_the_store_damaged,
 )

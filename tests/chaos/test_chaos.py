@@ -74,6 +74,9 @@ async def test_a_killed_server_and_a_killed_learner_go_on(tmp_path: Path):
         faults.bus_hangs_while_the_learner_starts,
         faults.second_server,
         faults.bus_disk_full,
+        faults.bus_loses_its_last_seconds,
+        faults.bus_loses_everything,
+        faults.block_of_the_store_damaged,
     ],
     ids=lambda fault: fault.__name__,
 )

@@ -1,16 +1,20 @@
 """Tickets on a real server: leases, hand-backs, what is damaged, and what is gone without a usable result."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from actors.leases import LeasedTicket, TicketSource
 from bus.codec import decode
-from bus.connection import Bus
+from bus.connection import Bus, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, Ticket
+from bus.server import embedded_server
 from bus.streams import create_streams
+from configs.bus import BusConfig
 from configs.loading import load_config
 from configs.schema import FiltersConfig, RolloutConfig
 from configs.tasks import GradingConfig
@@ -209,3 +213,26 @@ async def test_a_ticket_that_never_gets_a_usable_result_ends_as_a_failure(bus: B
     [failure] = await learner.read(1)
     assert (failure.ticket, failure.reason, failure.attempts) == (1, "no usable result", MAX_ISSUES + 1)
     assert learner.ledger.ready(0) == [0, 1]
+
+
+async def test_an_actor_that_pulls_while_the_bus_is_away_has_no_ticket_go_to_nobody(tmp_path: Path):
+    """A request that the client keeps, and sends once it is back, would take tickets for a whole lease."""
+    config = BusConfig(timeout_s=2, reconnect_s=60)
+    async with contextlib.AsyncExitStack() as server:
+        address, _ = await server.enter_async_context(embedded_server(tmp_path, config, "away"))
+        async with open_bus(address, config, "a") as bus:
+            await create_streams(bus.js, bus.names, config, lease_s=600)
+            source = TicketSource(bus)
+            assert await source.pull(5, 0.1) == []
+            await server.aclose()
+            while bus.client.is_connected:
+                await asyncio.sleep(0.02)
+            for _ in range(3):
+                assert await source.pull(5, 0.1) == []
+            await server.enter_async_context(embedded_server(tmp_path, config, "away", address, keep_port=True))
+            async with asyncio.timeout(60):
+                while not bus.client.is_connected:
+                    await asyncio.sleep(0.02)
+            for number in range(1, 6):
+                await bus.publish(bus.names.tickets, ticket(number))
+            assert [leased.ticket.number for leased in await pull(source, 5)] == [1, 2, 3, 4, 5]

@@ -9,9 +9,10 @@ from bus.codec import decode, encode
 from bus.connection import Bus
 from bus.messages import Manifest, WeightChunk
 from bus.streams import create_streams
-from tests.integration.weights.log import Learner, advanced, image_of, stored, until
+from tests.integration.weights.log import CONFIG, Learner, advanced, image_of, stored, until
 from weights.follower import WeightFollower
 from weights.log import newest, read_manifests
+from weights.writer import WeightWriter
 
 
 def flipped(data: bytes, place: int) -> bytes:
@@ -171,3 +172,41 @@ async def test_chunks_that_were_sent_again_are_read_once(bus: Bus, learner: Lear
     indices = [decode(m.data or b"", WeightChunk).index for m in chunks]
     assert len(indices) > len(set(indices)), "the test sent nothing twice"
     await advanced(WeightFollower(bus), learner, 0)
+
+
+@pytest.mark.parametrize("first", ["publish", "snapshot", "look"])
+@pytest.mark.parametrize("lost", [2, None], ids=["its end", "everything"])
+async def test_a_log_that_has_lost_messages_goes_on_with_a_snapshot_behind_them(
+    bus: Bus, learner: Learner, lost: int | None, first: str
+):
+    """Whatever the writer does first finds it."""
+    follower = WeightFollower(bus)
+    for n in range(6):
+        await learner.publish(n, every=50)
+    await advanced(follower, learner, 5)
+    stream = bus.names.stream("WEIGHTS")
+    before = (await bus.js.stream_info(stream)).state
+    kept = [await bus.js.get_msg(stream, seq) for seq in range(before.first_seq, before.last_seq + 1)]
+    await bus.js.delete_stream(stream)
+    await create_streams(bus.js, bus.names, bus.config, lease_s=60)
+    for message in kept[: -lost if lost else 0]:
+        await bus.js.publish(message.subject or "", message.data or b"")
+    newest_version = 5
+    if first == "publish":
+        newest_version = 6
+        await learner.publish(6, every=50)
+    elif first == "snapshot":
+        await learner.writer.snapshot()
+    else:
+        assert not await learner.writer.require_head()
+    assert (await bus.js.stream_info(stream)).state.first_seq > before.last_seq
+    await advanced(WeightFollower(bus), learner, newest_version)
+    await learner.publish(7 if first == "publish" else 6, every=50)
+    await advanced(follower, learner, 7 if first == "publish" else 6)
+    assert await learner.writer.require_head()
+
+
+async def test_epochs_go_on_where_the_log_has_lost_them(bus: Bus):
+    writer = WeightWriter(bus, CONFIG)
+    await writer.open(last_epoch=4)
+    assert writer.epoch == 5
