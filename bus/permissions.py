@@ -115,7 +115,11 @@ TABLE = (
         subscribe=("{snapshot_requests}",),
     ),
     Rule("issue tickets", ("learner",), publish=("{tickets}", f"{API}.STREAM.PURGE.{TICKETS}")),
-    Rule("find lost tickets, issue and answer them", ("learner",), publish=("{retries}", "{results}", *_info(RETRIES))),
+    Rule(
+        "find lost tickets, issue and answer them",
+        ("learner",),
+        publish=("{retries}", "{results}", *_info(RETRIES), *_get(TICKETS, RETRIES)),
+    ),
     Rule(
         "take results",
         ("learner",),

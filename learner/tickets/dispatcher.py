@@ -6,6 +6,7 @@ the stream has lost its last messages, they are issued again, under their number
 """
 
 import asyncio
+import re
 
 import nats.js.errors
 import structlog
@@ -65,9 +66,13 @@ class Dispatcher:
         """Leaves out answered tickets up to the first open one: only a stream that has lost messages asks for them again."""
         first = next(iter(self._ledger.unanswered()), self._ledger.issued + 1)
         if self._last + 1 < first:
-            log.warning("the bus has lost tickets that are answered", first=self._last + 1, last=first - 1)
-            await self._bus.skip_to("TICKETS", first)
-            self._last = first - 1
+            await self._skip_to(first)
+
+    async def _skip_to(self, number: int) -> None:
+        """Has the stream go on with ticket `number`; open ones below it are found by `learner.tickets.lost`."""
+        log.warning("the bus has lost tickets", first=self._last + 1, last=number - 1)
+        await self._bus.skip_to("TICKETS", number)
+        self._last = number - 1
 
     def tickets(self, group: int) -> list[Ticket]:
         """Returns the tickets of a group; a function of its number, but for the time of issue."""
@@ -95,6 +100,7 @@ class Dispatcher:
         headers = {"Nats-Expected-Last-Sequence": str(ticket.number - 1)}
         backoff = Backoff(self._bus.config.reconnect_s)
         refused: Exception
+        refused_before: Exception | None = None
         for timeout_s in acknowledgement_timeouts(self._bus.config):
             try:
                 self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers, timeout_s)
@@ -118,6 +124,10 @@ class Dispatcher:
                 )
             log.warning("ticket refused, will try again", ticket=ticket.number, error=str(refused))
             await backoff.pause()
+            if (counted := _counted(refused)) > self._last and counted == _counted(refused_before):
+                await self._skip_to(counted + 1)
+                return
+            refused_before = refused
 
     async def _last_sequence(self) -> int:
         try:
@@ -126,3 +136,14 @@ class Dispatcher:
             log.warning("ticket stream out of reach", error=str(error))
             return max(self._last, 0)
         return info.state.last_seq
+
+
+def _counted(refused: Exception | None) -> int:
+    """Returns up to which number a refusal says that the stream has counted; 0 where it says nothing of it.
+
+    After a damaged block nats-server (2.15) goes on counting where the stream had ended, whatever it still holds.
+    """
+    if not isinstance(refused, nats.js.errors.APIError) or refused.err_code not in WRONG_LAST_SEQUENCE:
+        return 0
+    found = re.search(r"(\d+)$", refused.description or "")
+    return int(found[1]) if found else 0

@@ -7,14 +7,18 @@ ticket stream. Such a ticket may be answered by a result that is stored but not 
 the learner has read what the result stream held at that look. A lost ticket goes to the retries. A ticket that is lost
 `MAX_ISSUES` times more is answered by a failure in the result log, like every other.
 
-A look costs one or two requests. The answer names the gaps in the ticket stream; there are at most as many as open tickets.
+A look costs one or two requests, and one for each of the first `READ_FIRST` open tickets: with a damaged block the server
+may count messages that it can neither read nor deliver, and the first open tickets are those that hold the learner up. The
+answer names the gaps in the ticket stream; there are at most as many as open tickets.
 """
 
 import json
 import time
 from collections import Counter
+from typing import Any
 
 import nats.errors
+import nats.js.errors
 import structlog
 
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
@@ -26,6 +30,7 @@ log = structlog.get_logger()
 
 LOOK_EVERY_S = 10.0
 MAX_ISSUES = 3
+READ_FIRST = 16
 
 
 class LostTickets:
@@ -74,10 +79,24 @@ class LostTickets:
         state = await self._state("TICKETS", {"deleted_details": True})
         deleted = set(state.get("deleted") or ())
         gone = {n for n in unanswered if n < state["first_seq"] or n in deleted}
+        first = unanswered[:READ_FIRST]
+        gone |= {n for n in first if n not in gone and not await self._readable("TICKETS", seq=n)}
         if gone:
             offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
-            gone -= {int(subject.rpartition(".")[2]) for subject in offered.get("subjects") or ()}
+            retried = {int(subject.rpartition(".")[2]) for subject in offered.get("subjects") or ()}
+            gone -= {
+                n
+                for n in gone & retried
+                if n not in first or await self._readable("RETRIES", subject=self._bus.names.retry(n))
+            }
         return gone
+
+    async def _readable(self, kind: str, **which: Any) -> bool:
+        try:
+            await self._bus.js.get_msg(self._bus.names.stream(kind), **which)
+        except nats.js.errors.NotFoundError:
+            return False
+        return True
 
     async def _state(self, kind: str, details: dict[str, object]) -> dict:
         where = f"$JS.API.STREAM.INFO.{self._bus.names.stream(kind)}"

@@ -54,7 +54,7 @@ PUBLISH = {
     "take a ticket": (f"{API}.CONSUMER.MSG.NEXT.{stream('TICKETS')}.actors", {"actor"}),
     "acknowledge a ticket": (f"$JS.ACK.{stream('TICKETS')}.actors.1.1.1.1.1", {"actor"}),
     "read tickets aside": (f"{API}.CONSUMER.CREATE.{stream('TICKETS')}.spy.{NAMES.tickets}", set()),
-    "look a ticket up": (f"{API}.STREAM.MSG.GET.{stream('TICKETS')}", set()),
+    "look a ticket up": (f"{API}.STREAM.MSG.GET.{stream('TICKETS')}", {"learner"}),
     "read results": (f"{API}.CONSUMER.CREATE.{stream('RESULTS')}.reader.{NAMES.results}", {"learner"}),
     "look a result up": (f"{API}.DIRECT.GET.{stream('RESULTS')}", set()),
     "purge tickets": (f"{API}.STREAM.PURGE.{stream('TICKETS')}", {"learner"}),

@@ -236,3 +236,43 @@ async def test_an_actor_that_pulls_while_the_bus_is_away_has_no_ticket_go_to_nob
             for number in range(1, 6):
                 await bus.publish(bus.names.tickets, ticket(number))
             assert [leased.ticket.number for leased in await pull(source, 5)] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.9])
+async def test_a_damaged_block_of_the_ticket_stream_costs_no_ticket(tmp_path: Path, place: float):
+    """The server leaves out what it cannot read, up to the stream's end, and may count on where that had been."""
+    config = BusConfig(timeout_s=5, reconnect_s=60)
+    run = load_config("tiny", ["learner.batch_groups=6", "learner.group_size=2", "learner.steps=4"])
+    ledger = Ledger(6, 2, 0, 4, Filters(FiltersConfig(), group_relative=False))
+    problems = ProblemOrder(load_problems(run.tasks.problems, 0), 0)
+    async with contextlib.AsyncExitStack() as server:
+        address, process = await server.enter_async_context(embedded_server(tmp_path, config, "damaged"))
+        async with open_bus(address, config, "l") as bus:
+            await create_streams(bus.js, bus.names, config, lease_s=600)
+            dispatcher = Dispatcher(bus, run, "{problem}", problems, ledger)
+            lost = LostTickets(bus, ledger, dispatcher, "learner")
+            ledger.admit(0)
+            await dispatcher.issue()
+            await server.aclose()
+            assert process.returncode is not None
+            [block] = tmp_path.rglob("*-TICKETS/msgs/1.blk")
+            content = bytearray(block.read_bytes())
+            begin = int(place * len(content))
+            content[begin : begin + 200] = bytes(200)
+            block.write_bytes(content)
+            await server.enter_async_context(embedded_server(tmp_path, config, "damaged", address, keep_port=True))
+            async with asyncio.timeout(60):
+                while not bus.client.is_connected:
+                    await asyncio.sleep(0.02)
+            source = TicketSource(bus)
+            held = {leased.ticket.number for leased in await source.pull(12, 1.0)}
+            await dispatcher.recover()
+            ledger.admit(1)
+            await dispatcher.issue()
+            lost.hurry()
+            async with asyncio.timeout(120):
+                while held != set(range(1, 25)):
+                    held |= {leased.ticket.number for leased in await source.pull(24, 0.5)}
+                    await lost.look_now()
+            # In their stream, or among the retries, and their numbers go on.
+            assert (await bus.js.stream_info(bus.names.stream("TICKETS"))).state.last_seq == 24
