@@ -2,7 +2,8 @@
 
     processes of emulated actors ──▶ server ──▶ this process, the learner's end
 
-Against a bare nats-py loop that moves the same bytes over the same stream, and Redis Streams with msgpack
+As the product does it; the same with a server that forces each message to its disk before it acknowledges it (`synced`);
+against a bare nats-py loop that moves the same bytes over the same stream, and Redis Streams with msgpack
 (`benchmarks.bus_ways` says what each does). One server of each kind, one reader; actors are spread over two processes; the
 time runs from the first write to the last message read. The ways take turns, several rounds; the table shows medians.
 
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bus_ways import Place, connected, fields
+from bus import server
+from bus.address import BusAddress
 from bus.codec import encode
 from bus.connection import open_bus
 from bus.messages import Trajectory
@@ -33,7 +36,7 @@ from bus.server import embedded_server
 from bus.streams import Names, create_streams
 from configs.bus import BusConfig
 
-WAYS = ("zerotir", "nats-py", "redis")
+WAYS = ("zerotir", "synced", "nats-py", "redis")
 SIZES = (4_000, 100_000)
 ACTORS = (1, 4, 16, 64)
 IN_FLIGHT = 8
@@ -71,14 +74,14 @@ async def measure(way: str, place: Place, size: int, actors: int, seconds: float
     pipe = asyncio.subprocess.PIPE
     processes = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "benchmarks.bus_actors", way, place.address.model_dump_json()),
+            *(sys.executable, "-m", "benchmarks.bus_actors", code_of(way), place.address.model_dump_json()),
             *(str(place.redis_port), str(size), str(share), str(IN_FLIGHT)),
             stdin=pipe,
             stdout=pipe,
         )
         for share in shares(actors)
     ]
-    async with connected(way, place, size) as reader:
+    async with connected(code_of(way), place, size) as reader:
         for process in processes:
             assert process.stdout is not None
             assert await asyncio.wait_for(process.stdout.readline(), 120) == b"ready\n"
@@ -104,6 +107,25 @@ async def measure(way: str, place: Place, size: int, actors: int, seconds: float
         "mb_per_s": read * nbytes / elapsed / 1e6,
         "seconds": elapsed,
     }
+
+
+def code_of(way: str) -> str:
+    """Returns by whose code the messages are moved."""
+    return "zerotir" if way == "synced" else way
+
+
+@contextlib.asynccontextmanager
+async def nats_server(folder: Path, sync_interval: str) -> AsyncIterator[BusAddress]:
+    """Yields the address of a run on a server that syncs so often."""
+    usual, server.SYNC_INTERVAL = server.SYNC_INTERVAL, sync_interval
+    config = BusConfig(max_results_bytes=16 * 1024**3)
+    try:
+        async with embedded_server(folder, config, "benchmark") as (address, _):
+            async with open_bus(address, config, "bus") as bus:
+                await create_streams(bus.js, bus.names, config, lease_s=60)
+            yield address
+    finally:
+        server.SYNC_INTERVAL = usual
 
 
 def shares(actors: int) -> list[int]:
@@ -179,16 +201,17 @@ async def main(arguments: argparse.Namespace) -> None:
     rows = []
     async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = BusConfig(max_results_bytes=16 * 1024**3)
-        address, _ = await stack.enter_async_context(embedded_server(folder / "nats", config, "benchmark"))
-        async with open_bus(address, config, "bus") as bus:
-            await create_streams(bus.js, bus.names, config, lease_s=60)
+        address = await stack.enter_async_context(nats_server(folder / "nats", server.SYNC_INTERVAL))
+        synced = address
+        if "synced" in arguments.ways:
+            synced = await stack.enter_async_context(nats_server(folder / "synced", "always"))
         port = await stack.enter_async_context(redis_server(folder)) if "redis" in arguments.ways else 0
         for number in range(arguments.rounds):
             for size in arguments.sizes:
                 for actors in arguments.actors:
                     for way in arguments.ways:
-                        row = await measure(way, Place(address, port), size, actors, arguments.seconds)
+                        place = Place(synced if way == "synced" else address, port)
+                        row = await measure(way, place, size, actors, arguments.seconds)
                         rows.append(row)
                         sys.stderr.write(f"{number + 1}: {json.dumps(row)}\n")
     found = medians(rows)

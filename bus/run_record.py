@@ -61,8 +61,12 @@ async def record_model(bus: Bus, digests: Mapping[str, str], template: str) -> N
     """
     bucket = await bus.js.key_value(bus.names.run_bucket)
     for key, text in ((TEMPLATE, template), (MODEL, json.dumps(digests))):
-        with contextlib.suppress(nats.js.errors.KeyWrongLastSequenceError):
+        try:
             await bucket.create(key, text.encode())
+        except (nats.js.errors.KeyWrongLastSequenceError, nats.js.errors.KeyNotFoundError):
+            # It is there; or in a damaged block, where the server counts it and cannot read it.
+            if await _get(bucket, key) is None:
+                await bucket.put(key, text.encode())
     await _require_same_model(bucket, digests)
     if await _get(bucket, TEMPLATE) != template:
         raise UserError(

@@ -30,6 +30,9 @@ log = structlog.get_logger()
 
 USUAL_MESSAGE_BYTES = 8 * 1024**2
 """Largest message of a server whose run does not need larger ones."""
+SYNC_INTERVAL = "10s"
+"""How often a server forces its files to the disk. `always` would do so before each acknowledgement, at a price
+(docs/results/bus.md); what a power failure costs with this one, the learner makes good (`learner.bus_loss`)."""
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 FREE_SHARE = 0.9
@@ -68,10 +71,22 @@ def common_settings(store: str, largest_message: int, room: int | None = None) -
     take, all of it counted.
     """
     payload = max(largest_message, USUAL_MESSAGE_BYTES)
-    jetstream: dict[str, Any] = {"store_dir": store, "sync_interval": "10s"}
+    jetstream: dict[str, Any] = {"store_dir": store, "sync_interval": SYNC_INTERVAL}
     if room is not None:
         jetstream["max_file_store"] = room
     return {"max_payload": payload, "max_pending": 16 * payload, "jetstream": jetstream}
+
+
+def _forget_indexes(store: Path) -> None:
+    """Removes what an earlier server noted of its streams' files, so that the next one reads, and checks, every message.
+
+    By its index nats-server (2.15) takes damaged messages for whole ones: a bucket with such a message takes no value any
+    more, and says nothing. Reading costs about half a second for each GB; the stream of weights, which may have many and whose
+    readers check every chunk, keeps its index.
+    """
+    for index in store.glob("jetstream/*/streams/*/msgs/index.db"):
+        if not index.parents[1].name.endswith("-WEIGHTS"):
+            index.unlink()
 
 
 def _room(store: Path) -> int:
@@ -179,6 +194,7 @@ async def _server(
     settings = settings | {"ports_file_dir": str(folder), "accounts": {master.run: run_account(master)}}
     settings_file = folder / "server.conf"
     write_private(settings_file, json.dumps(settings, indent=1))
+    _forget_indexes(folder / "store")
     log_file = folder / "server.log"
     with log_file.open("ab") as output:
         process = await asyncio.create_subprocess_exec(

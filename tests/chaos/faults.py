@@ -263,7 +263,8 @@ async def block_of_the_store_damaged(run: Run) -> None:
     await run.event(run.actors[0].tap.watch(run.observer.names.results, run.random.randint(1, 8)))
 
     def damage(store: Path) -> None:
-        block = run.random.choice(sorted(path for path in store.rglob("*.blk") if path.stat().st_size))
+        streams = sorted({path.parent for path in store.rglob("*.blk") if path.stat().st_size})
+        block = run.random.choice(sorted(run.random.choice(streams).glob("*.blk")))
         content = bytearray(block.read_bytes())
         begin, length = run.random.randrange(len(content)), len(content) // 4 + 1
         content[begin : begin + length] = run.random.randbytes(len(content[begin : begin + length]))

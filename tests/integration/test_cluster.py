@@ -153,6 +153,10 @@ async def test_one_of_three_servers_is_killed_and_the_work_goes_on(tmp_path: Pat
         assert held.version.n == work.weights - 1
         assert follower.state is not None
         assert (follower.state.image.view("<f4") == work.weights - 1).all()
+        # A stream that has lost messages goes on behind them, in all copies.
+        beyond = (await admin.js.stream_info(admin.names.stream("RESULTS"))).state.last_seq + 1000
+        await learner.skip_to("RESULTS", beyond)
+        assert await actor.publish(actor.names.results, failure(1)) == beyond
 
 
 async def test_a_server_without_a_cluster_is_explained(own_run: BusAddress):

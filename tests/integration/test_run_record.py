@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -122,3 +123,33 @@ async def test_actors_and_learners_with_another_tokenizer_end_with_status_2(
         )
         assert ended.returncode == 2, ended.stderr
         assert "the model here is not the run's: tokenizer.json is another one" in ended.stderr
+
+
+async def test_a_record_in_a_damaged_block_is_written_again(tmp_path: Path):
+    """By its index the server would take the damaged messages for whole ones, and no others in their place."""
+    config = BusConfig(timeout_s=5)
+    for seed in range(4):
+        folder = tmp_path / str(seed)
+        async with (
+            embedded_server(folder, config, "damaged") as (address, _),
+            open_bus(address, config, "bus") as bus,
+        ):
+            await create_streams(bus.js, bus.names, config, lease_s=60)
+            await record_config(bus, CONFIG)
+            await record_model(bus, DIGESTS, "Q: {problem}")
+        [block] = folder.rglob("KV_*-run/msgs/1.blk")
+        content = block.read_bytes()
+        begin = 96 * seed
+        block.write_bytes(
+            content[:begin] + Random(seed).randbytes(len(content) // 4) + content[begin + len(content) // 4 :]
+        )
+        async with (
+            embedded_server(folder, config, "damaged", address) as (again, _),
+            open_bus(again, config, "bus") as bus,
+        ):
+            await create_streams(bus.js, bus.names, config, lease_s=60)
+            await record_config(bus, CONFIG)
+            await record_model(bus, DIGESTS, "Q: {problem}")
+            await require_same_config(bus, CONFIG, SHARED)
+            assert await require_same_model(bus, DIGESTS, 0, asyncio.Event())
+            assert await recorded_template(bus) == "Q: {problem}"
