@@ -81,8 +81,8 @@ def _forget_indexes(store: Path) -> None:
     """Removes what an earlier server noted of its streams' files, so that the next one reads, and checks, every message.
 
     By its index nats-server (2.15) takes damaged messages for whole ones: a bucket with such a message takes no value any
-    more, and says nothing. Reading costs about half a second for each GB; the stream of weights, which may have many and whose
-    readers check every chunk, keeps its index.
+    more, and says nothing. Reading costs about half a second for each GB. The stream of weights keeps its index: it may have
+    many GB, and its readers check every chunk.
     """
     for index in store.glob("jetstream/*/streams/*/msgs/index.db"):
         if not index.parents[1].name.endswith("-WEIGHTS"):

@@ -33,6 +33,7 @@ async def store_failed(bus: Bus, folder: Path) -> str:
     """
     log_file, store = folder / "server.log", folder / "store"
     position = log_file.stat().st_size
+    cut = b""
     failed = warned = False
     told = 0.0
     while True:
@@ -40,7 +41,10 @@ async def store_failed(bus: Bus, folder: Path) -> str:
             file.seek(position)
             new = file.read()
         position += len(new)
-        failed = failed or FAILED in new
+        # A line may be written in two parts.
+        lines = cut + new
+        failed = failed or FAILED in lines
+        cut = lines[-len(FAILED) :]
         disk = shutil.disk_usage(store)
         if disk.free < LEAST_BYTES:
             if time.monotonic() - told > TELL_EVERY_S:
