@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import fsspec
 import structlog
 from nats.aio.msg import Msg
 
@@ -29,6 +28,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import Manifest, ManifestKind, WeightChunk, WeightVersion
 from weights.codec import Layout, WeightsError, WeightState
+from weights.files import read_file
 from weights.log import HOLD, newest, read_manifests
 
 log = structlog.get_logger()
@@ -37,7 +37,6 @@ POLL_S = 5.0
 """A manifest wakes its followers; behind a mirror that does not, and then this is how long one goes unseen."""
 BYTES_AT_ONCE = 8 * 2**20
 """Bytes of chunks that are asked for together: a server disconnects a reader for which it must keep much."""
-FILE_BLOCK_BYTES = 64 * 2**20
 WAKE_S = 0.05
 """A manifest may wake its followers before the stream has stored it: they look again after this long, and twice as long."""
 
@@ -256,7 +255,7 @@ class WeightFollower:
 
     async def _read(self, location: str, state: WeightState, reader: LogReader) -> None:
         """Reads a snapshot's file while `reader`, which has nothing to read, keeps its place on the stream."""
-        reading = asyncio.create_task(asyncio.to_thread(_read_file, location, state))
+        reading = asyncio.create_task(asyncio.to_thread(read_file, location, state))
         while not reading.done():
             await reader.read(1, timeout_s=0.1)
         await reading
@@ -291,19 +290,3 @@ def _apply(messages: Sequence[bytes], taken: int, state: WeightState) -> int:
                 state.apply(segment)
             taken += 1
     return taken
-
-
-def _read_file(location: str, state: WeightState) -> None:
-    position = 0
-    try:
-        with fsspec.open(location, "rb") as file:
-            while block := file.read(FILE_BLOCK_BYTES):
-                if position + len(block) > state.layout.nbytes:
-                    raise WeightsError(f"{location} is longer than its manifest says")
-                state.write(position, block)
-                position += len(block)
-    except (OSError, ValueError, ImportError) as error:
-        raise WeightsError(f"snapshot {location} cannot be read here: {error}") from error
-    if position != state.layout.nbytes:
-        raise WeightsError(f"{location} has {position} bytes instead of {state.layout.nbytes}")
-    state.digest_all()

@@ -24,21 +24,21 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Self
 
-import fsspec
 import nats.js.errors
 import structlog
 from nats.js.api import PubAck
 
-from bus.codec import MessageError, decode, encode
+from bus.codec import encode
 from bus.connection import TRANSIENT_ERRORS, Bus, acknowledgement_timeouts
-from bus.messages import Manifest, ManifestKind, Segment, TensorEntry, WeightChunk, WeightVersion
+from bus.messages import Manifest, ManifestKind, Segment, WeightVersion
 from configs.bus import WeightsConfig
 from configs.errors import UserError
 from runtime.retry import Backoff
 from weights.codec import Layout, WeightsError, WeightState
+from weights.files import remove_file, write_file
 from weights.log import HOLD, newest, read_manifests
+from weights.packing import Chunks, Weights, epoch_of, make_manifest, pack_chunks
 
 log = structlog.get_logger()
 
@@ -49,7 +49,6 @@ LONGEST_PAUSE_S = 5.0
 SNAPSHOTS_KEPT = 2
 HOLD_S = 3600.0
 """How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
-FILE_BLOCK_BYTES = 64 * 2**20
 
 
 class DeposedError(UserError):
@@ -80,32 +79,6 @@ class _Snapshot:
 
     position: int
     location: str | None
-
-
-@dataclass(frozen=True)
-class _Chunks:
-    """Holds what a manifest says of its chunks."""
-
-    writing: str = ""
-    first: int = 0
-    count: int = 0
-    nbytes: int = 0
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Holds what a manifest says of the weights themselves."""
-
-    layout: str
-    nbytes: int
-    checksum: str
-
-    @classmethod
-    def of(cls, weights: WeightState | Manifest) -> Self:
-        """Returns the same of a state or of a manifest that is in the log."""
-        if isinstance(weights, Manifest):
-            return cls(weights.layout, weights.nbytes, weights.checksum)
-        return cls(weights.layout.digest, weights.layout.nbytes, weights.checksum)
 
 
 class WeightWriter:
@@ -143,7 +116,7 @@ class WeightWriter:
             # The head's weights again, under this writer's epoch.
             version = WeightVersion(epoch=self.epoch, n=self._head.version.n)
             await self._write_manifest(
-                _manifest(version, _Weights.of(self._head), _Chunks(), self._bus.clock.now(), parent=self._head)
+                make_manifest(version, Weights.of(self._head), Chunks(), self._bus.clock.now(), parent=self._head)
             )
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
 
@@ -251,24 +224,26 @@ class WeightWriter:
         assert base is not None
         version = WeightVersion(epoch=self.epoch, n=n)
         written = await self._write_chunks(version, ManifestKind.DELTA, lambda: base.changes(state))
-        await self._write_manifest(_manifest(version, _Weights.of(state), written, self._bus.clock.now(), parent=head))
+        await self._write_manifest(
+            make_manifest(version, Weights.of(state), written, self._bus.clock.now(), parent=head)
+        )
         return written.nbytes
 
     async def _write_snapshot(self, n: int, state: WeightState) -> int:
         version = WeightVersion(epoch=self.epoch, n=n)
         await asyncio.to_thread(state.digest_all)
         location = None
-        written = _Chunks(nbytes=state.layout.nbytes)
+        written = Chunks(nbytes=state.layout.nbytes)
         if self._config.snapshot_location is None:
             written = await self._write_chunks(version, ManifestKind.SNAPSHOT, state.full)
         else:
             name = f"{self._bus.names.root}-{version}-{secrets.token_hex(4)}.weights"
             location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
-            await asyncio.to_thread(_write_file, location, state)
+            await asyncio.to_thread(write_file, location, state)
         await self._write_manifest(
-            _manifest(
+            make_manifest(
                 version,
-                _Weights.of(state),
+                Weights.of(state),
                 written,
                 self._bus.clock.now(),
                 tensors=state.layout.tensors,
@@ -294,7 +269,7 @@ class WeightWriter:
         while self._snapshots[0].position < first:
             old = self._snapshots.popleft()
             if old.location is not None:
-                await asyncio.to_thread(_remove_file, old.location)
+                await asyncio.to_thread(remove_file, old.location)
 
     async def _held_from(self, stream: str) -> list[int]:
         """Returns where each hold on the stream begins. One whose follower has gone counts until the server forgets it."""
@@ -316,13 +291,13 @@ class WeightWriter:
 
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]
-    ) -> _Chunks:
+    ) -> Chunks:
         """Writes all chunks; raises WeightsError where the stream does not take them in `bus.reconnect_s` seconds."""
 
-        async def write() -> _Chunks:
+        async def write() -> Chunks:
             writing = secrets.token_hex(4)
             subject = self._bus.names.chunks(str(version), kind, writing)
-            chunks = _chunks(segments(), self._config.chunk_bytes)
+            chunks = pack_chunks(segments(), self._config.chunk_bytes)
             first = count = size = 0
             flight: deque[tuple[asyncio.Future[PubAck], int]] = deque()
             acknowledged = 0
@@ -336,7 +311,7 @@ class WeightWriter:
             for future, _ in flight:
                 sequence = await self._stored(future)
                 first = first or sequence
-            return _Chunks(writing, first, count, size)
+            return Chunks(writing, first, count, size)
 
         return await self._until_done(write, f"store the {kind} of {version}")
 
@@ -378,7 +353,7 @@ class WeightWriter:
 
     def _require_head(self, sequence: int, data: bytes) -> None:
         """Raises DeposedError or _LogLostError where the newest manifest, `data`, is not this writer's."""
-        if sequence < self._head_sequence and _epoch_of(data) <= self.epoch:
+        if sequence < self._head_sequence and epoch_of(data) <= self.epoch:
             raise _LogLostError
         if sequence != self._head_sequence:
             raise DeposedError(
@@ -401,71 +376,3 @@ class WeightWriter:
         self._logged = {known: checksum for known, checksum in self._logged.items() if known < n} | {
             n: manifest.checksum
         }
-
-
-def _epoch_of(data: bytes) -> int:
-    """Returns the epoch of a manifest; -1 for what is none."""
-    try:
-        return decode(data, Manifest).version.epoch
-    except MessageError:
-        return -1
-
-
-def _chunks(segments: Iterator[Segment], size: int) -> Iterator[bytes]:
-    """Packs segments into messages of about `size` bytes."""
-    index = filled = 0
-    members: list[Segment] = []
-    for segment in segments:
-        members.append(segment)
-        filled += len(segment.data)
-        if filled >= size:
-            yield encode(WeightChunk(index=index, segments=tuple(members)))
-            index, filled, members = index + 1, 0, []
-    if members:
-        yield encode(WeightChunk(index=index, segments=tuple(members)))
-
-
-def _manifest(
-    version: WeightVersion,
-    weights: _Weights,
-    written: _Chunks,
-    now: float,
-    *,
-    parent: Manifest | None = None,
-    tensors: tuple[TensorEntry, ...] = (),
-    location: str | None = None,
-) -> Manifest:
-    """Returns the manifest of a delta to `parent` or, without one, of a snapshot that holds `tensors`."""
-    return Manifest(
-        version=version,
-        kind=ManifestKind.SNAPSHOT if parent is None else ManifestKind.DELTA,
-        parent=None if parent is None else parent.version,
-        parent_checksum="" if parent is None else parent.checksum,
-        layout=weights.layout,
-        tensors=tensors,
-        writing=written.writing,
-        first_chunk=written.first,
-        chunks=written.count,
-        location=location,
-        nbytes=weights.nbytes,
-        wire_bytes=written.nbytes,
-        checksum=weights.checksum,
-        published_at=now,
-    )
-
-
-def _write_file(location: str, state: WeightState) -> None:
-    try:
-        with fsspec.open(location, "wb", auto_mkdir=True) as file:
-            for start in range(0, state.layout.nbytes, FILE_BLOCK_BYTES):
-                file.write(state.image[start : start + FILE_BLOCK_BYTES].data)
-    except (OSError, ValueError, ImportError) as error:
-        raise WeightsError(f"weights.snapshot_location: cannot write {location}: {error}") from error
-
-
-def _remove_file(location: str) -> None:
-    filesystem, path = fsspec.core.url_to_fs(location)
-    try:
-        filesystem.rm_file(path)
-    except OSError as error:
-        log.warning("an old snapshot could not be removed", location=location, error=str(error))

@@ -134,7 +134,7 @@ async def test_a_fetch_goes_on_where_it_was_after_an_outage(bus: Bus, learner: L
 
 
 async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Path, monkeypatch):
-    read, go_on = weights.follower._read_file, threading.Event()
+    read, go_on = weights.follower.read_file, threading.Event()
     begun: list[str] = []
 
     def held_up(location: str, state: WeightState) -> None:
@@ -142,7 +142,7 @@ async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Pa
         assert go_on.wait(60)
         read(location, state)
 
-    monkeypatch.setattr(weights.follower, "_read_file", held_up)
+    monkeypatch.setattr(weights.follower, "read_file", held_up)
     learner = Learner(bus, CONFIG.model_copy(update={"snapshot_location": str(tmp_path)}))
     await learner.writer.open()
     follower, seen = WeightFollower(bus), list[int]()
