@@ -1,4 +1,4 @@
-"""Snapshots that lie outside the bus: files with the raw bytes of a state, in a folder or behind a URL (as fsspec takes it)."""
+"""Snapshots that lie outside the bus: files with the raw bytes of a state, in a folder or behind a URL that fsspec knows."""
 
 import fsspec
 import structlog
