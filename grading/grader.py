@@ -158,7 +158,7 @@ class Grader:
         patient, deaths = False, 0
         while True:
             own = request["config"]["reward_function"] is not None
-            turn = self._patient() if patient else self._quick(fresh=own or deaths > 0, once=own)
+            turn = self._patient() if patient else self._quick(alone=own or deaths > 0)
             seconds = timeout_s if patient else min(QUICK_S, timeout_s)
             try:
                 async with turn as worker:
@@ -176,12 +176,13 @@ class Grader:
                     raise
 
     @asynccontextmanager
-    async def _quick(self, *, fresh: bool, once: bool) -> AsyncIterator[Worker]:
+    async def _quick(self, *, alone: bool) -> AsyncIterator[Worker]:
+        """Yields a worker for a quick turn; `alone`: one that has served nobody else, and will not."""
         async with self._quick_turns:
-            worker = self._idle.pop() if self._idle and not fresh else await self._workshop.worker()
+            worker = self._idle.pop() if self._idle and not alone else await self._workshop.worker()
             yield worker
             # Not after an error: the worker is gone.
-            if once:
+            if alone:
                 worker.end()
             else:
                 self._idle.append(worker)
