@@ -109,12 +109,13 @@ class Bus:
         """
         data = encode(message)
         backoff = Backoff(patience_s, 0.2, 5.0)
-        for timeout_s in acknowledgement_timeouts(self.config):
+        timeouts = acknowledgement_timeouts(self.config)
+        while True:
             try:
                 if not self.client.is_connected:
                     # The client would keep every try in its buffer, and send them all once it is back.
                     raise nats.errors.ConnectionReconnectingError
-                return await self._store.put(subject, data, timeout_s)
+                return await self._store.put(subject, data, next(timeouts))
             except (*TRANSIENT_ERRORS, nats.errors.ConnectionClosedError) as error:
                 on_refusal()
                 if backoff.over or self.lost.is_set():
@@ -125,7 +126,6 @@ class Bus:
                     ) from error
                 log.warning("publish refused, will try again", subject=subject, error=self.trouble or str(error))
                 await backoff.pause()
-        raise AssertionError("the time-outs have no end")
 
     async def skip_to(self, kind: str, sequence: int) -> None:
         """Empties a stream that has lost messages, so that the next one is message `sequence`. Raises what nats-py raises.

@@ -101,9 +101,10 @@ class Dispatcher:
         backoff = Backoff(self._bus.config.reconnect_s)
         refused: Exception
         refused_before: Exception | None = None
-        for timeout_s in acknowledgement_timeouts(self._bus.config):
+        timeouts = acknowledgement_timeouts(self._bus.config)
+        while True:
             try:
-                self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers, timeout_s)
+                self._last = await self._bus.publish(self._bus.names.tickets, ticket, headers, next(timeouts))
                 return
             except nats.js.errors.APIError as error:
                 if error.err_code not in WRONG_LAST_SEQUENCE and not isinstance(error, TRANSIENT_ERRORS):
