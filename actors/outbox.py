@@ -167,7 +167,6 @@ class Outbox:
             for pending in waiting:
                 _append(self._file, msgpack.packb(encode(pending.result)))
                 pending.in_file = True
-            os.fsync(self._file.fileno())
         except OSError as error:
             log.error("results are kept in memory alone", file=str(self._path), error=str(error))
 
@@ -180,12 +179,17 @@ class Outbox:
 
 
 def _append(file: FileIO, data: bytes) -> None:
-    """Appends all of `data`, or nothing: half a result would hide those behind it. Raises OSError."""
+    """Appends `data` and forces it to the disk, or leaves the file as it was: half a result would hide those behind it.
+
+    Raises OSError.
+    """
     end = file.seek(0, os.SEEK_END)
     left = memoryview(data)
     try:
         while left:
             left = left[file.write(left) :]
+        # Some file systems say only now that there was no room.
+        os.fsync(file.fileno())
     except OSError:
         file.truncate(end)
         raise

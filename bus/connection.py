@@ -128,11 +128,24 @@ class Bus:
                 await backoff.pause()
 
     async def skip_to(self, kind: str, sequence: int) -> None:
-        """Empties a stream that has lost messages, so that the next one is message `sequence`. Raises what nats-py raises.
+        """Empties a stream that has lost messages, so that the next one is message `sequence`.
 
-        So sequences never go back, and whoever has read the stream before goes on where it was.
+        So sequences never go back, and whoever has read the stream before goes on where it was. Raises BusError where that
+        cannot be done in `bus.reconnect_s` seconds.
         """
-        await self.js.purge_stream(self.names.stream(kind), seq=sequence)
+        stream = self.names.stream(kind)
+        backoff = Backoff(self.config.reconnect_s)
+        while True:
+            try:
+                await self.js.purge_stream(stream, seq=sequence)
+                return
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
+                if backoff.over or self.lost.is_set():
+                    raise BusError(
+                        f"{stream} at {self.address.url} cannot go on with message {sequence} after its loss: {error}"
+                    ) from error
+                log.warning("a stream cannot go on yet, will try again", stream=stream, error=str(error))
+            await backoff.pause()
 
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
         """Copies a bad message to the dead letters, for people; never stops the caller."""

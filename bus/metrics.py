@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import nats.errors
+import nats.js.errors
 import structlog
 
 from bus.codec import MessageError, decode, encode
-from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.log_reader import LogReader
 from bus.messages import Metrics
 
@@ -133,7 +134,7 @@ class MetricsRecorder:
         """Records until cancelled."""
         _cut_torn_tail(self._path)
         self._sequence = last_sequence(self._path)
-        with contextlib.suppress(*TRANSIENT_ERRORS):
+        with contextlib.suppress(*TRANSIENT_ERRORS, nats.js.errors.APIError, BusError):
             await self.recover()
         with self._path.open("a") as file:
             async for sequence, metrics in follow_metrics(self._bus, self._sequence + 1):

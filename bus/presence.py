@@ -112,12 +112,14 @@ async def last_sign(bus: Bus, role: str) -> str:
         if alive:
             newest = max(alive, key=lambda presence: presence.time)
             text = f"{newest.id} on {newest.host} (one of {len(alive)} alive) was {newest.state!r}"
-            return f"last sign of life: {text} {now - newest.time:.0f} s ago"
+            return f"last sign of life: {text} {max(0.0, now - newest.time):.0f} s ago"
         if bus.address.role in ENGINES:
             return f"no {role} is alive"
         message = await bus.js.get_last_msg(bus.names.stream("METRICS"), f"{bus.names.metrics}.{role}.*")
         metrics = decode(message.data or b"", Metrics)
-        return f"last sign of life: {metrics.id} measured something {now - metrics.time:.0f} s ago and is gone"
+        return (
+            f"last sign of life: {metrics.id} measured something {max(0.0, now - metrics.time):.0f} s ago and is gone"
+        )
     except nats.js.errors.NotFoundError:
         return f"no {role} has given a sign of life"
     except (*TRANSIENT_ERRORS, MessageError) as error:

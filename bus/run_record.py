@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import nats.js.errors
 from nats.js.kv import KeyValue
 
-from bus.connection import TRANSIENT_ERRORS, Bus
+from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.messages import wire_schema_digest
 from configs.agreement import require_same
 from configs.errors import UserError
@@ -39,8 +39,10 @@ async def record_config(bus: Bus, config: RunConfig) -> None:
 
 async def require_same_config(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
     """Raises UserError where the run has another wire schema, or `config` other values in `fields`."""
-    bucket = await bus.js.key_value(bus.names.run_bucket)
-    text, schema = await _get(bucket, CONFIG), await _get(bucket, SCHEMA)
+    text = schema = None
+    with contextlib.suppress(nats.js.errors.BucketNotFoundError):
+        bucket = await bus.js.key_value(bus.names.run_bucket)
+        text, schema = await _get(bucket, CONFIG), await _get(bucket, SCHEMA)
     if text is None or schema is None:
         raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first")
     try:
@@ -82,7 +84,7 @@ async def require_same_model(bus: Bus, digests: Mapping[str, str], patience_s: f
     """
     backoff = Backoff(patience_s)
     while not stop.is_set():
-        with contextlib.suppress(*TRANSIENT_ERRORS):
+        with contextlib.suppress(*TRANSIENT_ERRORS, nats.js.errors.BucketNotFoundError):
             bucket = await bus.js.key_value(bus.names.run_bucket)
             if await _require_same_model(bucket, digests):
                 return True
@@ -94,9 +96,14 @@ async def require_same_model(bus: Bus, digests: Mapping[str, str], patience_s: f
 
 
 async def recorded_template(bus: Bus) -> str:
-    """Returns the text of the run's prompt template, which is there as soon as the model is (`require_same_model`)."""
-    bucket = await bus.js.key_value(bus.names.run_bucket)
-    return ((await bucket.get(TEMPLATE)).value or b"").decode()
+    """Returns the text of the run's prompt template, which is there as soon as the model is (`require_same_model`).
+
+    Raises BusError where it is not.
+    """
+    template = await _get(await bus.js.key_value(bus.names.run_bucket), TEMPLATE)
+    if template is None:
+        raise BusError(f"run {bus.address.run!r} has no readable prompt template: is its learner up, which writes it?")
+    return template
 
 
 async def _require_same_model(bucket: KeyValue, digests: Mapping[str, str]) -> bool:

@@ -37,8 +37,8 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 FREE_SHARE = 0.9
 """Of the free disk, what the store may take: the rest is for logs, checkpoints and archives."""
-PORT_PATIENCE_S = 15.0
-"""Seconds for the port to be free again on which roles that are up look for the server."""
+PORT_PATIENCE_S = 10.0
+"""Seconds for a run's port to be free again: roles that are up look for the server there."""
 STORE_PATIENCE_S = 15.0
 """Seconds for an earlier server on the store to end: its bus may have been killed a moment ago."""
 
@@ -105,7 +105,7 @@ async def _port(config: BusConfig, known: BusAddress | None, *, keep: bool) -> i
     before = known.port if known else 0
     port = config.port or before
     # A role that looks for the bus there can have taken it for a moment, as the port of its own end.
-    backoff = Backoff(PORT_PATIENCE_S if keep else 0)
+    backoff = Backoff(PORT_PATIENCE_S if port == before else 0)
     while (refusal := _refusal(config.host, port) if port else None) and not backoff.over:
         await backoff.pause()
     if refusal is None:

@@ -5,6 +5,7 @@ import contextlib
 import sys
 from pathlib import Path
 
+import nats.js.errors
 import structlog
 
 from bus import cluster
@@ -14,7 +15,7 @@ from bus.presence import Announcer
 from bus.run_record import record_config
 from bus.server import STORE_PATIENCE_S, embedded_server
 from bus.store_watch import store_failed
-from bus.streams import create_streams
+from bus.streams import StreamError, create_streams
 from configs.agreement import require_effect
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
@@ -158,9 +159,11 @@ async def _keep_set_up(bus: Bus, config: RunConfig) -> str:
         await asyncio.sleep(LOOK_EVERY_S)
         bus.require_connection()
         if bus.client.is_connected and (reconnects := bus.client.stats["reconnects"]) != seen:
-            with contextlib.suppress(*TRANSIENT_ERRORS):
+            try:
                 await _set_up(bus, config)
                 seen = reconnects
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError, StreamError) as error:
+                log.warning("the streams are not ready, will try again", error=str(error))
 
 
 async def _end(server: asyncio.subprocess.Process, bus: Bus, folder: Path) -> str:

@@ -186,12 +186,12 @@ class _Supervisor:
     async def _start_bus(self) -> BusAddress | None:
         """Waits for the bus to answer; None when told to stop meanwhile."""
         path = self._folder / "bus.json"
-        started = time.time()
+        before = path.stat().st_mtime_ns if path.exists() else 0
         await self._start("bus", "bus", joins=False)
         deadline = time.monotonic() + BUS_TIMEOUT_S
         # On resume an earlier bus.json is there already: only a newer one says that the bus is up, and only its lock that it
         # is this one.
-        while not (self._bus_is_ours() and path.exists() and path.stat().st_mtime >= started - 1.0):
+        while not (self._bus_is_ours() and path.exists() and path.stat().st_mtime_ns != before):
             if self._stop.is_set():
                 return None
             if self._roles["bus"].code is not None or time.monotonic() > deadline:

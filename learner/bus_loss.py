@@ -2,7 +2,8 @@
 
 JetStream acknowledges before its files are on the disk, so a power failure of its host loses the last seconds; a damaged
 block, or a server that was put in the place of another one, can lose more. All that makes the run lies on the learner's disk
-or follows from it: checkpoint, archive, weights. So the learner looks whenever its connection comes back:
+or follows from it: checkpoint, archive, weights. So a learner that waits looks when its connection comes back, and every
+`LOOK_EVERY_S` seconds, since a server of a cluster that it is not connected to may have lost a stream:
 
     stream     what may be lost                   what happens
     TICKETS    open tickets                       issued again under their numbers (`Dispatcher.recover`)
@@ -16,6 +17,7 @@ Sequences never go back: a stream that ends too early is emptied and continued b
 seen. So nobody who reads it needs to be told. A learner that starts looks in the same way when it opens each of them.
 """
 
+import time
 from collections.abc import Awaitable, Callable
 
 import nats.errors
@@ -31,6 +33,8 @@ from learner.weight_publisher import WeightPublisher
 from runtime.retry import Backoff
 
 log = structlog.get_logger()
+
+LOOK_EVERY_S = 10.0
 
 
 class BusLoss:
@@ -55,30 +59,33 @@ class BusLoss:
         self._recorder = recorder
         self._record = record
         self._seen = bus.client.stats["reconnects"]
+        self._look_at = time.monotonic() + LOOK_EVERY_S
         self._backoff: Backoff | None = None
+        self._found: list[str] = []
+        """Streams that had lost messages, until that was told."""
 
     async def look(self) -> None:
-        """Looks once after each interruption of the connection; what the bus does not answer now is asked again.
+        """Looks if it is time to; what the bus does not answer now is asked again.
 
         Raises BusError where the run's streams are not made again in `bus.reconnect_s` seconds, and what those that repair
         them raise.
         """
         reconnects = self._bus.client.stats["reconnects"]
-        if reconnects == self._seen or not self._bus.client.is_connected:
+        due = reconnects != self._seen or time.monotonic() > self._look_at
+        if not due or not self._bus.client.is_connected:
             return
         self._backoff = self._backoff or Backoff(self._bus.config.reconnect_s)
         try:
             await self._record()
-            lost = [
-                kind
-                for kind, recover in (
-                    ("METRICS", self._recorder.recover),
-                    ("RESULTS", self._results.recover),
-                    ("WEIGHTS", self._recover_weights),
-                    ("TICKETS", self._dispatcher.recover),
-                )
-                if await recover()
-            ]
+            # The weights come first: a learner that was deposed finds that out before it empties anything.
+            for kind, recover in (
+                ("WEIGHTS", self._recover_weights),
+                ("RESULTS", self._results.recover),
+                ("TICKETS", self._dispatcher.recover),
+                ("METRICS", self._recorder.recover),
+            ):
+                if await recover():
+                    self._found.append(kind)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             if self._backoff.over:
                 raise BusError(
@@ -88,11 +95,12 @@ class BusLoss:
             log.warning("cannot look for what the bus may have lost, will try again", error=str(error))
             return
         self._seen, self._backoff = reconnects, None
-        if lost:
-            log.error(
-                "the bus has lost what it had acknowledged; the run goes on from the learner's disk", streams=lost
-            )
+        self._look_at = time.monotonic() + LOOK_EVERY_S
+        if self._found:
+            streams, self._found = self._found, []
+            log.error("the bus has lost messages; the run goes on from the learner's disk", streams=streams)
             self._lost.hurry()
 
     async def _recover_weights(self) -> bool:
-        return not await self._weights.require_head()
+        # What is being published finds a loss by itself, and may take long: collecting results does not wait for it.
+        return not self._weights.publishing and not await self._weights.require_head()

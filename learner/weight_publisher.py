@@ -37,6 +37,7 @@ class WeightPublisher:
         self._trainer = trainer
         self._writer = WeightWriter(bus, config)
         self._writing = asyncio.Lock()
+        self._record = Path()
         self._staged: WeightState | None = None
         self._metrics: dict[str, float] = {}
         self._snapshot_wanted = asyncio.Event()
@@ -45,12 +46,17 @@ class WeightPublisher:
         self._same: frozenset[WeightVersion] = frozenset()
 
     async def open(self, record: Path) -> None:
-        """Takes over the log; see `WeightWriter.open`. The file `record` holds the run's last epoch.
+        """Takes over the log; see `WeightWriter.open`. The file `record` holds the run's last epoch and its head's sequence.
 
-        By it no two learners write under one epoch, even if the bus has lost what the first of them wrote.
+        By them no two learners write under one epoch, and sequences never go back, even if the bus has lost the log.
         """
-        await self._writer.open(int(record.read_text()) if record.exists() else -1)
-        write_whole(record, f"{self._writer.epoch}\n")
+        self._record = record
+        if record.exists():
+            epoch, sequence = map(int, record.read_text().split())
+            await self._writer.open(epoch, sequence)
+        else:
+            await self._writer.open()
+        self._note()
 
         async def want(_: object) -> None:
             self._snapshot_wanted.set()
@@ -69,6 +75,7 @@ class WeightPublisher:
         assert self._staged is not None
         async with self._writing:
             published = await self._writer.publish(n, self._staged)
+            await asyncio.to_thread(self._note)
         self.version = str(published.version)
         self._same = published.same
         log_version(self.version)
@@ -86,6 +93,14 @@ class WeightPublisher:
             "weight_snapshot_bytes": published.snapshot_bytes,
         }
 
+    @property
+    def publishing(self) -> bool:
+        """Returns whether weights are being copied or written."""
+        return self._writing.locked()
+
+    def _note(self) -> None:
+        write_whole(self._record, f"{self._writer.epoch} {self._writer.sequence}\n")
+
     def names_of(self, n: int) -> frozenset[WeightVersion]:
         """Returns under which names the log holds the weights of version `n`; none while they are not published."""
         return frozenset(version for version in self._same if version.n == n)
@@ -101,7 +116,9 @@ class WeightPublisher:
     async def require_head(self) -> bool:
         """Raises DeposedError where another learner has taken over; see `WeightWriter.require_head`."""
         async with self._writing:
-            return await self._writer.require_head()
+            whole = await self._writer.require_head()
+            self._note()
+        return whole
 
     async def answer_requests(self) -> None:
         """Writes a snapshot whenever a follower asks for one, until cancelled."""
@@ -110,6 +127,7 @@ class WeightPublisher:
             async with self._writing:
                 log.warning("a follower asked for a snapshot", version=self.version)
                 await self._writer.snapshot()
+                self._note()
                 # Those who asked meanwhile have it now.
                 self._snapshot_wanted.clear()
 

@@ -40,9 +40,6 @@ BYTES_AT_ONCE = 8 * 2**20
 WAKE_S = 0.05
 """A manifest may wake its followers before the stream has stored it: they look again after this long, and twice as long."""
 
-NOTHING = (-1, -1)
-"""Before every version."""
-
 Logged = tuple[int, Manifest]
 """A manifest and its stream sequence."""
 
@@ -70,7 +67,10 @@ class WeightFollower:
         self._allocate = allocate
         self._sequence = 0
         """Sequence of the manifest up to which the log was followed."""
-        self._given = NOTHING
+        self._given: tuple[WeightVersion, str] | None = None
+        """Version and checksum of what was given out last."""
+        self._given_at = 0
+        """Sequence up to which the log was followed then: what comes from further on is newer, whatever its epoch."""
         self._damaged: set[int] = set()
         self._woken: asyncio.Event | None = None
         self._last_request = 0.0
@@ -96,9 +96,11 @@ class WeightFollower:
                     await self._catch_up(head)
             except TRANSIENT_ERRORS as error:
                 log.warning("weight log out of reach", error=str(error))
-            if self.held is not None and _order(self.held) > self._given:
-                self._given = _order(self.held)
-                return self.held
+            if self.held is not None and self._sequence > self._given_at:
+                self._given_at = self._sequence
+                if (given := (self.held.version, self.held.checksum)) != self._given:
+                    self._given = given
+                    return self.held
             left = deadline - time.monotonic()
             if left <= 0:
                 return None
@@ -131,9 +133,9 @@ class WeightFollower:
 
     async def _catch_up(self, head: int) -> None:
         """Goes as far towards `head` as the log leads; where that is not all the way, asks for a snapshot."""
-        if head < self._sequence:
+        if head < max(self._sequence, self._given_at):
             log.warning("the weight log began anew", head=head, held=str(self.held and self.held.version))
-            self._sequence, self._given, self.held = 0, NOTHING, None
+            self._sequence, self._given_at, self.held = 0, 0, None
             self._damaged.clear()
         logged = await read_manifests(self._bus, self._sequence + 1 if self.held else 1, head)
         while True:
@@ -269,10 +271,6 @@ class WeightFollower:
         self._last_request = time.monotonic()
         log.warning("the weight log does not lead on from what is held: asking for a snapshot", head=head)
         await self._bus.client.publish(self._bus.names.snapshot_requests, b"")
-
-
-def _order(manifest: Manifest) -> tuple[int, int]:
-    return manifest.version.epoch, manifest.version.n
 
 
 def _apply(messages: Sequence[bytes], taken: int, state: WeightState) -> int:

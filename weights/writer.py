@@ -19,6 +19,7 @@ however many followers there are.
 """
 
 import asyncio
+import contextlib
 import secrets
 import time
 from collections import deque
@@ -47,6 +48,8 @@ BYTES_IN_FLIGHT = 16 * 2**20
 LONGEST_PAUSE_S = 5.0
 """Seconds between two attempts at most; they go on for `bus.reconnect_s` seconds."""
 SNAPSHOTS_KEPT = 2
+ATTEMPTS = 5
+"""How often a log that has lost messages is begun anew in a row."""
 HOLD_S = 3600.0
 """How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
 
@@ -100,15 +103,25 @@ class WeightWriter:
         self._base: WeightState | None = None
         """The state of the newest version that was published or found in the log."""
         self._spare: WeightState | None = None
+        self._claimed = False
         self.epoch = 0
 
-    async def open(self, last_epoch: int = -1) -> None:
-        """Reads the log and claims the epoch after its head's and after `last_epoch`, which the log may have lost.
+    async def open(self, last_epoch: int = -1, last_sequence: int = 0) -> None:
+        """Reads the log and claims the epoch after its head's and after `last_epoch`.
 
-        Raises DeposedError, WeightsError, UnreadError, what nats-py raises.
+        `last_epoch` and `last_sequence` are those of the run's last manifest. Where the log has lost it, the log is emptied
+        and goes on behind. Raises DeposedError, WeightsError, UnreadError, BusError, what nats-py raises.
         """
         self.epoch = last_epoch + 1
+        await self._claim(last_sequence)
+        self._claimed = True
+
+    async def _claim(self, last_sequence: int) -> None:
         self._head_sequence, _ = await newest(self._bus)
+        if self._head_sequence < last_sequence:
+            self._head_sequence = last_sequence
+            await self._begin_anew()
+            return
         for sequence, manifest in await read_manifests(self._bus, 1, self._head_sequence):
             self._note(sequence, manifest)
         if self._head is not None:
@@ -119,6 +132,11 @@ class WeightWriter:
                 make_manifest(version, Weights.of(self._head), Chunks(), self._bus.clock.now(), parent=self._head)
             )
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
+
+    @property
+    def sequence(self) -> int:
+        """Returns the sequence of the newest manifest; 0 where there is none."""
+        return self._head_sequence
 
     def spare_state(self, layout: Layout) -> WeightState:
         """Returns a state to be filled with the next version; valid until it is published."""
@@ -135,8 +153,7 @@ class WeightWriter:
         try:
             wire_bytes, snapshot_bytes = await self._put(n, state)
         except _LogLostError:
-            await self._begin_anew()
-            wire_bytes, snapshot_bytes = await self._write_snapshot(n, state), 0
+            wire_bytes, snapshot_bytes = await self._write_anew(n, state), 0
         self._base, self._spare = state, self._base
         assert self._head is not None
         same = frozenset(
@@ -172,8 +189,7 @@ class WeightWriter:
         try:
             await self._write_snapshot(n, state)
         except _LogLostError:
-            await self._begin_anew()
-            await self._write_snapshot(n, state)
+            await self._write_anew(n, state)
 
     async def require_head(self) -> bool:
         """Returns whether the log holds what this writer wrote; where it has lost it, the newest version is written again.
@@ -185,20 +201,32 @@ class WeightWriter:
         except _LogLostError:
             # Without the newest version's weights, the next publish begins with a snapshot.
             head, state = self._head, self._base
-            await self._begin_anew()
             if head is not None and state is not None and state.checksum == head.checksum:
-                await self._write_snapshot(head.version.n, state)
+                await self._write_anew(head.version.n, state)
+            else:
+                await self._begin_anew()
             return False
         return True
 
     async def _look_at_head(self) -> None:
         self._require_head(*await self._until_done(lambda: newest(self._bus), "read the head of the weight log"))
 
+    async def _write_anew(self, n: int, state: WeightState) -> int:
+        """Empties a log that has lost messages, and writes version `n` as a snapshot; returns its bytes.
+
+        An earlier learner that still lives may come between, and is deposed by this.
+        """
+        for _ in range(ATTEMPTS):
+            await self._begin_anew()
+            with contextlib.suppress(_LogLostError):
+                return await self._write_snapshot(n, state)
+        raise WeightsError(f"what is written to the weight log at {self._bus.address.url} is lost again and again")
+
     async def _begin_anew(self) -> None:
         """Empties a log that has lost messages, and goes on behind the last sequence that followers may have seen."""
-        log.warning("the bus has lost weights: the log begins anew with a snapshot", sequence=self._head_sequence + 1)
-        beyond = self._head_sequence + 1
-        await self._until_done(lambda: self._bus.skip_to("WEIGHTS", beyond), "begin the weight log anew")
+        beyond = max(self._head_sequence, (await newest(self._bus))[0]) + 1
+        log.warning("the bus has lost weights: the log begins anew with a snapshot", sequence=beyond)
+        await self._bus.skip_to("WEIGHTS", beyond)
         self._head, self._head_sequence = None, 0
         self._logged.clear()
         self._snapshots.clear()
@@ -263,7 +291,7 @@ class WeightWriter:
         try:
             first = min([oldest, *await self._held_from(stream)])
             await self._bus.js.purge_stream(stream, seq=first)
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             log.warning("old weights were not purged, the next snapshot does it", error=str(error))
             return
         while self._snapshots[0].position < first:
@@ -353,13 +381,15 @@ class WeightWriter:
 
     def _require_head(self, sequence: int, data: bytes) -> None:
         """Raises DeposedError or _LogLostError where the newest manifest, `data`, is not this writer's."""
-        if sequence < self._head_sequence and epoch_of(data) <= self.epoch:
+        if sequence == self._head_sequence:
+            return
+        # Behind this learner's claim an earlier one can write only if the log has lost the claim.
+        if self._claimed and (epoch_of(data), sequence) < (self.epoch, self._head_sequence):
             raise _LogLostError
-        if sequence != self._head_sequence:
-            raise DeposedError(
-                f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
-                f"{self.epoch}) was deposed and stops"
-            )
+        raise DeposedError(
+            f"another learner has written to the weight log of run {self._bus.address.run}: this one (epoch "
+            f"{self.epoch}) was deposed and stops"
+        )
 
     def _note(self, sequence: int, manifest: Manifest) -> None:
         """Takes a manifest of the log, read or just written, into account."""

@@ -36,9 +36,13 @@ class _Entry(NamedTuple):
 class Archive:
     """Appends results with their position in the result stream."""
 
-    def __init__(self, folder: Path) -> None:
-        """Opens the archive in `folder`; what a crash cut short is removed, or what is appended would not be found."""
+    def __init__(self, folder: Path, synced: int = 0) -> None:
+        """Opens the archive in `folder`; what a crash cut short is removed, or what is appended would not be found.
+
+        Up to sequence `synced` it is known to be on the disk.
+        """
         self._folder = folder
+        self._synced = synced
         self._folder.mkdir(parents=True, exist_ok=True)
         self._unsynced: set[Path] = set()
         self.last = 0
@@ -82,8 +86,13 @@ class Archive:
                 self.last, end = entry.sequence, entry.end
             if end == 0:
                 path.unlink()
-            elif end < path.stat().st_size:
+                self._unsynced.discard(path)
+                continue
+            if end < path.stat().st_size:
                 os.truncate(path, end)
+                self._unsynced.add(path)
+            if self.last > self._synced:
+                # Written by a learner that ended before its next checkpoint.
                 self._unsynced.add(path)
 
 

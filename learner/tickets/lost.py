@@ -66,6 +66,9 @@ class LostTickets:
     async def look_now(self) -> None:
         """Issues again what was gone at the look before already, and notes what is now. Raises what nats-py raises."""
         gone = await self._gone()
+        if (await self._state("RESULTS", {}))["last_seq"] < self._ledger.position:
+            # The bus has lost results: what is stored now would not be read, and is nobody's fault (`learner.bus_loss`).
+            return
         for ticket in sorted(gone):
             if ticket in self._suspects and self._ledger.position >= self._suspects[ticket]:
                 await self._issue(ticket)

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from pathlib import Path
 
+import nats.js.errors
 import numpy as np
 import structlog
 from nats.js.api import StreamState
@@ -27,6 +28,7 @@ from configs.schema import RolloutConfig
 from learner.tickets.archive import Archive, CheckpointError, last_archived, raw_archive
 from learner.tickets.filters import is_finite
 from learner.tickets.ledger import Ledger
+from runtime.files import write_whole
 
 log = structlog.get_logger()
 
@@ -46,6 +48,7 @@ class ResultLog:
         self._rollout = rollout
         self._vocabulary = vocabulary
         self._stream = bus.names.stream("RESULTS")
+        self._lost_file = folder / "lost-with-the-bus"
         self._unread: deque[tuple[int, bytes]] = deque()
         self._look_at = time.monotonic() + LOOK_EVERY_S
         self._archive: Archive
@@ -67,10 +70,10 @@ class ResultLog:
 
     async def open(self) -> None:
         """Opens archive and stream behind the ledger's position. Raises CheckpointError as `require_whole` does."""
-        self._archive = Archive(self._folder)
+        self._archive = Archive(self._folder, synced=self._ledger.position)
         state = await self.state()
         self._require_whole(state, self._ledger.position, self._archive.last)
-        known = max(self._ledger.position, self._archive.last)
+        known = max(self._ledger.position, self._archive.last, self._lost_up_to())
         if state.last_seq < known:
             await self._skip(state.last_seq, known)
         else:
@@ -96,19 +99,25 @@ class ResultLog:
         """Has the stream go on where reading is, if it has lost what was read; returns whether it had.
 
         Results that were stored since then are lost as well: their tickets are issued again (`learner.tickets.lost`). Raises
-        what nats-py raises.
+        BusError, what nats-py raises.
         """
         last = (await self.state()).last_seq
         if last >= self._reader.position:
             return False
-        # What was read is nowhere else now.
-        self.sync()
         await self._skip(last, self._reader.position)
         return True
 
     async def _skip(self, last: int, known: int) -> None:
         log.warning("the bus has lost results that were read", stream_ends_at=last, known_up_to=known)
+        # The archive is the only copy now. What was read and is not in it (ignored, or not judged yet) is lost if this
+        # learner dies: the next one must not take that for another learner's doing.
+        self.sync()
+        write_whole(self._lost_file, f"{known}\n")
         await self._bus.skip_to("RESULTS", known + 1)
+
+    def _lost_up_to(self) -> int:
+        """Returns up to which sequence the bus has lost what the archive lacks; 0 where it has lost nothing."""
+        return int(self._lost_file.read_text()) if self._lost_file.exists() else 0
 
     async def fills_up(self) -> bool:
         """Returns whether results that only a checkpoint lets go take up half of their stream; asks every `LOOK_EVERY_S`.
@@ -120,7 +129,7 @@ class ResultLog:
         self._look_at = time.monotonic() + LOOK_EVERY_S
         try:
             info = await self._bus.js.stream_info(self._stream)
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             log.warning("result stream out of reach", error=str(error))
             return False
         if 2 * info.state.bytes <= (info.config.max_bytes or 0) or info.state.first_seq > self._ledger.position:
@@ -137,7 +146,7 @@ class ResultLog:
         try:
             # Up to, not including, the sequence.
             await self._bus.js.purge_stream(self._stream, seq=self._ledger.position + 1)
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             log.warning("results were not purged, the next checkpoint does it", error=str(error))
 
     async def close(self) -> None:
@@ -166,7 +175,7 @@ class ResultLog:
         asyncio.get_running_loop().create_task(self._bus.dead_letter(self._stream, sequence, data, reason))
 
     def _require_whole(self, before: StreamState, position: int, archived: int) -> None:
-        known = max(position, archived)
+        known = max(position, archived, self._lost_up_to())
         if before.first_seq > known + 1:
             raise CheckpointError(
                 f"the results {known + 1} to {before.first_seq - 1} of run {self._bus.address.run} were used by another "
