@@ -61,10 +61,15 @@ def one_rank() -> Iterator[Callable[..., RankGroup]]:
         group.close()
 
 
-def assert_same_metrics(theirs: dict[str, float], ours: dict[str, float], rel: float = 2e-3) -> None:
+def assert_same_metrics(
+    theirs: dict[str, float], ours: dict[str, float], rel: float = 2e-3, at_the_bound: int = 0
+) -> None:
+    """`at_the_bound`: tokens that may count as clipped for one and not for the other, since rounding decides about them."""
     assert set(theirs) == set(ours)
+    tokens = at_the_bound / ours["trained_tokens"]
     for name in set(ours) - {"train_seconds", "train_tokens_per_s"}:
-        assert theirs[name] == pytest.approx(ours[name], rel=rel, abs=1e-6), name
+        bound = max(1e-6, tokens) if name.endswith("clip_fraction") else 1e-6
+        assert theirs[name] == pytest.approx(ours[name], rel=rel, abs=bound), name
 
 
 @pytest.mark.slow
@@ -106,7 +111,10 @@ def test_two_ranks_train_by_every_algorithm_as_one_does(two_ranks, one_rank, nam
     steps = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
     for theirs, ours in zip(two_ranks[name, dtype], steps, strict=True):
         # Sums in another order round otherwise, and in the second step passes are of other weights.
-        assert_same_metrics(theirs, ours, 2e-3 if dtype == "float32" else 2e-2)
+        if dtype == "float32":
+            assert_same_metrics(theirs, ours)
+        else:
+            assert_same_metrics(theirs, ours, rel=2e-2, at_the_bound=2)
     assert all(step["grad_norm"] > 0.01 and step["clip_fraction"] > 0.01 for step in steps)
     if "band" in name:
         assert all(0.0 < step["sequence_masked"] < 1.0 for step in steps)
