@@ -63,18 +63,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
 
         return wait_for(find, up, output)
 
-    def loaded(actor: str) -> bool:
+    def said(actor: str, what: str) -> bool:
         log = folder / "logs" / f"{actor}.jsonl"
-        return log.exists() and '"waiting for weights"' in log.read_text()
+        return log.exists() and f'"{what}"' in log.read_text()
 
     try:
         settings = (f"launch.runs_dir={home}/runs", f"learner.batch_groups={GROUPS}", f"learner.steps={STEPS}")
         up = start("up", "tiny", *(part for setting in settings for part in ("--set", setting)))
         learner, actor = pid_of("learner", "learner"), pid_of("actor", "actor-0")
-        os.kill(learner, signal.SIGSTOP)
         folder = wait_for(lambda: next((home / "runs").glob("tiny-*"), None), up, output)
+        # It has said what its model is, and loads its own engine.
+        wait_for(lambda: said("actor-0", "loading the engine"), up, output)
+        os.kill(learner, signal.SIGSTOP)
         leaver = start("actor", folder / "config.yaml", "--bus", folder / "bus.json", "--id", "leaver")
-        wait_for(lambda: loaded("actor-0") and loaded("leaver"), up, output)
+        wait_for(lambda: all(said(id, "waiting for weights") for id in ("actor-0", "leaver")), up, output)
         # With its engine, a process of the same group.
         os.killpg(actor, signal.SIGSTOP)
         os.kill(learner, signal.SIGCONT)
