@@ -125,7 +125,7 @@ class MetricsRecorder:
         self._bus = bus
         self._path = path
         self._sequence = 0
-        """Of the message that was recorded last."""
+        """Sequence of the message that was recorded last."""
         self._measured_at = 0.0
         """When the learner measured what was recorded last of it."""
         self._grown = asyncio.Event()

@@ -31,8 +31,8 @@ log = structlog.get_logger()
 USUAL_MESSAGE_BYTES = 8 * 1024**2
 """Largest message of a server whose run does not need larger ones."""
 SYNC_INTERVAL = "10s"
-"""How often a server forces its files to the disk. `always` would do so before each acknowledgement, at a price
-(docs/results/bus.md); what a power failure costs with this one, the learner makes good (`learner.bus_loss`)."""
+"""Time after which a server forces its files to the disk. `always` would do so before each acknowledgement, at a price
+(docs/results/bus.md). What a power failure costs with this one, the learner makes good (`learner.bus_loss`)."""
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 FREE_SHARE = 0.9
@@ -165,10 +165,11 @@ async def embedded_server(
     """Runs a server on `folder` and yields its master's address; stops it at the end.
 
     `known` is the address of an earlier server on the same folder: its keys are kept, and its port too unless `bus.port`
-    names another one, so that roles which are still up find the server again. Where another program has taken that port,
-    the server takes a free one and says so, or does not start with `keep_port`: roles are up that only know that one. The
-    server takes messages of `largest_message` bytes at least. Raises ServerError where a server is at work on the folder, or
-    this one does not start.
+    names another one, so that roles which are still up find the server again. Where another program still has that port
+    after `PORT_PATIENCE_S`, the server takes a free one and says so, or does not start with `keep_port`: roles are up that
+    only know that one. The server takes messages of `largest_message` bytes at least.
+
+    Raises ServerError where a server is at work on the folder, or this one does not start.
     """
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with contextlib.AsyncExitStack() as stack:

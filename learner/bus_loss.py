@@ -1,4 +1,4 @@
-"""What the learner does when the bus has lost messages that it had acknowledged.
+"""Goes on with a run whose bus has lost messages that it had acknowledged.
 
 JetStream acknowledges before its files are on the disk, so a power failure of its host loses the last seconds; a damaged
 block, or a server that was put in the place of another one, can lose more. All that makes the run lies on the learner's disk

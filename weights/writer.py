@@ -49,7 +49,7 @@ LONGEST_PAUSE_S = 5.0
 """Seconds between two attempts at most; they go on for `bus.reconnect_s` seconds."""
 SNAPSHOTS_KEPT = 2
 ATTEMPTS = 5
-"""How often a log that has lost messages is begun anew in a row."""
+"""Most attempts in a row to begin anew a log that has lost messages."""
 HOLD_S = 3600.0
 """How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
 
@@ -105,6 +105,8 @@ class WeightWriter:
         self._spare: WeightState | None = None
         self._claimed = False
         self.epoch = 0
+        self.sequence = 0
+        """The highest sequence of a manifest that this writer knows of, whether the log holds it still or has lost it."""
 
     async def open(self, last_epoch: int = -1, last_sequence: int = 0) -> None:
         """Reads the log and claims the epoch after its head's and after `last_epoch`.
@@ -119,7 +121,7 @@ class WeightWriter:
     async def _claim(self, last_sequence: int) -> None:
         self._head_sequence, _ = await newest(self._bus)
         if self._head_sequence < last_sequence:
-            self._head_sequence = last_sequence
+            self.sequence = last_sequence
             await self._begin_anew()
             return
         for sequence, manifest in await read_manifests(self._bus, 1, self._head_sequence):
@@ -132,11 +134,6 @@ class WeightWriter:
                 make_manifest(version, Weights.of(self._head), Chunks(), self._bus.clock.now(), parent=self._head)
             )
             log.info("took over the weight log", epoch=self.epoch, head=str(self._head.version))
-
-    @property
-    def sequence(self) -> int:
-        """Returns the sequence of the newest manifest; 0 where there is none."""
-        return self._head_sequence
 
     def spare_state(self, layout: Layout) -> WeightState:
         """Returns a state to be filled with the next version; valid until it is published."""
@@ -209,7 +206,10 @@ class WeightWriter:
         return True
 
     async def _look_at_head(self) -> None:
-        self._require_head(*await self._until_done(lambda: newest(self._bus), "read the head of the weight log"))
+        self._require_head(*await self._newest())
+
+    async def _newest(self) -> tuple[int, bytes]:
+        return await self._until_done(lambda: newest(self._bus), "read the head of the weight log")
 
     async def _write_anew(self, n: int, state: WeightState) -> int:
         """Empties a log that has lost messages, and writes version `n` as a snapshot; returns its bytes.
@@ -224,9 +224,9 @@ class WeightWriter:
 
     async def _begin_anew(self) -> None:
         """Empties a log that has lost messages, and goes on behind the last sequence that followers may have seen."""
-        beyond = max(self._head_sequence, (await newest(self._bus))[0]) + 1
-        log.warning("the bus has lost weights: the log begins anew with a snapshot", sequence=beyond)
-        await self._bus.skip_to("WEIGHTS", beyond)
+        self.sequence = max(self.sequence, (await self._newest())[0])
+        log.warning("the bus has lost weights: the log begins anew with a snapshot", sequence=self.sequence + 1)
+        await self._bus.skip_to("WEIGHTS", self.sequence + 1)
         self._head, self._head_sequence = None, 0
         self._logged.clear()
         self._snapshots.clear()
@@ -394,6 +394,7 @@ class WeightWriter:
     def _note(self, sequence: int, manifest: Manifest) -> None:
         """Takes a manifest of the log, read or just written, into account."""
         self._head = manifest
+        self.sequence = max(self.sequence, sequence)
         self._checksums[manifest.version] = manifest.checksum
         if manifest.kind is ManifestKind.SNAPSHOT:
             self._snapshots.append(_Snapshot(manifest.first_chunk or sequence, manifest.location))

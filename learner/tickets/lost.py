@@ -66,16 +66,16 @@ class LostTickets:
     async def look_now(self) -> None:
         """Issues again what was gone at the look before already, and notes what is now. Raises what nats-py raises."""
         gone = await self._gone()
-        if (await self._state("RESULTS", {}))["last_seq"] < self._ledger.position:
+        # Asked for after the tickets: a result is stored before its ticket leaves.
+        stored = (await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))).state.last_seq
+        if stored < self._ledger.position:
             # The bus has lost results: what is stored now would not be read, and is nobody's fault (`learner.bus_loss`).
             return
         for ticket in sorted(gone):
             if ticket in self._suspects and self._ledger.position >= self._suspects[ticket]:
                 await self._issue(ticket)
                 gone.discard(ticket)
-        # Asked for after the tickets: a result is stored before its ticket leaves.
-        state = (await self._bus.js.stream_info(self._bus.names.stream("RESULTS"))).state
-        self._suspects = {ticket: self._suspects.get(ticket, state.last_seq) for ticket in gone}
+        self._suspects = {ticket: self._suspects.get(ticket, stored) for ticket in gone}
 
     async def _gone(self) -> set[int]:
         unanswered = self._ledger.unanswered()
