@@ -1,8 +1,8 @@
 """The files of a run's own cluster of NATS servers, for `zerotir bus CONFIG --init DIR`.
 
-Each server's file names its host and port (those of `bus.url`), its neighbours, and the run's account: public keys, and what
-their roles may do. Servers find each other on the client's port + 2000 and prove by a shared secret, which only these files
-hold, that they belong together.
+Each server's file names its host and port (those of `bus.url`), its neighbours, and the run's accounts: public keys, and
+what their roles may do. Servers find each other on the client's port + 2000 and prove by a shared secret, which only these
+files hold, that they belong together.
 """
 
 import json
@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bus.address import BusAddress
-from bus.server import common_settings, run_account, write_private
+from bus.server import common_settings, run_accounts, write_private
 from configs.bus import BusConfig
 from configs.errors import UserError
 
@@ -48,7 +48,7 @@ def initialise(folder: Path, config: BusConfig, largest_message: int) -> list[Pa
             "host": host,
             "port": port,
             **common_settings(f"nats-{folder.name}-{name}", largest_message),
-            "accounts": {master.run: run_account(master)},
+            "accounts": run_accounts(master),
         }
         if tls:
             settings["tls"] = tls | {"handshake_first": True}

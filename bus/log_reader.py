@@ -1,64 +1,78 @@
 """Reading a stream as a log: every message once, in order, from any sequence on.
 
-The reader has a short-lived pull consumer. It makes a new one at the next unread sequence after any interruption: the server
-restarted, the connection or the consumer was lost, deliveries have a hole or did not come. One pull request is open at a
-time, so messages arrive as they are stored, and no more of them are held here than the last `read` asked for.
+    read ──▶ request: up to so many messages, and bytes, from the next unread sequence on
+         ◀── messages, each with its sequence and that of the one before it, and the end of the batch
+         ──▶ nothing there yet: ask again, soon at first and then every `LONGEST_PAUSE_S`
+
+Reading leaves nothing behind at the server, no consumer: what a reader is due follows from its position alone. So whatever
+interrupts it (a server that restarts, a connection that breaks, a message that is lost under way) costs a new request, and
+nobody needs the right to make consumers, who could have the server write anywhere (`bus.permissions`). One request is open
+at a time, so no more messages are held here than the last `read` asked for.
+
+Any copy of a replicated stream may answer. One that lags behind gives less, and the next request the rest.
+
+Cost: a request for every batch, of up to `BATCH_BYTES`; four a second while nothing comes.
 """
 
 import asyncio
 import contextlib
 import json
-import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
-import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header, StatusCode
+from nats.js.api import Header, StatusCode
 
 from bus.connection import TRANSIENT_ERRORS, Bus, UnreadError
 
 log = structlog.get_logger()
 
-IDLE_CONSUMER_S = 300.0
+BATCH_BYTES = 8 * 2**20
+"""Bytes that are asked for together: a server disconnects a reader for which it must keep much."""
 LOST_AFTER_S = 5.0
-"""How long a pull request stays open, and the silence after which the server is asked whether the consumer is still there
-and whether it has sent what did not come: what was lost under way nothing sends again by itself."""
+"""Silence within a batch after which it is taken for lost."""
+FIRST_PAUSE_S = 0.01
+LONGEST_PAUSE_S = 0.25
+"""Longest time between two requests while nothing comes: so long may a message lie unread."""
+INTERRUPTED_PAUSE_S = 0.5
 GRACE_S = 1.0
-"""A pull request whose end the server has not announced by then is taken for lost."""
+"""A caller that was away for longer first has the time to hear what came meanwhile."""
+
+SEQUENCE = "Nats-Sequence"
+SEQUENCE_BEFORE = "Nats-Last-Sequence"
+"""Headers of a message in a batch (ADR-31): its sequence, and that of the one before it in the batch, 0 for the first."""
+END_OF_BATCH = "204"
 
 
 class _InterruptedError(Exception):
-    """The server ended the pull request for a reason that needs a new consumer."""
+    """The batch did not come as it should: it is asked for again."""
 
 
 class LogReader:
     """Reads `subject` of `stream` from sequence `start` on."""
 
-    def __init__(
-        self, bus: Bus, stream: str, subject: str, start: int = 1, metadata: dict[str, str] | None = None
-    ) -> None:
-        """`metadata` is the consumer's, for others that look at the stream."""
+    def __init__(self, bus: Bus, stream: str, subject: str, start: int = 1) -> None:
         self._bus = bus
-        self._metadata = metadata
         self._stream = stream
         self._subject = subject
         self._next = start
-        self._delivered = 0
-        self._heard = 0.0
-        self._name = ""
-        self._subscription: Subscription | None = None
-        self._reconnects = 0
-        self._arrived: deque[Msg] = deque()
+        self._arrived: deque[tuple[int, bytes]] = deque()
         self._wake = asyncio.Event()
-        self._wanted = 0
-        """Messages that the open pull request still asks for."""
+        self._subscription: Subscription | None = None
+        self._requests = 0
+        self._open = ""
+        """The subject to which the open request is answered; empty while none is open."""
         self._open_until = 0.0
+        self._last = 0
+        """Sequence of the message that came last of the open batch."""
+        self._reconnects = 0
+        self._pause_s = 0.0
+        """Time between the last request and the next one."""
+        self._ask_at = self._waited_at = 0.0
         self._interruption = ""
 
     @property
@@ -66,85 +80,86 @@ class LogReader:
         """Returns the sequence up to which the stream was read."""
         return self._next - 1
 
-    async def _subscribe(self) -> None:
-        self._delivered = self._wanted = 0
-        self._interruption = ""
-        self._heard = time.monotonic()
-        self._reconnects = self._bus.client.stats["reconnects"]
-        self._name = f"reader-{secrets.token_hex(8)}"
-        await self._bus.js.add_consumer(
-            self._stream,
-            config=ConsumerConfig(
-                name=self._name,
-                filter_subject=self._subject,
-                ack_policy=AckPolicy.NONE,
-                deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-                opt_start_seq=self._next,
-                inactive_threshold=IDLE_CONSUMER_S,
-                mem_storage=True,
-                num_replicas=1,
-                metadata=self._metadata,
-            ),
-        )
-        self._subscription = await self._bus.client.subscribe(self._bus.client.new_inbox(), cb=self._arrive)
-
     async def _arrive(self, message: Msg) -> None:
-        status = JetStreamContext.is_status_msg(message)
-        if status is None:
-            self._wanted -= 1
-            self._arrived.append(message)
-        elif status in (StatusCode.NO_MESSAGES, StatusCode.REQUEST_TIMEOUT):
-            self._wanted = 0
+        if message.subject != self._open:
+            # Of a batch that was given up.
+            return
+        headers = message.headers or {}
+        status = headers.get(Header.STATUS)
+        self._open_until = time.monotonic() + LOST_AFTER_S
+        # The server writes its headers last, so they win over any that the writer of a message gave it.
+        if (SEQUENCE in headers or status == END_OF_BATCH) and headers.get(SEQUENCE_BEFORE) != str(self._last):
+            self._interrupt(f"what came after message {self._last} was lost under way")
+        elif SEQUENCE in headers:
+            self._last = int(headers[SEQUENCE])
+            self._arrived.append((self._last, message.data))
+        elif status == END_OF_BATCH:
+            self._end(0.0)
+        elif status == StatusCode.NO_MESSAGES:
+            self._end(min(max(2 * self._pause_s, FIRST_PAUSE_S), LONGEST_PAUSE_S))
         else:
-            self._interruption = f"{status} {(message.headers or {}).get(Header.DESCRIPTION, '')}".rstrip()
+            self._interrupt(f"{status} {headers.get(Header.DESCRIPTION, '')}".rstrip())
         self._wake.set()
 
-    async def _pull(self, batch: int) -> None:
-        assert self._subscription is not None
-        request = json.dumps({"batch": batch, "expires": int(LOST_AFTER_S * 1e9)}).encode()
-        self._wanted = batch
-        self._open_until = time.monotonic() + LOST_AFTER_S + GRACE_S
-        where = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
-        await self._bus.client.publish(where, request, reply=self._subscription.subject)
+    def _interrupt(self, reason: str) -> None:
+        self._interruption = reason
+        self._end(INTERRUPTED_PAUSE_S)
+
+    def _end(self, pause_s: float) -> None:
+        """Ends the open request; the next one comes in `pause_s` seconds."""
+        self._open = ""
+        self._pause_s = pause_s
+        self._ask_at = time.monotonic() + pause_s
+
+    async def _ask(self, batch: int) -> None:
+        client = self._bus.client
+        if self._subscription is None:
+            self._subscription = await client.subscribe(f"{client.new_inbox()}.*", cb=self._arrive)
+        self._requests += 1
+        self._reconnects = client.stats["reconnects"]
+        self._last = 0
+        self._open = self._subscription.subject.replace("*", str(self._requests))
+        self._open_until = time.monotonic() + LOST_AFTER_S
+        request = {"seq": self._next, "next_by_subj": self._subject, "batch": batch, "max_bytes": BATCH_BYTES}
+        await client.publish(f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(request).encode(), reply=self._open)
 
     async def _wait(self, batch: int, timeout_s: float) -> None:
         """Returns once messages have arrived, or after `timeout_s` seconds."""
-        deadline = time.monotonic() + timeout_s
-        if self._subscription is not None and self._bus.client.stats["reconnects"] != self._reconnects:
-            # The connection that broke took along the request and what was under way.
-            await self.close()
-        if self._subscription is None:
-            await self._subscribe()
+        now = time.monotonic()
+        deadline = now + timeout_s
+        if now > self._waited_at + GRACE_S:
+            self._open_until = max(self._open_until, now + GRACE_S)
         while not self._arrived:
+            self._waited_at = time.monotonic()
             self._wake.clear()
             if self._interruption:
-                raise _InterruptedError(self._interruption)
-            left = deadline - time.monotonic()
-            if left <= 0:
+                reason, self._interruption = self._interruption, ""
+                raise _InterruptedError(reason)
+            now = time.monotonic()
+            if self._open and (now > self._open_until or self._bus.client.stats["reconnects"] != self._reconnects):
+                # The connection that broke took along the request and what was under way.
+                self._interrupt("no answer")
+                continue
+            if now >= deadline:
                 return
-            if self._wanted <= 0 or time.monotonic() > self._open_until:
-                await self._pull(batch)
+            wake_at = self._open_until if self._open else self._ask_at
+            if not self._open and now >= self._ask_at:
+                if self._bus.client.is_connected:
+                    await self._ask(batch)
+                    continue
+                # The client would keep the request, and send it once it is back.
+                wake_at = now + LONGEST_PAUSE_S
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(left):
+                async with asyncio.timeout(max(0.0, min(deadline, wake_at) - now)):
                     await self._wake.wait()
 
     async def close(self) -> None:
-        """Deletes the consumer; the next read makes a new one."""
-        if await self._forget():
-            # What cannot be deleted now, the server forgets by itself.
-            with contextlib.suppress(*TRANSIENT_ERRORS, nats.errors.Error):
-                await self._bus.js.delete_consumer(self._stream, self._name)
-
-    async def _forget(self) -> bool:
-        """Leaves the consumer to the server, which may be gone with it; whether there was one to delete."""
-        if self._subscription is None:
-            return False
+        """Ends the subscription; the next read makes a new one."""
         subscription, self._subscription = self._subscription, None
+        self._open = ""
         self._arrived.clear()
-        if not self._bus.client.is_closed:
-            # Also while it reconnects: the client would subscribe again, and deliver what the next consumer brings as well.
+        if subscription is not None and not self._bus.client.is_closed:
             await subscription.unsubscribe()
-        return self._bus.client.is_connected
 
     async def read(self, batch: int, timeout_s: float) -> list[tuple[int, bytes]]:
         """Returns the next messages as (sequence, data), at most `batch`.
@@ -153,56 +168,29 @@ class LogReader:
         """
         try:
             await self._wait(batch, timeout_s)
-        except (*TRANSIENT_ERRORS, nats.js.errors.APIError, _InterruptedError) as error:
+        except (*TRANSIENT_ERRORS, _InterruptedError) as error:
             log.warning("reading interrupted, will resume", stream=self._stream, at=self._next, error=str(error))
-            await self._forget()
-            await asyncio.sleep(min(timeout_s, 0.5))
+            self._end(INTERRUPTED_PAUSE_S)
             return []
-        if not self._arrived:
-            if time.monotonic() - self._heard > LOST_AFTER_S:
-                await self._look_for_losses()
-            return []
-        self._heard = time.monotonic()
-        read: list[tuple[int, bytes]] = []
-        while self._arrived and len(read) < batch:
-            message = self._arrived.popleft()
-            in_stream, in_consumer = _sequences(message.reply)
-            if in_consumer != self._delivered + 1:
-                log.warning("hole in the deliveries, reading again", stream=self._stream, at=self._next)
-                await self.close()
-                break
-            self._delivered = in_consumer
-            if in_stream >= self._next:
-                read.append((in_stream, message.data))
-                self._next = in_stream + 1
+        read = [self._arrived.popleft() for _ in range(min(batch, len(self._arrived)))]
+        if read:
+            self._next = read[-1][0] + 1
         return read
 
     async def exhausted(self) -> bool:
-        """Returns whether everything that the stream holds now has been read; False where that cannot be told."""
-        sent = await self._sent()
-        return sent is not None and sent == (self._delivered, 0)
+        """Returns whether the stream holds no further message; False where that cannot be told.
 
-    async def _look_for_losses(self) -> None:
-        self._heard = time.monotonic()
-        sent = await self._sent()
-        if sent is None:
-            await self._forget()
-        elif sent[0] > self._delivered:
-            log.warning("deliveries were lost, reading again", stream=self._stream, at=self._next)
-            await self.close()
-
-    async def _sent(self) -> tuple[int, int] | None:
-        """Returns how many messages the server has sent to this consumer and how many are left.
-
-        Returns None where the server does not say.
+        Its leader says so: a copy that lags behind would say it too early.
         """
-        if self._subscription is None:
-            return None
+        if self._arrived or self._open:
+            return False
         try:
-            info = await self._bus.js.consumer_info(self._stream, self._name)
-        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError):
-            return None
-        return (info.delivered.consumer_seq or 0) if info.delivered else 0, info.num_pending or 0
+            await self._bus.js.get_msg(self._stream, seq=self._next, subject=self._subject, next=True)
+        except nats.js.errors.NotFoundError:
+            return not self._arrived
+        except TRANSIENT_ERRORS:
+            return False
+        return False
 
     async def everything(self, end: int, batch: int = 256) -> AsyncGenerator[tuple[int, bytes]]:
         """Yields all messages from where this reader is to sequence `end`, that of a message on its subject.
@@ -228,14 +216,3 @@ class LogReader:
         while True:
             for item in await self.read(batch, timeout_s):
                 yield item
-
-
-def _sequences(reply: str) -> tuple[int, int]:
-    """Returns a delivery's sequences: in its stream, and of its consumer.
-
-    The subject to acknowledge it ends with ...STREAM-SEQUENCE.CONSUMER-SEQUENCE.TIME.PENDING, and has one more part after
-    them in the form that names a domain (ADR-15). `Msg.metadata` reads all of it, for several times the work.
-    """
-    parts = reply.split(".")
-    first = 5 if len(parts) == 9 else 7
-    return int(parts[first]), int(parts[first + 1])

@@ -2,11 +2,24 @@
 
 A rule says what may be done, by which roles, and what they publish and subscribe to for it; everything else is refused by
 the server. Anonymous clients get nothing. The role `bus` (the master: it makes the streams) is not in the table, it may do
-everything within its run; runs are accounts of their own on the server and see nothing of each other.
+everything within its run.
 
-Credentials are a role's, not a process's: an actor can take another actor's tickets and write metrics under its name. A
-role that may use a stream's consumers can disturb others that do (delete their consumers, have the server deliver what the
-stream holds to any subject), but it can forge nothing: what it did not write itself decodes as what it is, or not at all.
+    account RUN            bus, learner: the streams and buckets
+    account RUN.actor      imports the subjects of its rules from RUN, and those of executions from RUN.sandbox
+    account RUN.sandbox    the execution service; imports the subjects of its rules from RUN
+    account RUN.evaluator, RUN.observer    as an actor
+
+A permission alone would not hold: who may ask the server something also names the subject of the answer, and who may make a
+consumer names where it delivers, and the server checks neither. Both could be the subject of a stream, which then stores
+what its writer was never allowed to write. So each role has an account of its own, and the account of the streams sees
+nothing but requests on the imported subjects, with answers to subjects that the server makes up. And no role makes
+consumers: logs are read by direct gets (`bus.log_reader`). Runs on one server are accounts as well, and see nothing of each
+other.
+
+What is left: credentials are a role's, not a process's, so an actor can take another actor's tickets and write metrics under
+its name. And an answer may be sent to the subject of an acknowledgement (`$JS.ACK`, which the server passes on as it is):
+actors, evaluators and observers can so acknowledge tickets that they do not have. Such tickets are issued again
+(`learner.tickets.lost`).
 """
 
 from collections.abc import Iterable
@@ -23,7 +36,14 @@ API = "$JS.API"
 TICKETS, RETRIES, RESULTS, WEIGHTS, METRICS, DEADLETTERS = (
     f"{{stream}}-{kind}" for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS")
 )
-RUN, ALIVE = "KV_{run_bucket}", "KV_{alive_bucket}"
+RUN, ALIVE, HOLDS = (f"KV_{{{bucket}_bucket}}" for bucket in ("run", "alive", "holds"))
+
+MAIN = ("bus", "learner")
+"""The roles of the account that holds the streams."""
+SEVERAL_ANSWERS = ("MSG.NEXT", "DIRECT.GET", "$SRV.STATS")
+"""Parts of the subjects whose requests have more than one answer."""
+LONGEST_EXECUTION = "1h"
+"""How long the server keeps the way back of an execution's answer; it would forget it after two minutes."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,8 @@ class Rule:
     roles: tuple[str, ...]
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
+    of: str = MAIN[0]
+    """The role whose account the subjects are of."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +70,9 @@ def _info(*streams: str) -> tuple[str, ...]:
     return tuple(f"{API}.STREAM.INFO.{stream}" for stream in streams)
 
 
-def _read(stream: str, subject: str) -> tuple[str, ...]:
-    """Returns the subjects for reading a stream as a log, with consumers of one's own."""
-    return (
-        f"{API}.CONSUMER.CREATE.{stream}.*.{subject}",
-        *(f"{API}.CONSUMER.{verb}.{stream}.*" for verb in ("INFO", "DELETE", "MSG.NEXT")),
-    )
+def _read(stream: str) -> tuple[str, ...]:
+    """Returns the subjects for reading a stream as a log."""
+    return f"{API}.DIRECT.GET.{stream}", *_get(stream)
 
 
 def _get(*streams: str) -> tuple[str, ...]:
@@ -70,7 +89,7 @@ def _work(stream: str) -> tuple[str, ...]:
 
 
 TABLE = (
-    Rule("hear answers, and what ails the bus", ROLES, subscribe=("_INBOX.{role}.>", "{trouble}")),
+    Rule("hear what ails the bus", ROLES, subscribe=("{trouble}",)),
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
     Rule("say what its model is", ("learner",), publish=("$KV.{run_bucket}.model", "$KV.{run_bucket}.template")),
     Rule("say that it is alive", ROLES[:-1], publish=(*_info(ALIVE), "$KV.{alive_bucket}.{role}.*")),
@@ -88,7 +107,7 @@ TABLE = (
     ),
     Rule("hand tickets back", ("actor",), publish=("{retries}",)),
     Rule("answer tickets", ("actor",), publish=("{results}",)),
-    Rule("have code executed", ENGINES, publish=("{execution}", "{execution}.cancel")),
+    Rule("have code executed", ENGINES, publish=("{execution}", "{execution}.cancel"), of="sandbox"),
     Rule(
         "execute code",
         ("sandbox",),
@@ -99,19 +118,19 @@ TABLE = (
             "$SRV.*.zerotir-sandbox",
             "$SRV.*.zerotir-sandbox.*",
         ),
-        publish=tuple(f"_INBOX.{role}.>" for role in (*ENGINES, "observer")),
+        of="sandbox",
     ),
     Rule(
         "follow the weights",
         ("learner", *ENGINES, "observer"),
-        publish=_info(WEIGHTS) + _get(WEIGHTS) + _read(WEIGHTS, "{weights}.>"),
+        publish=(*_info(WEIGHTS, HOLDS), *_read(WEIGHTS), "$KV.{holds_bucket}.{role}.*"),
         subscribe=("{manifests}",),
     ),
     Rule("ask for a snapshot", (*ENGINES, "observer"), publish=("{snapshot_requests}",)),
     Rule(
         "write the weights",
         ("learner",),
-        publish=("{weights}.>", f"{API}.STREAM.PURGE.{WEIGHTS}", f"{API}.CONSUMER.LIST.{WEIGHTS}"),
+        publish=("{weights}.>", f"{API}.STREAM.PURGE.{WEIGHTS}", *_get(HOLDS)),
         subscribe=("{snapshot_requests}",),
     ),
     Rule("issue tickets", ("learner",), publish=("{tickets}", f"{API}.STREAM.PURGE.{TICKETS}")),
@@ -123,24 +142,22 @@ TABLE = (
     Rule(
         "take results",
         ("learner",),
-        publish=_info(RESULTS) + _read(RESULTS, "{results}") + (f"{API}.STREAM.PURGE.{RESULTS}",),
+        publish=_info(RESULTS) + _read(RESULTS) + (f"{API}.STREAM.PURGE.{RESULTS}",),
     ),
     Rule(
         "follow the metrics",
         ("learner", "observer"),
-        publish=_info(METRICS)
-        + _get(METRICS)
-        + _read(METRICS, "{metrics}.*.*")
-        + _read(METRICS, "{metrics}.learner.*"),
+        publish=_info(METRICS) + _read(METRICS),
     ),
     Rule("go on with metrics that the bus has lost", ("learner",), publish=(f"{API}.STREAM.PURGE.{METRICS}",)),
     Rule(
         "look at everything",
         ("observer",),
         publish=_info(RETRIES, RESULTS, DEADLETTERS)
-        + _read(DEADLETTERS, "{dead_letters}")
-        + (f"{API}.CONSUMER.INFO.{TICKETS}.{ACTOR_CONSUMER}", "$SRV.STATS.zerotir-sandbox"),
+        + _read(DEADLETTERS)
+        + (f"{API}.CONSUMER.INFO.{TICKETS}.{ACTOR_CONSUMER}",),
     ),
+    Rule("see what sandboxes do", ("observer",), publish=("$SRV.STATS.zerotir-sandbox",), of="sandbox"),
 )
 
 
@@ -150,23 +167,71 @@ def permissions(run: str, role: str) -> Permissions:
     rules = [rule for rule in TABLE if role in rule.roles]
     return Permissions(
         publish=_filled((subject for rule in rules for subject in rule.publish), fields),
-        subscribe=_filled((subject for rule in rules for subject in rule.subscribe), fields),
+        subscribe=(_inbox(role), *_filled((subject for rule in rules for subject in rule.subscribe), fields)),
     )
 
 
-def account(run: str, public_keys: dict[str, str]) -> dict[str, Any]:
-    """Returns a run's account as nats-server's configuration takes it; a role's key is public and by its name."""
-    users: list[dict[str, Any]] = []
+def accounts(run: str, public_keys: dict[str, str]) -> dict[str, Any]:
+    """Returns a run's accounts as nats-server's configuration takes them; a role's key is public and by its name."""
+    found: dict[str, dict[str, Any]] = {}
     for role, key in public_keys.items():
-        user: dict[str, Any] = {"nkey": key}
-        if role in ROLES:
-            allowed = permissions(run, role)
-            user["permissions"] = {
-                "publish": {"allow": list(allowed.publish)},
-                "subscribe": {"allow": list(allowed.subscribe)},
-            }
-        users.append(user)
-    return {"jetstream": "enabled", "users": users}
+        account = found.setdefault(account_of(run, role), {"users": [], "imports": [], "exports": []})
+        account["users"].append(_user(run, role, key))
+    found[run]["jetstream"] = "enabled"
+    for (owner, kind, subject), importers in _crossings(run).items():
+        export: dict[str, Any] = {kind: subject, "accounts": importers}
+        if any(part in subject for part in SEVERAL_ANSWERS):
+            export["response_type"] = "stream"
+        elif subject == Names(run).execution:
+            export["response_threshold"] = LONGEST_EXECUTION
+        found[owner]["exports"].append(export)
+        for importer in importers:
+            found[importer]["imports"].append({kind: {"account": owner, "subject": subject}})
+    return found
+
+
+def account_of(run: str, role: str) -> str:
+    """Returns the account of `role`; a run's id has no dot, so no other run has an account of this name."""
+    return run if role in MAIN else f"{run}.{role}"
+
+
+def _user(run: str, role: str, key: str) -> dict[str, Any]:
+    user: dict[str, Any] = {"nkey": key}
+    if role in ROLES:
+        allowed = permissions(run, role)
+        user["permissions"] = {
+            "publish": {"allow": list(allowed.publish)},
+            "subscribe": {"allow": list(allowed.subscribe)},
+        }
+        if role == "sandbox":
+            # One answer to each request, and to nothing else.
+            user["permissions"]["allow_responses"] = {"max": 1, "expires": LONGEST_EXECUTION}
+    return user
+
+
+def _crossings(run: str) -> dict[tuple[str, str, str], list[str]]:
+    """Returns which accounts import what: by the account that it is of, its kind (service or stream) and its subject."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for role in ROLES:
+        importer = account_of(run, role)
+        if importer == run:
+            continue
+        # Without it the server answers requests to JetStream itself as well: that this account has none.
+        found.setdefault((run, "service", f"{API}.INFO"), []).append(importer)
+        for rule in TABLE:
+            owner = account_of(run, rule.of)
+            if role not in rule.roles or owner == importer:
+                continue
+            for kind, subjects in (("service", rule.publish), ("stream", rule.subscribe)):
+                for subject in _filled(subjects, _fields(Names(run), role)):
+                    importers = found.setdefault((owner, kind, subject), [])
+                    if importer not in importers:
+                        importers.append(importer)
+    return found
+
+
+def _inbox(role: str) -> str:
+    return f"_INBOX.{role}.>"
 
 
 def _fields(names: Names, role: str) -> dict[str, str]:
@@ -175,6 +240,7 @@ def _fields(names: Names, role: str) -> dict[str, str]:
         "stream": names.stream("").removesuffix("-"),
         "run_bucket": names.run_bucket,
         "alive_bucket": names.alive_bucket,
+        "holds_bucket": names.holds_bucket,
         "tickets": names.tickets,
         "retries": names.retries,
         "results": names.results,

@@ -9,6 +9,7 @@ import nats.errors
 import nats.js.errors
 import structlog
 
+from bus.buckets import entries
 from bus.codec import MessageError, decode, encode
 from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.messages import Metrics, Presence
@@ -87,20 +88,16 @@ async def who_is_alive(bus: Bus) -> list[Presence]:
 
 
 async def _entries(bus: Bus) -> list[Presence]:
-    name = bus.names.alive_bucket
-    bucket = await bus.js.key_value(name)
-    # Not the client's `keys`: it takes a bucket whose entries are on their way to it for an empty one.
-    prefix = f"$KV.{name}."
-    info = await bus.js.stream_info(f"KV_{name}", subjects_filter=f"{prefix}>")
     alive = []
-    for key in (subject.removeprefix(prefix) for subject in info.state.subjects or {}):
+    for key, value in (await entries(bus, bus.names.alive_bucket)).items():
         try:
-            entry = await bucket.get(key)
-            alive.append(decode(entry.value or b"", Presence))
-        except nats.js.errors.KeyNotFoundError:
-            continue
+            presence = decode(value, Presence)
+            if key != f"{presence.role}.{presence.id}":
+                raise MessageError(f"it says to be of {presence.role} {presence.id}")
         except MessageError as error:
             log.warning("unreadable presence", key=key, error=str(error))
+            continue
+        alive.append(presence)
     return sorted(alive, key=lambda presence: (presence.role, presence.id))
 
 

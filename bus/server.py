@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from bus.address import MASTER, BusAddress
-from bus.permissions import ROLES, account
+from bus.permissions import ROLES, accounts
 from configs.bus import BusConfig
 from configs.errors import UserError
 from runtime.child import TOLD_WHEN_PARENT_DIES
@@ -59,9 +59,9 @@ def server_binary() -> str:
     return found
 
 
-def run_account(master: BusAddress) -> dict[str, Any]:
-    """Returns the account of the run whose master `master` is, as nats-server's configuration takes it."""
-    return account(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
+def run_accounts(master: BusAddress) -> dict[str, Any]:
+    """Returns the accounts of the run whose master `master` is, as nats-server's configuration takes them."""
+    return accounts(master.run, {role: master.for_role(role).public_key for role in (MASTER, *ROLES)})
 
 
 def common_settings(store: str, largest_message: int, room: int | None = None) -> dict[str, Any]:
@@ -192,7 +192,7 @@ async def _server(
     folder: Path, settings: dict[str, Any], master: BusAddress, lock: int
 ) -> AsyncIterator[tuple[BusAddress, asyncio.subprocess.Process]]:
     """Runs a server with `settings` on a folder whose lock `lock` is; the server holds it too."""
-    settings = settings | {"ports_file_dir": str(folder), "accounts": {master.run: run_account(master)}}
+    settings = settings | {"ports_file_dir": str(folder), "accounts": run_accounts(master)}
     settings_file = folder / "server.conf"
     write_private(settings_file, json.dumps(settings, indent=1))
     _forget_indexes(folder / "store")

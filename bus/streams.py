@@ -13,12 +13,11 @@ from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
     DiscardPolicy,
-    KeyValueConfig,
     RetentionPolicy,
     StorageType,
     StreamConfig,
 )
-from nats.js.errors import APIError, BucketNotFoundError, NotFoundError, ServerError
+from nats.js.errors import APIError, NotFoundError, ServerError
 
 from configs.bus import BusConfig
 from configs.errors import UserError
@@ -26,6 +25,8 @@ from runtime.retry import Backoff
 
 ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""
+HOLDS_TTL_S = 300.0
+"""A follower of the weights that was silent for so long reads no more."""
 MAX_DEAD_LETTERS = 1_000
 READY_S = 60.0
 """Servers that were just started elect a leader first."""
@@ -115,6 +116,11 @@ class Names:
     def alive_bucket(self) -> str:
         return f"zerotir-{self.run}-alive"
 
+    @property
+    def holds_bucket(self) -> str:
+        """Returns the bucket in which followers of the weights say what they are reading (`weights.holds`)."""
+        return f"zerotir-{self.run}-holds"
+
 
 ACTOR_CONSUMER = "actors"
 """The durable consumer, of both streams of tickets, that all actors share."""
@@ -128,6 +134,19 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
     Waits for the servers of a cluster. Raises StreamError where they are not ready within `READY_S` seconds, are too few for
     the copies, or have no room.
     """
+
+    def bucket(name: str, ttl_s: float | None = None) -> StreamConfig:
+        # As the client would make it, but for what lets a message take others with it (roll-ups), or outlive them.
+        return StreamConfig(
+            name=f"KV_{name}",
+            subjects=[f"$KV.{name}.>"],
+            storage=StorageType.FILE,
+            num_replicas=config.replicas,
+            max_msgs_per_subject=1,
+            max_age=ttl_s,
+            discard=DiscardPolicy.NEW,
+            deny_delete=True,
+        )
 
     def stream(kind: str, subjects: list[str], **settings: object) -> StreamConfig:
         return StreamConfig(
@@ -172,6 +191,9 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             discard=DiscardPolicy.OLD,
             max_msgs=MAX_DEAD_LETTERS,
         ),
+        bucket(names.run_bucket),
+        bucket(names.alive_bucket, ALIVE_TTL_S),
+        bucket(names.holds_bucket, HOLDS_TTL_S),
     ]
     backoff = Backoff(READY_S)
     for settings in streams:
@@ -186,12 +208,6 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
                 f"{config.max_metrics_bytes / 2**20:.0f} MiB for metrics (bus.max_metrics_bytes): lower these, or give its "
                 "store a larger disk"
             ) from error
-    buckets = [
-        KeyValueConfig(bucket=names.run_bucket, replicas=config.replicas),
-        KeyValueConfig(bucket=names.alive_bucket, replicas=config.replicas, ttl=ALIVE_TTL_S),
-    ]
-    for bucket in buckets:
-        await _once_ready(partial(_make_bucket, js, bucket), config, backoff)
     for kind, subject in (("TICKETS", names.tickets), ("RETRIES", names.retries)):
         consumer = ConsumerConfig(
             durable_name=ACTOR_CONSUMER,
@@ -218,13 +234,6 @@ async def _make_stream(js: JetStreamContext, settings: StreamConfig) -> None:
     # What is not set is the server's default.
     if any(value and getattr(there, name) != value for name, value in vars(settings).items()):
         await js.update_stream(config=settings)
-
-
-async def _make_bucket(js: JetStreamContext, settings: KeyValueConfig) -> None:
-    try:
-        await js.key_value(settings.bucket)
-    except BucketNotFoundError:
-        await js.create_key_value(config=settings)
 
 
 async def _once_ready(make: Callable[[], Awaitable[object]], config: BusConfig, backoff: Backoff) -> None:

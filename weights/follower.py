@@ -7,16 +7,15 @@
 A delta without content (a learner took over), or a snapshot of the version that is held, costs no byte. `held` names a
 version only while every bit of `state` belongs to it; it is None during a change.
 
-A follower may be slower than the learner. While it reads it has a consumer on the stream that is marked as a hold, and the
-writer purges nothing from where a hold began (`weights.writer`). Versions that came meanwhile are taken together. A
-fetch ends only after `bus.reconnect_s` seconds of silence, and continues after an outage. If a chunk is gone
-nevertheless, the follower notices as soon as the server has nothing more to send.
+A follower may be slower than the learner. While it reads it holds the stream, and the writer purges nothing from where a
+hold begins (`weights.holds`). Versions that came meanwhile are taken together. A fetch ends only after `bus.reconnect_s`
+seconds of silence, and continues after an outage. If a chunk is gone nevertheless, the follower notices as soon as the
+server has nothing more to send.
 """
 
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -29,14 +28,15 @@ from bus.log_reader import LogReader
 from bus.messages import Manifest, ManifestKind, WeightChunk, WeightVersion
 from weights.codec import Layout, WeightsError, WeightState
 from weights.files import read_file
-from weights.log import HOLD, newest, read_manifests
+from weights.holds import Hold
+from weights.log import newest, read_manifests
 
 log = structlog.get_logger()
 
 POLL_S = 5.0
 """A manifest wakes its followers; behind a mirror that does not, and then this is how long one goes unseen."""
-BYTES_AT_ONCE = 8 * 2**20
-"""Bytes of chunks that are asked for together: a server disconnects a reader for which it must keep much."""
+CHUNKS_AT_ONCE = 256
+"""Chunks that are asked for together, if they are not more than `bus.log_reader.BATCH_BYTES`."""
 WAKE_S = 0.05
 """A manifest may wake its followers before the stream has stored it: they look again after this long, and twice as long."""
 
@@ -158,13 +158,12 @@ class WeightFollower:
 
     async def _follow(self, path: Sequence[Logged]) -> tuple[int, WeightsError] | None:
         """Takes one manifest after another; returns the sequence of the one that could not be taken, if any, and why."""
-        readers: deque[LogReader] = deque()
-        try:
+        async with Hold(self._bus) as hold:
             for sequence, manifest in path:
                 if manifest.chunks or manifest.location is not None:
-                    readers.append(self._reader(sequence, manifest))
+                    await hold.take(manifest.first_chunk or sequence)
                 try:
-                    await self._take(manifest, readers)
+                    await self._take(manifest)
                 except WeightsError as error:
                     self.fallbacks += 1
                     log.warning(
@@ -172,23 +171,7 @@ class WeightFollower:
                     )
                     return sequence, error
                 self._sequence = sequence
-                # The last one stays: where it began, the stream holds still until the next one is there.
-                while len(readers) > 1:
-                    await readers.popleft().close()
-            return None
-        finally:
-            for reader in readers:
-                await reader.close()
-
-    def _reader(self, sequence: int, manifest: Manifest) -> LogReader:
-        """Returns a reader at this manifest's first chunk, which holds the stream while it is open.
-
-        For an external snapshot there is nothing to read: the reader only holds.
-        """
-        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
-        return LogReader(
-            self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or sequence, {HOLD: "1"}
-        )
+        return None
 
     def _route(self, logged: Sequence[Logged]) -> _Route | None:
         """Returns the shortest route to the newest version in reach; None where that is not newer than what is held."""
@@ -217,8 +200,8 @@ class WeightFollower:
                 at, reached = manifest, sequence
         return _Route(path, reached)
 
-    async def _take(self, manifest: Manifest, readers: Sequence[LogReader]) -> None:
-        """Changes the state into `manifest`'s, by the last of `readers`. Raises WeightsError, and then nothing is held."""
+    async def _take(self, manifest: Manifest) -> None:
+        """Changes the state into `manifest`'s. Raises WeightsError, and then nothing is held."""
         state = self.state
         self.held = None
         if manifest.kind is ManifestKind.SNAPSHOT:
@@ -230,37 +213,36 @@ class WeightFollower:
         if state is None or state.layout.digest != manifest.layout:
             raise WeightsError("a delta for tensors of another layout")
         if manifest.location is not None:
-            await self._read(manifest.location, state, readers[-1])
+            await asyncio.to_thread(read_file, manifest.location, state)
             self.bytes_received += manifest.wire_bytes
         elif manifest.chunks:
-            await self._fetch(manifest, state, readers[-1])
+            await self._fetch(manifest, state)
         if state.checksum != manifest.checksum:
             raise WeightsError(f"checksum {state.checksum} where the manifest says {manifest.checksum}")
         self.held = manifest
 
-    async def _fetch(self, manifest: Manifest, state: WeightState, reader: LogReader) -> None:
+    async def _fetch(self, manifest: Manifest, state: WeightState) -> None:
         """Applies the chunks as they come, in a thread: the caller's loop goes on meanwhile."""
+        subject = self._bus.names.chunks(str(manifest.version), manifest.kind, manifest.writing or "none")
+        reader = LogReader(self._bus, self._bus.names.stream("WEIGHTS"), subject, manifest.first_chunk or 1)
         taken = 0
         heard = time.monotonic()
-        at_once = max(1, BYTES_AT_ONCE * manifest.chunks // manifest.wire_bytes)
-        while taken < manifest.chunks:
-            messages = await reader.read(min(at_once, manifest.chunks - taken), timeout_s=0.25)
-            if messages:
-                self.bytes_received += sum(len(data) for _, data in messages)
-                taken = await asyncio.to_thread(_apply, [data for _, data in messages], taken, state)
-                heard = time.monotonic()
-            elif await reader.exhausted():
-                # They were all there before their manifest was.
-                raise WeightsError(f"only {taken} of {manifest.chunks} chunks of {manifest.version} are there still")
-            elif (silence := time.monotonic() - heard) > self._bus.config.reconnect_s:
-                raise WeightsError(f"after {taken} of {manifest.chunks} chunks nothing came for {silence:.0f} s")
-
-    async def _read(self, location: str, state: WeightState, reader: LogReader) -> None:
-        """Reads a snapshot's file while `reader`, which has nothing to read, keeps its place on the stream."""
-        reading = asyncio.create_task(asyncio.to_thread(read_file, location, state))
-        while not reading.done():
-            await reader.read(1, timeout_s=0.1)
-        await reading
+        try:
+            while taken < manifest.chunks:
+                messages = await reader.read(min(CHUNKS_AT_ONCE, manifest.chunks - taken), timeout_s=0.25)
+                if messages:
+                    self.bytes_received += sum(len(data) for _, data in messages)
+                    taken = await asyncio.to_thread(_apply, [data for _, data in messages], taken, state)
+                    heard = time.monotonic()
+                elif await reader.exhausted():
+                    # They were all there before their manifest was.
+                    raise WeightsError(
+                        f"only {taken} of {manifest.chunks} chunks of {manifest.version} are there still"
+                    )
+                elif (silence := time.monotonic() - heard) > self._bus.config.reconnect_s:
+                    raise WeightsError(f"after {taken} of {manifest.chunks} chunks nothing came for {silence:.0f} s")
+        finally:
+            await reader.close()
 
     async def _ask_for_snapshot(self, head: int) -> None:
         if self.held is None:

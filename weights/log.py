@@ -10,9 +10,6 @@ from bus.messages import Manifest
 
 log = structlog.get_logger()
 
-HOLD = "zerotir-hold"
-"""Metadata of a consumer that holds the stream: nothing from where it began on is purged while it is there."""
-
 
 async def newest(bus: Bus) -> tuple[int, bytes]:
     """Returns the newest manifest as (stream sequence, bytes); (0, nothing) while there is none.

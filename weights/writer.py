@@ -38,7 +38,8 @@ from configs.errors import UserError
 from runtime.retry import Backoff
 from weights.codec import Layout, WeightsError, WeightState
 from weights.files import remove_file, write_file
-from weights.log import HOLD, newest, read_manifests
+from weights.holds import held_from
+from weights.log import newest, read_manifests
 from weights.packing import Chunks, Weights, epoch_of, make_manifest, pack_chunks
 
 log = structlog.get_logger()
@@ -97,8 +98,8 @@ class WeightWriter:
         self._logged: dict[int, str] = {}
         """Checksums of the head's version and of those that led to it, as far back as the log goes."""
         self._snapshots: deque[_Snapshot] = deque()
-        self._held_since: dict[str, float] = {}
-        """When each hold on the stream was first seen, on the monotonic clock."""
+        self._held_since: dict[tuple[str, int], float] = {}
+        """When each hold, by key and start, was first seen, on the monotonic clock: not on another host's."""
         self._since_snapshot = self._delta_bytes = 0
         self._base: WeightState | None = None
         """The state of the newest version that was published or found in the log."""
@@ -289,7 +290,7 @@ class WeightWriter:
         stream = self._bus.names.stream("WEIGHTS")
         oldest = self._snapshots[max(0, len(self._snapshots) - SNAPSHOTS_KEPT)].position
         try:
-            first = min([oldest, *await self._held_from(stream)])
+            first = min([oldest, *await self._held_from()])
             await self._bus.js.purge_stream(stream, seq=first)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             log.warning("old weights were not purged, the next snapshot does it", error=str(error))
@@ -299,23 +300,12 @@ class WeightWriter:
             if old.location is not None:
                 await asyncio.to_thread(remove_file, old.location)
 
-    async def _held_from(self, stream: str) -> list[int]:
-        """Returns where each hold on the stream begins. One whose follower has gone counts until the server forgets it."""
-        starts: list[int] = []
-        seen: dict[str, float] = {}
+    async def _held_from(self) -> list[int]:
+        """Returns where each hold on the stream begins that is not older than `HOLD_S`."""
         now = time.monotonic()
-        offset = 0
-        while page := await self._bus.js.consumers_info(stream, offset):
-            offset += len(page)
-            for reader in page:
-                if not (reader.config.metadata or {}).get(HOLD):
-                    continue
-                # Not by the time of its creation: that is another host's clock.
-                seen[reader.name] = self._held_since.get(reader.name, now)
-                if now - seen[reader.name] < HOLD_S:
-                    starts.append(reader.config.opt_start_seq or 0)
-        self._held_since = seen
-        return starts
+        # A follower that goes on to another version begins a new hold.
+        self._held_since = {hold: self._held_since.get(hold, now) for hold in (await held_from(self._bus)).items()}
+        return [start for (_, start), since in self._held_since.items() if now - since < HOLD_S]
 
     async def _write_chunks(
         self, version: WeightVersion, kind: ManifestKind, segments: Callable[[], Iterator[Segment]]

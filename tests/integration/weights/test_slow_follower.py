@@ -32,7 +32,7 @@ class Gate:
 
         monkeypatch.setattr(weights.follower, "_apply", gated)
         # A chunk at a time.
-        monkeypatch.setattr(weights.follower, "BYTES_AT_ONCE", 1)
+        monkeypatch.setattr(weights.follower, "CHUNKS_AT_ONCE", 1)
 
     async def let(self, chunks: int) -> None:
         """Returns once as many more are applied."""
