@@ -7,6 +7,7 @@ runs. It is acknowledged only after its result, or its copy among the retries, i
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -40,8 +41,7 @@ class LeasedTicket:
         self._renewed_at = boot_time()
         self._lapsed = False
         self.ticket = ticket
-        before = int((message.headers or {}).get(FAILURES, 0))
-        self.failures: int = before + (message.metadata.num_delivered or 1) - 1
+        self.failures: int = _failures_before(message) + (message.metadata.num_delivered or 1) - 1
         """How often an actor vanished with this ticket, or failed at it. Hand-backs for want of something do not count."""
 
     @property
@@ -88,6 +88,14 @@ class LeasedTicket:
         except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
             # The lease runs out by itself, and the learner ignores a second result: nothing is lost or doubled.
             log.warning("could not settle a ticket with the bus", ticket=self.ticket.number, error=str(error))
+
+
+def _failures_before(message: Msg) -> int:
+    """Returns the `failures` that its header says. Raises MessageError where that is no such number."""
+    text = (message.headers or {}).get(FAILURES, "0")
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise MessageError(f"the header {FAILURES} is {text[:40]!r}")
+    return int(text)
 
 
 class TicketSource:
@@ -163,6 +171,9 @@ class _Queue:
             return []
         leased = []
         for message in messages:
+            if not message.reply.startswith("$JS.ACK."):
+                log.warning("not a message of the ticket stream", stream=self._stream, subject=message.subject)
+                continue
             try:
                 leased.append(LeasedTicket(message, decode(message.data, Ticket), self._bus, self._lease_s))
             except MessageError as error:

@@ -113,10 +113,10 @@ class Dispatcher:
             except TRANSIENT_ERRORS as error:
                 refused = error
             # The acknowledgement may have been lost, or another dispatcher was first: tickets are a function of their
-            # number, so what the stream holds under this number is this ticket.
+            # number. Where the stream holds something else under this number, `learner.tickets.lost` finds it.
             self._last = await self._last_sequence()
             if self._last != ticket.number - 1:
-                # It is there, or earlier ones are gone, and come first.
+                # The number is taken, or earlier tickets are gone, and come first.
                 return
             if backoff.over:
                 raise BusError(

@@ -7,9 +7,10 @@ ticket stream. Such a ticket may be answered by a result that is stored but not 
 the learner has read what the result stream held at that look. A lost ticket goes to the retries. A ticket that is lost
 `MAX_ISSUES` times more is answered by a failure in the result log, like every other.
 
-A look costs one or two requests, and one for each of the first `READ_FIRST` open tickets: with a damaged block the server
-may count messages that it can neither read nor deliver, and the first open tickets are those that hold the learner up. The
-answer names the gaps in the ticket stream; there are at most as many as open tickets.
+A look costs one or two requests, and one for each of the first `READ_FIRST` open tickets, which are those that hold the
+learner up: what lies under a ticket's number may be something else than the ticket, and with a damaged block the server may
+count messages that it can neither read nor deliver. The answer names the gaps in the ticket stream; there are at most as
+many as open tickets.
 """
 
 import json
@@ -21,8 +22,9 @@ import nats.errors
 import nats.js.errors
 import structlog
 
+from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
-from bus.messages import Failure
+from bus.messages import Failure, Ticket
 from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.ledger import Ledger
 
@@ -83,23 +85,24 @@ class LostTickets:
         deleted = set(state.get("deleted") or ())
         gone = {n for n in unanswered if n < state["first_seq"] or n in deleted}
         first = unanswered[:READ_FIRST]
-        gone |= {n for n in first if n not in gone and not await self._readable("TICKETS", seq=n)}
+        gone |= {n for n in first if n not in gone and not await self._is_there(n, "TICKETS", seq=n)}
         if gone:
             offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
             retried = {int(subject.rpartition(".")[2]) for subject in offered.get("subjects") or ()}
             gone -= {
                 n
                 for n in gone & retried
-                if n not in first or await self._readable("RETRIES", subject=self._bus.names.retry(n))
+                if n not in first or await self._is_there(n, "RETRIES", subject=self._bus.names.retry(n))
             }
         return gone
 
-    async def _readable(self, kind: str, **which: Any) -> bool:
+    async def _is_there(self, number: int, kind: str, **which: Any) -> bool:
+        """Returns whether a message of the stream `kind` can be read and is this ticket."""
         try:
-            await self._bus.js.get_msg(self._bus.names.stream(kind), **which)
-        except nats.js.errors.NotFoundError:
+            message = await self._bus.js.get_msg(self._bus.names.stream(kind), **which)
+            return decode(message.data or b"", Ticket).number == number
+        except (nats.js.errors.NotFoundError, MessageError):
             return False
-        return True
 
     async def _state(self, kind: str, details: dict[str, object]) -> dict:
         where = f"$JS.API.STREAM.INFO.{self._bus.names.stream(kind)}"

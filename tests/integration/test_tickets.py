@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.leases import LeasedTicket, TicketSource
+from actors.leases import FAILURES, LeasedTicket, TicketSource
 from bus.codec import decode
 from bus.connection import Bus, open_bus
 from bus.log_reader import LogReader
@@ -189,6 +189,38 @@ async def test_a_ticket_that_is_gone_without_a_usable_result_is_issued_again(bus
     assert learner.ledger.unanswered() == []
     await learner.lost.look_now()
     await is_empty(bus, "RETRIES")
+
+
+async def test_what_lies_under_a_number_is_looked_at(bus: Bus):
+    """Garbage, and another ticket, take the numbers of two tickets before they are issued; no actor is there to notice."""
+    await bus.js.publish(bus.names.tickets, b"garbage")
+    await bus.publish(bus.names.tickets, ticket(7))
+    learner = Learner(bus)
+    await learner.dispatcher.issue()
+    assert await messages(bus, "TICKETS") == 4
+    await learner.lost.look_now()
+    await learner.lost.look_now()
+    assert await messages(bus, "RETRIES") == 2
+    source = TicketSource(bus)
+    got = [leased.ticket.number for leased in await pull(source, 2)]
+    assert sorted(got) == [1, 2]
+
+
+async def test_what_others_send_to_an_actor_that_pulls_stops_nobody(bus: Bus):
+    """A retry whose header is no number, and a message that is none of the stream's."""
+    source = TicketSource(bus)
+    await source.pull(1, 0.1)
+    await bus.publish(bus.names.retry(1), ticket(1), {FAILURES: "-1e9"})
+    await bus.publish(bus.names.retry(2), ticket(2), {FAILURES: "2"})
+    subscription = source._retries._subscription
+    assert subscription is not None
+    await bus.client.publish(subscription._sub.subject.replace("*", "x"), b"foreign")
+    got: list[LeasedTicket] = []
+    async with asyncio.timeout(60):
+        while not got:
+            got = await source.pull(5, 0.5)
+    assert [(leased.ticket.number, leased.failures) for leased in got] == [(2, 2)]
+    assert await messages(bus, "DEADLETTERS") == 1
 
 
 async def test_a_ticket_that_never_gets_a_usable_result_ends_as_a_failure(bus: Bus):
