@@ -324,7 +324,7 @@ class Actor:
             ticket=leased.ticket.number,
             group=leased.ticket.group,
             reason=reason,
-            detail=detail,
+            detail=detail[:10_000],
             response_length=response_length,
             attempts=leased.failures + 1,
             actor=self._announcer.id,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from bus.permissions import ROLES
 from configs.bus import TlsConfig
 from configs.errors import UserError
+from configs.names import Name
 from runtime.files import write_whole
 
 MASTER = "bus"
@@ -33,7 +34,7 @@ class BusAddress(BaseModel):
     """Says how one role joins a run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    run: str
+    run: Name
     """The run's id; every stream, bucket and subject carries it."""
     url: str
     """The server's URL, or those of several, separated by commas: any that is up is used."""

@@ -5,16 +5,15 @@ what their roles may do. Servers find each other on the client's port + 2000 and
 files hold, that they belong together.
 """
 
-import json
-import re
 import secrets
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bus.address import BusAddress
-from bus.server import common_settings, run_accounts, write_private
+from bus.server import common_settings, run_accounts, to_configuration, write_private
 from configs.bus import BusConfig
 from configs.errors import UserError
+from configs.names import RULE, is_name
 
 ROUTES_ABOVE = 2000
 """A server's port for its neighbours, beyond the one for clients."""
@@ -30,8 +29,8 @@ def initialise(folder: Path, config: BusConfig, largest_message: int) -> list[Pa
     They take messages of `largest_message` bytes at least. The run's id is the folder's name. Raises ClusterError for what
     the configuration lacks and where a run is there already.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", folder.name):
-        raise ClusterError(f"{folder}: its name becomes the run's id, so letters, digits, - and _ only")
+    if not is_name(folder.name):
+        raise ClusterError(f"{folder}: its name becomes the run's id: {RULE}")
     if (folder / "bus.json").exists():
         raise ClusterError(f"{folder} holds a run already; its keys would be lost: name a new folder")
     hosts, tls = _hosts(config), _tls(config)
@@ -67,7 +66,7 @@ def initialise(folder: Path, config: BusConfig, largest_message: int) -> list[Pa
             if tls:
                 settings["cluster"]["tls"] = tls
         path = servers / f"{name}.conf"
-        write_private(path, _header(path, host, port, config) + json.dumps(settings, indent=1) + "\n")
+        write_private(path, _header(path, host, port, config) + to_configuration(settings) + "\n")
         written.append(path)
     master.write_all(folder)
     return written

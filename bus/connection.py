@@ -152,7 +152,7 @@ class Bus:
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
         most = min(1024**2, self.client.max_payload // 2)
         letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[:most])
-        await self.client.publish(self.names.dead_letters, encode(letter))
+        await self.client.publish(self.names.dead_letter(self.address.role), encode(letter))
 
     @property
     def trouble(self) -> str:

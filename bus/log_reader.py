@@ -20,6 +20,7 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
 
 import nats.js.errors
 import structlog
@@ -42,14 +43,24 @@ INTERRUPTED_PAUSE_S = 0.5
 GRACE_S = 1.0
 """A caller that was away for longer first has the time to hear what came meanwhile."""
 
+SUBJECT = "Nats-Subject"
 SEQUENCE = "Nats-Sequence"
 SEQUENCE_BEFORE = "Nats-Last-Sequence"
-"""Headers of a message in a batch (ADR-31): its sequence, and that of the one before it in the batch, 0 for the first."""
+"""Headers of a message in a batch (ADR-31): its subject, its sequence, and that of the one before it in the batch (0 for the
+first)."""
 END_OF_BATCH = "204"
 
 
 class _InterruptedError(Exception):
     """The batch did not come as it should: it is asked for again."""
+
+
+class Entry(NamedTuple):
+    """A message of a stream. Who may write to `subject` is certain, whatever `data` says (`bus.permissions`)."""
+
+    sequence: int
+    subject: str
+    data: bytes
 
 
 class LogReader:
@@ -60,7 +71,7 @@ class LogReader:
         self._stream = stream
         self._subject = subject
         self._next = start
-        self._arrived: deque[tuple[int, bytes]] = deque()
+        self._arrived: deque[Entry] = deque()
         self._wake = asyncio.Event()
         self._subscription: Subscription | None = None
         self._requests = 0
@@ -92,7 +103,7 @@ class LogReader:
             self._interrupt(f"what came after message {self._last} was lost under way")
         elif SEQUENCE in headers:
             self._last = int(headers[SEQUENCE])
-            self._arrived.append((self._last, message.data))
+            self._arrived.append(Entry(self._last, headers[SUBJECT], message.data))
         elif status == END_OF_BATCH:
             self._end(0.0)
         elif status == StatusCode.NO_MESSAGES:
@@ -166,6 +177,10 @@ class LogReader:
 
         The list is empty when none came within `timeout_s`.
         """
+        return [(entry.sequence, entry.data) for entry in await self.entries(batch, timeout_s)]
+
+    async def entries(self, batch: int, timeout_s: float) -> list[Entry]:
+        """Returns what `read` does, with subjects."""
         try:
             await self._wait(batch, timeout_s)
         except (*TRANSIENT_ERRORS, _InterruptedError) as error:
@@ -174,7 +189,7 @@ class LogReader:
             return []
         read = [self._arrived.popleft() for _ in range(min(batch, len(self._arrived)))]
         if read:
-            self._next = read[-1][0] + 1
+            self._next = read[-1].sequence + 1
         return read
 
     async def exhausted(self) -> bool:
@@ -192,7 +207,7 @@ class LogReader:
             return False
         return False
 
-    async def everything(self, end: int, batch: int = 256) -> AsyncGenerator[tuple[int, bytes]]:
+    async def everything(self, end: int, batch: int = 256) -> AsyncGenerator[Entry]:
         """Yields all messages from where this reader is to sequence `end`, that of a message on its subject.
 
         Only that sequence says where the end is: a copy of the stream that lags behind holds nothing more before it.
@@ -200,10 +215,10 @@ class LogReader:
         """
         heard = time.monotonic()
         while self._next <= end:
-            if messages := await self.read(batch, timeout_s=0.25):
-                for message in messages:
-                    if message[0] <= end:
-                        yield message
+            if entries := await self.entries(batch, timeout_s=0.25):
+                for entry in entries:
+                    if entry.sequence <= end:
+                        yield entry
                 heard = time.monotonic()
             elif (silence := time.monotonic() - heard) > self._bus.config.timeout_s:
                 raise UnreadError(
@@ -211,8 +226,8 @@ class LogReader:
                     f"{silence:.0f} s, and message {end} is there"
                 )
 
-    async def follow(self, batch: int = 100, timeout_s: float = 1.0) -> AsyncIterator[tuple[int, bytes]]:
+    async def follow(self, batch: int = 100, timeout_s: float = 1.0) -> AsyncIterator[Entry]:
         """Yields all messages, past and to come, until cancelled."""
         while True:
-            for item in await self.read(batch, timeout_s):
-                yield item
+            for entry in await self.entries(batch, timeout_s):
+                yield entry

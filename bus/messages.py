@@ -5,22 +5,39 @@ response's length. Times are seconds since the epoch by the server's clock (`bus
 """
 
 from enum import IntEnum, StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
 import xxhash
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from bus.codec import BoolArray, Float32Array, Int32Array, Message
+from configs.names import Name
 from configs.schema import RolloutConfig
 from configs.tasks import GradingConfig
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Exact as a float."""
+Ordinal = Annotated[int, Field(ge=1, le=2**53)]
+Time = Annotated[float, Field(ge=0.0, le=1e11)]
+Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
+Reward = Annotated[float, Field(ge=-1e7, le=1e7)]
+"""A reward or a part of it: sums and squares of as many as there are stay finite, in float32 too."""
+PartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+Text = Annotated[str, Field(max_length=1000)]
+"""For people."""
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@/-]{1,128}$")]
+RESERVED = frozenset(("run", "seq", "time", "role", "id", "step"))
+"""Fields of a line of `metrics.jsonl` (`bus.metrics.metrics_line`), and so names of no metric."""
+MAX_PARTS = 48
+MAX_VALUES = 1000
 
 
 class WeightVersion(Message):
     """A version of the policy's weights: `n` training steps, made by the learner of `epoch`."""
 
-    epoch: NonNegativeInt
-    n: NonNegativeInt
+    epoch: Count
+    n: Count
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.n}"
@@ -35,10 +52,10 @@ class WeightVersion(Message):
 class Ticket(Message):
     """Work: one ticket asks for one trajectory."""
 
-    number: PositiveInt
+    number: Ordinal
     """The ticket's sequence in its stream."""
-    group: NonNegativeInt
-    sample: NonNegativeInt
+    group: Count
+    sample: Count
     problem_id: str
     problem: str
     answer: str
@@ -49,17 +66,17 @@ class Ticket(Message):
     """The filled template is wrapped as a user turn in the model's chat template."""
     grading: GradingConfig
     rollout: RolloutConfig
-    min_version: NonNegativeInt
+    min_version: Count
     """No older weights may start it (`WeightVersion.n`)."""
-    issued_at: float
+    issued_at: Time
 
 
 class VersionSpan(Message):
     """Sampled tokens of the response in [start, end) came from `version`; positions count response tokens."""
 
     version: WeightVersion
-    start: NonNegativeInt
-    end: NonNegativeInt
+    start: Count
+    end: Count
 
 
 class Outcome(StrEnum):
@@ -94,16 +111,16 @@ class ExecutionResult(Message):
     """Says what came of one program."""
 
     outcome: Outcome = Field(strict=False)
-    exit_code: int | None
+    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None
     """The program's exit code, when it exited by itself."""
-    signal: int | None
+    signal: Annotated[int, Field(ge=0, le=255)] | None
     """That killed it, when it crashed."""
     stdout: str
     stderr: str
     truncated: bool
     """Output went past the limit and was cut."""
-    seconds: float
-    detail: str = ""
+    seconds: Seconds
+    detail: Text = ""
     """What failed, in words, when the sandbox did."""
 
 
@@ -120,11 +137,11 @@ class ToolCall(Message):
     outcome: Outcome = Field(strict=False)
     success: bool
     """The program exited with 0."""
-    error: str = Field(default="", max_length=64)
+    error: str = Field(default="", pattern=r"^[A-Za-z_]{0,64}$")
     """The kind of its error, see `actors.tool_output.error_kind`; empty for a success."""
-    start: NonNegativeInt
+    start: Count
     """Response position at which the inserted tokens begin; the response's length where they did not fit any more."""
-    seconds: float
+    seconds: Seconds
     """Seconds from request to answer, waiting included."""
 
 
@@ -138,11 +155,11 @@ class FinishReason(StrEnum):
 class Trajectory(Message):
     """An answered ticket."""
 
-    ticket: PositiveInt
-    group: NonNegativeInt
+    ticket: Ordinal
+    group: Count
     tokens: Int32Array
     """[P + R] exactly as the engine saw and produced them."""
-    prompt_length: PositiveInt
+    prompt_length: Ordinal
     """P."""
     loss_mask: BoolArray
     """[R] 1 on sampled tokens, 0 on inserted ones."""
@@ -152,23 +169,23 @@ class Trajectory(Message):
     versions: tuple[VersionSpan, ...]
     """Cover every sampled token, in order, without overlap."""
     temperature: float = Field(gt=0)
-    reward: float
-    reward_parts: dict[str, float]
+    reward: Reward
+    reward_parts: dict[PartName, Reward] = Field(max_length=MAX_PARTS)
     tool_calls: tuple[ToolCall, ...]
     finish_reason: FinishReason = Field(strict=False)
-    void_turns: NonNegativeInt = 0
+    void_turns: Count = 0
     """Turns (runs of sampled tokens) that close no code block and hold no answer."""
-    hallucinated_outputs: NonNegativeInt = 0
+    hallucinated_outputs: Count = 0
     """Output blocks that the model wrote itself."""
     code_unused: bool = False
     """It made calls and gave an answer, and they had nothing to do with each other as far as one can tell."""
-    actor: str
-    seed: NonNegativeInt
-    issued_at: float
-    started_at: float
-    first_token_at: float
-    published_at: float
-    run: str = ""
+    actor: Name
+    seed: Count
+    issued_at: Time
+    started_at: Time
+    first_token_at: Time
+    published_at: Time
+    run: str = Field(default="", max_length=64)
     """The ticket's run; the learner takes no result that does not name its own."""
 
     @property
@@ -204,25 +221,27 @@ class Trajectory(Message):
             previous_end = span.end
         if mask.find(1, previous_end) >= 0:
             raise ValueError("a sampled token has no version")
+        if any(call.start > length for call in self.tool_calls):
+            raise ValueError("a tool call begins after the response's end")
         return self
 
 
 class Failure(Message):
     """A ticket that ended without a trajectory, for a reason of infrastructure or of the ticket itself."""
 
-    ticket: PositiveInt
-    group: NonNegativeInt
-    reason: str
+    ticket: Ordinal
+    group: Count
+    reason: str = Field(max_length=100)
     """A few words, the same for all failures of a kind: they are counted by it."""
-    detail: str = ""
+    detail: str = Field(default="", max_length=10_000)
     """The reason in more words, for people."""
-    response_length: NonNegativeInt = 0
+    response_length: Count = 0
     """Response tokens that were there when the deadline passed; 0 for every other reason."""
-    attempts: PositiveInt
+    attempts: Ordinal
     """Actors that had the ticket, but for those that handed it back."""
-    actor: str
-    published_at: float
-    run: str = ""
+    actor: Name
+    published_at: Time
+    run: str = Field(default="", max_length=64)
     """The ticket's run; the learner takes no result that does not name its own."""
 
 
@@ -232,9 +251,9 @@ class TensorEntry(Message):
     name: str
     dtype: str
     """As torch names it, such as `bfloat16`."""
-    shape: tuple[NonNegativeInt, ...]
-    offset: NonNegativeInt
-    nbytes: NonNegativeInt
+    shape: tuple[Count, ...]
+    offset: Count
+    nbytes: Count
 
 
 class Encoding(IntEnum):
@@ -249,7 +268,7 @@ class Encoding(IntEnum):
 class Segment(Message):
     """New bits of one segment of the weights' image."""
 
-    number: NonNegativeInt
+    number: Count
     encoding: Encoding = Field(strict=False)
     data: bytes
     digest: NonNegativeInt
@@ -259,7 +278,7 @@ class Segment(Message):
 class WeightChunk(Message):
     """Part of a version's snapshot or delta."""
 
-    index: NonNegativeInt
+    index: Count
     """0, 1, ... within it."""
     segments: tuple[Segment, ...]
 
@@ -287,54 +306,60 @@ class Manifest(Message):
     """The layout, in snapshots only."""
     writing: str
     """Identifies the attempt that wrote the chunks; part of their subject, so that no other attempt's lie between them."""
-    first_chunk: NonNegativeInt
+    first_chunk: Count
     """Stream sequence of the first chunk; 0 where there is none."""
-    chunks: NonNegativeInt
+    chunks: Count
     location: str | None
     """Path or URL of a snapshot that lies outside the bus, as raw bytes of the image."""
-    nbytes: NonNegativeInt
+    nbytes: Count
     """Bytes of the whole state."""
-    wire_bytes: NonNegativeInt
+    wire_bytes: Count
     """Bytes that a reader has to fetch."""
     checksum: str
     """Checksum of the whole state, see `weights.codec`."""
-    published_at: float
+    published_at: Time
 
 
 class Metrics(Message):
     """Measurements of one role at one time."""
 
-    role: str
-    id: str
-    time: float
-    step: int | None
+    role: Name
+    id: Name
+    time: Time
+    step: Count | None
     """Training step, for the learner's."""
-    values: dict[str, float]
+    values: dict[MetricName, float] = Field(max_length=MAX_VALUES)
+
+    @model_validator(mode="after")
+    def unreserved(self) -> Self:
+        if taken := RESERVED & self.values.keys():
+            raise ValueError(f"{', '.join(sorted(taken))}: no name of a metric")
+        return self
 
 
 class Presence(Message):
     """Says that a process is alive, and what it does."""
 
-    role: str
-    id: str
-    host: str
-    pid: PositiveInt
-    state: str
+    role: Name
+    id: Name
+    host: Text
+    pid: Ordinal
+    state: Text
     """What it is doing, for people, such as `loading model` or `ready`."""
-    version: str
+    version: str = Field(pattern=r"^([0-9]{1,16}\.[0-9]{1,16})?$")
     """Weight version that it holds, or empty."""
-    in_flight: NonNegativeInt
-    rates: dict[str, float] = Field(default_factory=dict)
+    in_flight: Count
+    rates: dict[MetricName, float] = Field(default_factory=dict, max_length=MAX_VALUES)
     """What it gets done, by the metric's name."""
-    time: float
+    time: Time
 
 
 class DeadLetter(Message):
     """A copy, for people, of a message that did not decode or validate."""
 
-    stream: str
-    sequence: NonNegativeInt
-    reason: str
+    stream: Text
+    sequence: Count
+    reason: str = Field(max_length=2000)
     data: bytes
 
 

@@ -17,6 +17,7 @@ from bus.codec import MessageError, decode, encode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.log_reader import LogReader
 from bus.messages import Metrics
+from bus.streams import Names
 
 log = structlog.get_logger()
 
@@ -57,11 +58,21 @@ async def follow_metrics(bus: Bus, start: int = 1) -> AsyncIterator[tuple[int, M
     """Yields all metrics from sequence `start` on, past and to come, as (sequence, metrics)."""
     stream = bus.names.stream("METRICS")
     reader = LogReader(bus, stream, f"{bus.names.metrics}.*.*", start)
-    async for sequence, data in reader.follow():
+    async for sequence, subject, data in reader.follow():
         try:
-            yield sequence, decode(data, Metrics)
+            metrics = measured_by(bus.names, subject, data)
         except MessageError as error:
             await bus.dead_letter(stream, sequence, data, str(error))
+            continue
+        yield sequence, metrics
+
+
+def measured_by(names: Names, subject: str, data: bytes) -> Metrics:
+    """Returns the metrics in a message. Raises MessageError also where the subject names another process than they do."""
+    metrics = decode(data, Metrics)
+    if subject != f"{names.metrics}.{metrics.role}.{metrics.id}":
+        raise MessageError(f"metrics of {metrics.role} {metrics.id}, written by {subject.removeprefix(names.metrics)}")
+    return metrics
 
 
 def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
@@ -75,7 +86,7 @@ def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
         "step": metrics.step,
         **metrics.values,
     }
-    return json.dumps(record)
+    return json.dumps(record, allow_nan=False)
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:

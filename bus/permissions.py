@@ -99,7 +99,7 @@ TABLE = (
         ("learner", *ENGINES, "observer"),
         publish=_info(ALIVE) + _get(ALIVE),
     ),
-    Rule("dead-letter what it could not read", ("learner", *ENGINES, "observer"), publish=("{dead_letters}",)),
+    Rule("dead-letter what it could not read", ("learner", *ENGINES, "observer"), publish=("{dead_letter}",)),
     Rule(
         "take tickets",
         ("actor",),
@@ -248,7 +248,7 @@ def _fields(names: Names, role: str) -> dict[str, str]:
         "manifests": names.manifests,
         "snapshot_requests": names.snapshot_requests,
         "metrics": names.metrics,
-        "dead_letters": names.dead_letters,
+        "dead_letter": names.dead_letter(role),
         "execution": names.execution,
         "trouble": names.trouble,
     }

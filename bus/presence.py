@@ -49,7 +49,7 @@ class Announcer:
             id=self.id,
             host=socket.gethostname(),
             pid=os.getpid(),
-            state=self.state,
+            state=self.state[:1000],
             version=self.version,
             in_flight=self.in_flight,
             rates=self.rates,

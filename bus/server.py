@@ -132,6 +132,11 @@ def _refusal(host: str, port: int) -> str | None:
         return str(error.strerror or error).partition(" (")[0]
 
 
+def to_configuration(settings: dict[str, Any]) -> str:
+    """Returns the text of a configuration file for nats-server, which reads JSON but for its escapes of letters."""
+    return json.dumps(settings, indent=1, ensure_ascii=False)
+
+
 def write_private(path: Path, text: str) -> None:
     """Writes a file that only its owner reads."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -194,7 +199,7 @@ async def _server(
     """Runs a server with `settings` on a folder whose lock `lock` is; the server holds it too."""
     settings = settings | {"ports_file_dir": str(folder), "accounts": run_accounts(master)}
     settings_file = folder / "server.conf"
-    write_private(settings_file, json.dumps(settings, indent=1))
+    write_private(settings_file, to_configuration(settings))
     _forget_indexes(folder / "store")
     log_file = folder / "server.log"
     with log_file.open("ab") as output:

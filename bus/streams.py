@@ -96,7 +96,12 @@ class Names:
 
     @property
     def dead_letters(self) -> str:
-        return f"{self.root}.deadletters"
+        """Returns the subject of all roles' dead letters."""
+        return self.dead_letter("*")
+
+    def dead_letter(self, role: str) -> str:
+        """Returns the subject of the dead letters that `role` writes."""
+        return f"{self.root}.deadletters.{role}"
 
     @property
     def execution(self) -> str:

@@ -19,6 +19,7 @@ from bus.streams import StreamError, create_streams
 from configs.agreement import require_effect
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
+from configs.names import RULE, is_name
 from configs.schema import RunConfig
 from runtime.files import write_whole
 from runtime.locks import HeldError, held_within
@@ -66,6 +67,8 @@ async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
 async def _serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     address_file = folder / "bus.json"
     run = BusAddress.read(address_file).run if address_file.exists() else folder.name
+    if not is_name(run):
+        raise UserError(f"{folder}: its name becomes the run's id: {RULE}; name another one with --folder")
     set_up_logs("bus", "bus", run, folder / "logs" / "bus.jsonl")
     ending = ""
     restarts = Restarts(SERVER_RESTARTS, GOOD_LIFE_S)

@@ -78,7 +78,15 @@ def _bus_file(command: ArgumentParser) -> None:
 
 
 def _id(command: ArgumentParser) -> None:
-    command.add_argument("--id", help="name of this process in the run (made up if absent)")
+    command.add_argument("--id", type=_name, help="name of this process in the run (made up if absent)")
+
+
+def _name(text: str) -> str:
+    from configs.names import RULE, is_name
+
+    if not is_name(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a process: {RULE}")
+    return text
 
 
 def _ranks(command: ArgumentParser) -> None:

@@ -13,11 +13,10 @@ from typing import Any
 import nats.js.errors
 
 from bus.address import BusAddress
-from bus.codec import decode
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Metrics, Presence
-from bus.metrics import follow_metrics, metrics_line, steps_of
+from bus.metrics import follow_metrics, measured_by, metrics_line, steps_of
 from bus.presence import last_sign, who_is_alive
 from configs.bus import BusConfig
 from launch.accounts import account_lines
@@ -156,8 +155,8 @@ async def _steps(bus: Bus) -> list[dict[str, Any]]:
         return []
     reader = LogReader(bus, stream, subject)
     try:
-        async for _, data in reader.everything(newest.seq or 0):
-            metrics = decode(data, Metrics)
+        async for _, subject, data in reader.everything(newest.seq or 0):
+            metrics = measured_by(bus.names, subject, data)
             if metrics.step is not None:
                 steps[metrics.step] = {"step": metrics.step, **metrics.values}
     finally:

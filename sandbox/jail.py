@@ -240,7 +240,7 @@ def failure(detail: str) -> ExecutionResult:
         stderr="",
         truncated=False,
         seconds=0.0,
-        detail=detail,
+        detail=detail[:1000],
     )
 
 

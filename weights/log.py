@@ -32,7 +32,7 @@ async def read_manifests(bus: Bus, start: int, end: int) -> list[tuple[int, Mani
     reader = LogReader(bus, bus.names.stream("WEIGHTS"), bus.names.manifests, start)
     found: list[tuple[int, Manifest]] = []
     try:
-        async for sequence, data in reader.everything(end):
+        async for sequence, _, data in reader.everything(end):
             try:
                 found.append((sequence, decode(data, Manifest)))
             except MessageError as error:

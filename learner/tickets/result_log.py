@@ -197,6 +197,10 @@ def require_usable(result: Trajectory | Failure, run: str, rollout: RolloutConfi
     if result.run != run:
         raise MessageError(f"a result of run {result.run[:64]!r}, this is {run!r}")
     if isinstance(result, Failure):
+        if result.response_length > rollout.max_response_tokens:
+            raise MessageError(
+                f"a failure after {result.response_length} response tokens, the limit is {rollout.max_response_tokens}"
+            )
         return
     largest = np.maximum.reduce(result.tokens)
     if largest >= vocabulary:

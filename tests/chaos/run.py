@@ -198,7 +198,7 @@ class Run:
         """Waits until a stream holds `data`."""
         reader = LogReader(self.observer, self.observer.names.stream(kind), subject)
         async with asyncio.timeout(WAIT_S):
-            async for _, message in reader.follow():
+            async for _, _, message in reader.follow():
                 if message.endswith(data):
                     break
         await reader.close()

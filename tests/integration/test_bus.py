@@ -100,7 +100,7 @@ async def test_what_a_writer_puts_into_headers_does_not_mislead_a_reader(bus: Bu
     for number, more in ((1, {}), (2, headers), (3, headers), (4, {})):
         await bus.publish(bus.names.results, failure(number), more)
     reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
-    assert [sequence async for sequence, _ in reader.everything(4)] == [1, 2, 3, 4]
+    assert [entry.sequence async for entry in reader.everything(4)] == [1, 2, 3, 4]
     assert await reader.exhausted()
 
 
@@ -139,7 +139,7 @@ async def test_everything_is_everything_or_an_error(tmp_path: Path):
         reader, got = LogReader(bus, stream, subject), []
 
         async def read() -> None:
-            async for sequence, _ in reader.everything(29, batch=10):
+            async for sequence, _, _ in reader.everything(29, batch=10):
                 got.append(sequence)
                 if sequence == 10:
                     hang(process)

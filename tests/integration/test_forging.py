@@ -23,7 +23,7 @@ SUBJECTS = {
     "RESULTS": NAMES.results,
     "WEIGHTS": NAMES.manifests,
     "METRICS": f"{NAMES.metrics}.learner.x",
-    "DEADLETTERS": NAMES.dead_letters,
+    "DEADLETTERS": NAMES.dead_letter("learner"),
     f"KV_{NAMES.run_bucket}": f"$KV.{NAMES.run_bucket}.config",
     f"KV_{NAMES.alive_bucket}": f"$KV.{NAMES.alive_bucket}.learner.x",
     f"KV_{NAMES.holds_bucket}": f"$KV.{NAMES.holds_bucket}.learner.x",

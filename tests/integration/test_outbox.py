@@ -136,7 +136,7 @@ async def test_a_result_that_no_message_can_hold_ends_its_ticket_and_holds_nobod
         assert "the bus takes 20,000: raise max_payload" in result.detail
         assert other.ticket == 4
         reader = LogReader(bus, bus.names.stream("RESULTS"), bus.names.results)
-        stored = [decode(data, Failure, Trajectory) async for _, data in reader.everything(4)]
+        stored = [decode(data, Failure, Trajectory) async for _, _, data in reader.everything(4)]
         assert [(each.ticket, type(each)) for each in stored] == [
             (1, Failure),
             (2, Trajectory),
@@ -146,7 +146,7 @@ async def test_a_result_that_no_message_can_hold_ends_its_ticket_and_holds_nobod
         kept = decode((folder / "ticket-3.too-large").read_bytes(), Trajectory)
         assert kept.tokens.tolist() == large.tokens.tolist()
         letters = LogReader(bus, bus.names.stream("DEADLETTERS"), bus.names.dead_letters)
-        assert [decode(data, DeadLetter).reason.partition(":")[0] async for _, data in letters.everything(2)] == [
+        assert [decode(data, DeadLetter).reason.partition(":")[0] async for _, _, data in letters.everything(2)] == [
             "ticket 1",
             "ticket 3",
         ]

@@ -106,6 +106,7 @@ OWN = {
     "metrics": f"{NAMES.metrics}.{{}}.x",
     "presence": f"$KV.{NAMES.alive_bucket}.{{}}.x",
     "holds": f"$KV.{NAMES.holds_bucket}.{{}}.x",
+    "dead letters": f"{NAMES.root}.deadletters.{{}}",
     "inbox": "_INBOX.{}.x",
 }
 """Subjects with a role's name in them."""
@@ -113,6 +114,7 @@ OWN_ALLOWED = {
     "metrics": EVERYONE - {"observer"},
     "presence": EVERYONE - {"observer"},
     "holds": EVERYONE - {"sandbox"},
+    "dead letters": EVERYONE - {"sandbox"},
     "inbox": set(),
 }
 PUBLISH = {
@@ -130,7 +132,6 @@ PUBLISH = {
     "look for services": ("$SRV.PING", set()),
     "answer a request that nobody made": ("_R_.abcdef.ghijkl", set()),
     "ask for a snapshot": (NAMES.snapshot_requests, {"actor", "evaluator", "observer"}),
-    "dead-letter a message": (NAMES.dead_letters, EVERYONE - {"sandbox"}),
     "say what ails the bus": (NAMES.trouble, set()),
     "make a stream": (f"{API}.STREAM.CREATE.mine", set()),
     "write to another run": ("zerotir.other.results", set()),

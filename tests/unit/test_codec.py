@@ -1,8 +1,5 @@
 """The message codec: every message comes back as it went, and no bytes raise anything but MessageError."""
 
-import enum
-import types
-import typing
 from typing import Any
 
 import msgpack
@@ -10,94 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from pydantic import BaseModel
 
-import bus.messages
 from bus.codec import ARRAYS, Float32Array, Message, MessageError, decode, encode
-from bus.messages import Failure, Ticket, Trajectory, VersionSpan, WeightVersion
+from bus.messages import Failure, Ticket, Trajectory
 from configs.schema import RolloutConfig
 from learner.tickets.result_log import require_usable
 from tests.bad_results import BAD, good, packed, unusable
+from tests.messages import KINDS, messages, trajectories
 
-KINDS = tuple(
-    kind for kind in vars(bus.messages).values() if isinstance(kind, type) and issubclass(kind, Message)
-    and kind is not Message
-)  # fmt: skip
-LARGEST = 2**63 - 1
 LIMITS = RolloutConfig(max_prompt_tokens=2, max_response_tokens=4)
-
-
-def values(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
-    """Values of a field by its type and bounds."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return values(inner[0], [*metadata, *inner[1:]])
-    if origin in (types.UnionType, typing.Union):
-        return st.one_of(*(values(option, metadata) for option in inner))
-    if origin is tuple:
-        return st.lists(values(inner[0], []), max_size=3).map(tuple)
-    if origin is dict:
-        return st.dictionaries(st.text(max_size=8), values(inner[1], []), max_size=3)
-    bounds = {name: getattr(item, name) for item in metadata for name in ("gt", "ge", "le") if hasattr(item, name)}
-    if annotation is bool:
-        return st.booleans()
-    if annotation is int:
-        return st.integers(bounds.get("ge", bounds.get("gt", -LARGEST - 1) + 1), LARGEST)
-    if annotation is float:
-        return st.floats(
-            bounds.get("gt"), bounds.get("le"), exclude_min="gt" in bounds, allow_nan=False, allow_infinity=False
-        )
-    if annotation is type(None):
-        return st.none()
-    if annotation is bytes:
-        return st.binary(max_size=64)
-    if annotation is str:
-        sizes = {key: value for item in metadata for key, value in vars_of(item).items() if key.endswith("_length")}
-        return st.text(min_size=sizes.get("min_length") or 0, max_size=sizes.get("max_length") or 40)
-    if issubclass(annotation, enum.Enum):
-        return st.sampled_from(list(annotation))
-    if issubclass(annotation, Message):
-        return messages(annotation)
-    assert issubclass(annotation, BaseModel), annotation
-    return st.just(annotation())
-
-
-def vars_of(item: Any) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in ("min_length", "max_length") if hasattr(item, name)}
-
-
-def messages(kind: type[Message]) -> st.SearchStrategy[Any]:
-    if kind is Trajectory:
-        return trajectories()
-    fields = {name: values(field.annotation, field.metadata) for name, field in kind.model_fields.items()}
-    return st.builds(kind, **fields)
-
-
-@st.composite
-def trajectories(draw: st.DrawFn) -> Trajectory:
-    """Spans begin where the one before ended, or after inserted tokens."""
-    prompt, response = draw(st.integers(1, 20)), draw(st.integers(1, 40))
-    mask = draw(arrays.arrays(np.uint8, response, elements=st.integers(0, 1)))
-    mask[draw(st.integers(0, response - 1))] = 1
-    ends = [*sorted(draw(st.sets(st.integers(1, response), max_size=3)) - {response}), response]
-    spans = [
-        VersionSpan(version=draw(messages(WeightVersion)), start=start, end=end)
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-    plain = {
-        name: draw(values(field.annotation, field.metadata))
-        for name, field in Trajectory.model_fields.items()
-        if name not in ("tokens", "prompt_length", "loss_mask", "logprobs", "versions")
-    }
-    return Trajectory(
-        **plain,
-        tokens=draw(arrays.arrays(np.int32, prompt + response, elements=st.integers(0, 2**31 - 1))),
-        prompt_length=prompt,
-        loss_mask=mask,
-        logprobs=draw(arrays.arrays(np.float32, response, elements=st.floats(-100, 0, width=32))),
-        versions=tuple(span for span in spans if mask[span.start : span.end].any()),
-    )
 
 
 def same(one: Any, other: Any) -> bool:

@@ -30,7 +30,7 @@ def test_a_result_that_uses_up_everything_fits(tokens: int):
         tokens=np.full(rollout.max_prompt_tokens + tokens, 150_000, np.int32),
         versions=spans(*((n, start, end) for n, (start, end) in enumerate(pairwise(ends)))),
         tool_calls=(call,) * calls,
-        reward_parts={f"part {n}": 0.1 for n in range(20)},
+        reward_parts={f"part_{n}": 0.1 for n in range(20)},
         actor="actor-123456",
         run="tiny-20260101-000000-abcd",
     )
