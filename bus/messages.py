@@ -324,7 +324,8 @@ class Metrics(Message):
     """Measurements of one role at one time."""
 
     role: Name
-    id: Name
+    id: str = Field(pattern=r"^[A-Za-z0-9_/-]{1,200}$")
+    """The process's, and behind a slash what of it was measured."""
     time: Time
     step: Count | None
     """Training step, for the learner's."""

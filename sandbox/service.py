@@ -89,7 +89,8 @@ class SandboxService:
         )
         await self._service.add_endpoint(name="execute", subject=self._subject, handler=self._handle)
         self._cancellations = await self._connection.subscribe(cancel_subject(self._subject), cb=self._on_cancel)
-        # Once the server has the subscription, a request cannot find nobody.
+        # Once the server has the subscription, a request cannot find nobody. The PING of `flush` alone would overtake it.
+        await self._connection._flush_pending(force_flush=True)
         await self._connection.flush()
 
     async def drain(self, grace_s: float) -> None:
