@@ -142,7 +142,7 @@ class Measured:
         async with asyncio.timeout(300):
             while True:
                 (found,) = await statistics(self._bus.client, self._bus.names.execution)
-                if (found["idle_jails"], found["idle_jails_with_packages"]) == WAITING.get(self.way, (0, 0)):
+                if (found.idle_jails, found.idle_jails_with_packages) == WAITING.get(self.way, (0, 0)):
                     return
 
     def cpu_s(self) -> float:

@@ -15,6 +15,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.messages import Metrics, Presence
 from bus.permissions import ENGINES
 from bus.streams import ALIVE_TTL_S
+from runtime.terminal import printable
 
 log = structlog.get_logger()
 
@@ -108,7 +109,7 @@ async def last_sign(bus: Bus, role: str) -> str:
         alive = [presence for presence in await who_is_alive(bus) if presence.role == role]
         if alive:
             newest = max(alive, key=lambda presence: presence.time)
-            text = f"{newest.id} on {newest.host} (one of {len(alive)} alive) was {newest.state!r}"
+            text = f"{newest.id} on {printable(newest.host)} (one of {len(alive)} alive) was {newest.state!r}"
             return f"last sign of life: {text} {max(0.0, now - newest.time):.0f} s ago"
         if bus.address.role in ENGINES:
             return f"no {role} is alive"

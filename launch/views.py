@@ -21,7 +21,8 @@ from bus.presence import last_sign, who_is_alive
 from configs.bus import BusConfig
 from launch.accounts import account_lines
 from learner.tickets.ledger import BalanceError
-from sandbox.client import statistics
+from runtime.terminal import printable
+from sandbox.client import ServiceStatistics, statistics
 
 WATCH_EVERY_S = 2.0
 CLEAR_SCREEN = "\x1b[2J\x1b[H"
@@ -30,7 +31,7 @@ CLEAR_SCREEN = "\x1b[2J\x1b[H"
 def say(text: str) -> None:
     """Prints one line of progress; drops it where it cannot be written, on a full disk for one: the work goes on."""
     try:
-        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {text}\n")
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {printable(text)}\n")
         sys.stdout.flush()
     except OSError:
         # This one would keep the line, and try it again with the next ones and at the process's end.
@@ -87,13 +88,13 @@ def summary(folder: Path, plots: list[Path]) -> str:
     return "\n".join(lines)
 
 
-def sandbox_line(service: dict[str, Any]) -> str:
+def sandbox_line(service: ServiceStatistics) -> str:
     """Returns one sandbox service's statistics for people."""
     return (
-        f"  sandbox   {service['name']:<18} {service['in_flight']} of {service['slots']} slots in use, "
-        f"{service['executions']} executions ({service['failures']} failed, {service['refused']} refused as busy, "
-        f"{service['cancelled']} cancelled), idle jails: {service['idle_jails']} bare, "
-        f"{service['idle_jails_with_packages']} with packages"
+        f"  sandbox   {service.name:<18} {service.in_flight} of {service.slots} slots in use, "
+        f"{service.executions} executions ({service.failures} failed, {service.refused} refused as busy, "
+        f"{service.cancelled} cancelled), idle jails: {service.idle_jails} bare, "
+        f"{service.idle_jails_with_packages} with packages"
     )
 
 
@@ -136,7 +137,7 @@ async def _status(bus: Bus) -> str:
 def presence_line(presence: Presence, now: float) -> str:
     """Returns one role that is alive, for people; `now` is the run's time."""
     rates = "  ".join(f"{name} {value:.4g}" for name, value in presence.rates.items())
-    return (
+    return printable(
         f"{presence.role:<8} {presence.id:<18} {presence.state:<36} weights {presence.version or '-':<8} "
         f"in flight {presence.in_flight:<4} on {presence.host}, {max(0.0, now - presence.time):.0f} s ago  {rates}".rstrip()
     )

@@ -14,6 +14,7 @@ from configs.bus import BusConfig
 from configs.loading import load_config
 from runtime.model_files import model_tensors
 from runtime.models import model_folder
+from runtime.terminal import printable
 from weights.codec import WeightsError, WeightState
 from weights.follower import WeightFollower
 from weights.log import newest, read_manifests
@@ -50,7 +51,7 @@ async def _list(bus: Bus, manifests: list[Manifest]) -> None:
     for manifest in manifests:
         kind = manifest.kind if manifest.chunks or manifest.location else "takeover"
         ratio = f"1/{manifest.nbytes / manifest.wire_bytes:.0f}" if manifest.wire_bytes else "-"
-        where = f"  {manifest.location}" if manifest.location else ""
+        where = f"  {printable(manifest.location)}" if manifest.location else ""
         write(
             f"{manifest.version!s:<10} {kind:<9} {manifest.wire_bytes / 2**20:9.2f} {ratio:>9} "
             f"{now - manifest.published_at:6.0f} s  {manifest.checksum[:16]}{where}\n"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import structlog
 
+from runtime.terminal import printable
+
 PACKAGES = (
     *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "runtime"),
     *("sandbox", "scaling", "tasks", "weights"),
@@ -22,6 +24,11 @@ _context: dict[str, str] = {}
 
 def _add_context(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     return {**_context, **event}
+
+
+def _escape(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escapes what a terminal would obey; the tracebacks that a renderer adds are our own."""
+    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
 
 
 _SHARED: list[structlog.typing.Processor] = [
@@ -56,6 +63,7 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
             structlog.stdlib.ProcessorFormatter(
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    _escape,
                     structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=40),
                 ],
                 foreign_pre_chain=_SHARED,

@@ -1,17 +1,17 @@
 """The client of the execution service: one call, one deadline, retries for whatever is infrastructure's doing."""
 
 import asyncio
-import json
 import secrets
-from typing import Any
 
 import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.micro.request import ERROR_CODE_HEADER, ERROR_HEADER
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bus.codec import MessageError, decode, encode
-from bus.messages import Busy, CancelExecution, ExecutionRequest, ExecutionResult, Outcome
+from bus.messages import Busy, CancelExecution, Count, ExecutionRequest, ExecutionResult, Outcome, Seconds
+from configs.names import Name
 from configs.schema import SandboxConfig
 from runtime.retry import Backoff
 from sandbox.program import QUEUE_S, SERVICE_NAME, START_S, STOP_S, cancel_subject, refusal
@@ -101,26 +101,57 @@ class SandboxClient:
             log.warning("an execution could not be cancelled; it ends at its limit", error=str(error))
 
 
-async def statistics(connection: Client, subject: str) -> list[dict[str, Any]]:
-    """Returns what every sandbox service on `subject` says of itself, by id: see `SandboxService.statistics`.
+class ServiceStatistics(BaseModel):
+    """What a sandbox service says of itself, see `SandboxService`."""
 
-    Asks by NATS' service protocol and takes the answers that come within `DISCOVERY_S` seconds.
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+    name: Name
+    slots: Count
+    in_flight: Count
+    executions: Count
+    failures: Count
+    refused: Count
+    cancelled: Count
+    busy_seconds: Seconds
+    idle_jails: Count
+    idle_jails_with_packages: Count
+
+
+class _Endpoint(BaseModel):
+    subject: str
+    data: ServiceStatistics
+
+
+class _Answer(BaseModel):
+    """Of NATS' service protocol, what is read here."""
+
+    id: str
+    endpoints: list[_Endpoint] = []
+
+
+async def statistics(connection: Client, subject: str) -> list[ServiceStatistics]:
+    """Returns what every sandbox service on `subject` says of itself, by name.
+
+    Asks by NATS' service protocol and takes the answers that come within `DISCOVERY_S` seconds and are what they should be.
     """
     inbox = connection.new_inbox()
     subscription = await connection.subscribe(inbox)
-    found = []
+    found: list[ServiceStatistics] = []
     try:
         await connection.publish(f"$SRV.STATS.{SERVICE_NAME}", b"", reply=inbox)
         async with asyncio.timeout(DISCOVERY_S):
             async for message in subscription.messages:
-                answer = json.loads(message.data or b"{}")
-                found += [
-                    {"id": answer["id"], **endpoint["data"]}
-                    for endpoint in answer.get("endpoints", [])
-                    if endpoint["subject"] == subject
-                ]
+                if not message.data:
+                    # Nobody is there.
+                    continue
+                try:
+                    answer = _Answer.model_validate_json(message.data)
+                except ValidationError as error:
+                    log.warning("a sandbox's statistics cannot be read", error=str(error.errors(include_url=False)[0]))
+                    continue
+                found += [endpoint.data for endpoint in answer.endpoints if endpoint.subject == subject]
     except TimeoutError:
-        return sorted(found, key=lambda service: service["id"])
+        return sorted(found, key=lambda service: service.name)
     finally:
         await subscription.unsubscribe()
     return found

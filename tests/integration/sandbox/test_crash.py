@@ -41,7 +41,7 @@ async def serving(bus) -> AsyncIterator[asyncio.subprocess.Process]:
 
 
 async def in_flight(bus) -> int:
-    return sum(service["in_flight"] for service in await statistics(bus.client, bus.names.execution))
+    return sum(service.in_flight for service in await statistics(bus.client, bus.names.execution))
 
 
 async def running(bus) -> None:
