@@ -33,6 +33,7 @@ LOCK = "bus.lock"
 """File of a run's folder that its bus holds."""
 LOOK_EVERY_S = 1.0
 SERVER_RESTARTS = 5
+OLDEST_SERVER = (2, 11)
 GOOD_LIFE_S = 600.0
 """A server that lasted for so long starts its count of restarts anew."""
 
@@ -123,7 +124,7 @@ async def _serve_once(
         # Not before: a server that outlived its bus may still be at work here.
         _record(config, folder / "config.yaml")
         bus = await stack.enter_async_context(open_bus(address, config.bus, "bus"))
-        _require_room_for_messages(bus, config)
+        _require_capable_servers(bus, config)
         await _set_up(bus, config)
         address.write_all(folder)
         latest = folder.parent / "latest"
@@ -139,8 +140,14 @@ async def _serve_once(
         return ended.result() if ended.done() and not stop.is_set() else None
 
 
-def _require_room_for_messages(bus: Bus, config: RunConfig) -> None:
-    """Raises UserError where the servers, which others set up, do not take the run's largest message."""
+def _require_capable_servers(bus: Bus, config: RunConfig) -> None:
+    """Raises UserError where the servers, which others set up, are too old or do not take the run's largest message."""
+    version = bus.client.connected_server_version
+    if (version.major, version.minor) < OLDEST_SERVER:
+        raise UserError(
+            f"the servers at {bus.address.url} are of version {version}: logs are read in batches, which nats-server has "
+            f"from version {'.'.join(map(str, OLDEST_SERVER))} on"
+        )
     needed, given = config.largest_message_bytes, bus.client.max_payload
     if needed > given:
         raise UserError(

@@ -105,7 +105,7 @@ def _write_checkpoint(state: WeightState, model: str, folder: Path) -> None:
         for entry in state.layout.tensors
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    config = AutoConfig.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     config.dtype = next(iter(tensors.values())).dtype
     config.save_pretrained(folder)
     model_tensors(folder)

@@ -51,9 +51,9 @@ def skeleton(path: str | Path) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"model.path: no model can be made of the configuration of {path}: {reason}") from error

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -100,7 +100,7 @@ def _write_smollm2(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
 
-    source = {"gguf_file": weights.name}
+    source: dict[str, Any] = {"gguf_file": weights.name, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(
         weights.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **source
     )

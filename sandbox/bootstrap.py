@@ -77,4 +77,5 @@ if __name__ == "__main__":
             stream.flush()
         except Exception:  # noqa: BLE001, S112
             continue
-    leave(status & 0xFF)
+    # As the interpreter does, which takes a number that is no C long for -1.
+    leave(status & 0xFF if -(2**63) <= status < 2**63 else 0xFF)

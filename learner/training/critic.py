@@ -57,7 +57,7 @@ class Critic:
         import transformers
 
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=compute, attn_implementation="sdpa"
+            model_folder, dtype=compute, attn_implementation="sdpa", trust_remote_code=False
         )
         prepare_to_train(hf_model, deepspeed)
         module = TokenValues(hf_model.base_model)

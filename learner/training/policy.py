@@ -89,7 +89,7 @@ class Policy:
         self._folder = model_folder
         self._dtype: torch.dtype = getattr(torch, model.dtype)
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=self._dtype, attn_implementation="sdpa"
+            model_folder, dtype=self._dtype, attn_implementation="sdpa", trust_remote_code=False
         )
         self.parameters: int = sum(parameter.numel() for parameter in hf_model.parameters())
         """How many the model has, tied ones once."""
@@ -173,7 +173,7 @@ class Policy:
         model.config.dtype = self._dtype
         model.config.save_pretrained(folder)
         model_tensors(folder)
-        AutoTokenizer.from_pretrained(self._folder).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(self._folder, trust_remote_code=False).save_pretrained(folder)
 
     def close(self) -> None:
         """Ends the engine; see `TrainingEngine.close`."""

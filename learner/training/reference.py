@@ -19,7 +19,7 @@ class ReferencePolicy:
 
         dtype: torch.dtype = getattr(torch, model.dtype)
         hf_model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=dtype, attn_implementation="sdpa"
+            model_folder, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         )
         self._module = TokenLogprobs(hf_model.to(device, compute).eval().requires_grad_(False))
         self._device = device

@@ -167,6 +167,17 @@ def test_a_configuration_that_makes_no_model_is_one_line(tmp_path: Path, change:
         model_tensors(tmp_path)
 
 
+def test_a_model_with_code_of_its_own_is_refused_and_nobody_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """transformers would ask at the terminal whether to run it, and run it in the learner."""
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("it waits for an answer"))
+    path = llama(tmp_path) / "config.json"
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    (tmp_path / "own.py").write_text("raise SystemExit('it ran')")
+    with pytest.raises(ModelError, match="contains custom code"):
+        model_tensors(tmp_path)
+
+
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 STATES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_heads": 4, "head_dim": 16, "n_groups": 1}
 

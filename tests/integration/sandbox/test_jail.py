@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -83,6 +85,13 @@ async def test_errors_end_with_the_line_that_python_prints(run, code, last_line)
 async def test_exit_255_is_the_programs_own(run):
     assert (await run("exit(255)")).exit_code == 255
     assert (await run("import os; os._exit(255)")).exit_code == 255
+
+
+@pytest.mark.parametrize("status", ["0", "256", "-1", "2**31", "2**63 - 1", "2**63", "-(2**63) - 1", "10**100", "True"])
+async def test_an_exit_is_the_one_that_the_interpreter_makes_of_it(run, status: str):
+    code = f"import sys; sys.exit({status})"
+    ours = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=False)
+    assert (await run(code)).exit_code == ours.returncode
 
 
 async def test_the_longest_program_runs_and_a_longer_one_is_refused(run):
