@@ -88,7 +88,9 @@ class Actor:
         self._seed = seed
         self._sandbox = SandboxClient(bus.client, bus.names.execution, config.sandbox)
         self._tickets = TicketSource(bus)
-        self._weights = WeightLoader(weights_bus, engine, recompute=config.actor.on_update == "recompute")
+        self._weights = WeightLoader(
+            weights_bus, engine, config.weights.snapshot_location, recompute=config.actor.on_update == "recompute"
+        )
         emulated = config.actor.engine.kind == "emulated"
         self._metrics = MetricsWriter(bus, "actor", announcer.id, emulated=emulated)
         self._rollouts: set[asyncio.Task[None]] = set()

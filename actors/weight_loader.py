@@ -24,12 +24,17 @@ log = structlog.get_logger()
 class WeightLoader:
     """Keeps an engine at the newest version and says when a version is reached."""
 
-    def __init__(self, bus: Bus, engine: Engine, *, recompute: bool) -> None:
-        """`recompute`: running requests compute their keys and values anew after a load."""
+    def __init__(
+        self, bus: Bus, engine: Engine, snapshot_location: str | None = None, *, recompute: bool = False
+    ) -> None:
+        """`snapshot_location` is the configuration's.
+
+        `recompute`: running requests compute their keys and values anew after a load.
+        """
         self._engine = engine
         self._recompute = recompute
         self._clock = bus.clock
-        self._follower = WeightFollower(bus, self._allocate)
+        self._follower = WeightFollower(bus, snapshot_location, self._allocate)
         self._loaded: Manifest | None = None
         self._descriptor = -1
         self._changed = asyncio.Condition()

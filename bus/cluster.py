@@ -7,6 +7,7 @@ files hold, that they belong together.
 
 import secrets
 from pathlib import Path
+from shlex import quote
 from urllib.parse import urlsplit
 
 from bus.address import BusAddress
@@ -113,7 +114,7 @@ def _header(path: Path, host: str, port: int, config: BusConfig) -> str:
         *([f"   Its certificates lie under the paths in `tls` ({config.tls.ca}, ...)."] if config.tls.ca else []),
         f"2. Start it in a folder with room for the streams:  nats-server -c {path.name}",
         f"   Clients reach port {port}, the other servers port {port + ROUTES_ABOVE}.",
-        f"3. Once all are up, make the streams:  zerotir bus CONFIG --folder {run}",
+        f"3. Once all are up, make the streams:  zerotir bus CONFIG --folder {quote(str(run))}",
         "   (with the same bus section in CONFIG; it stays as the run's anchor and can be stopped afterwards).",
         "4. Give each role's host its own file of credentials/, and no other:  zerotir actor CONFIG --bus actor.json",
         "   bus.json holds the keys to everything: keep it where `zerotir bus` runs.",

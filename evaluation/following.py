@@ -61,7 +61,7 @@ class Following:
         self._announcer = announcer
         self._folder = folder
         self._tell = tell
-        self._loader = WeightLoader(weights_bus, engine, recompute=False)
+        self._loader = WeightLoader(weights_bus, engine, config.weights.snapshot_location)
         self._runner = SandboxClient(bus.client, bus.names.execution, config.sandbox)
 
     async def run(self, stop: asyncio.Event, *, once: bool) -> Scores | None:

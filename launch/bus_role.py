@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sys
 from pathlib import Path
+from shlex import quote
 
 import nats.js.errors
 import structlog
@@ -43,7 +44,8 @@ async def initialise(config: RunConfig, folder: Path) -> None:
     servers = cluster.initialise(folder, config.bus, config.largest_message_bytes)
     sys.stdout.write(
         f"run {folder.name}: {len(servers)} server files in {folder / 'servers'}, each says how to start it; "
-        f"then: zerotir bus CONFIG --folder {folder}\nrole files in {folder / 'credentials'}: one for each host's role\n"
+        f"then: zerotir bus CONFIG --folder {quote(str(folder))}\n"
+        f"role files in {folder / 'credentials'}: one for each host's role\n"
     )
 
 
@@ -107,7 +109,8 @@ async def _serve_once(
         if config.bus.url:
             if known is None:
                 raise UserError(
-                    f"{folder} holds no keys for the servers of bus.url: make both with `zerotir bus CONFIG --init {folder}`"
+                    f"{folder} holds no keys for the servers of bus.url: make both with "
+                    f"`zerotir bus CONFIG --init {quote(str(folder))}`"
                 )
             address = known
         else:
@@ -145,8 +148,8 @@ def _require_capable_servers(bus: Bus, config: RunConfig) -> None:
     version = bus.client.connected_server_version
     if (version.major, version.minor) < OLDEST_SERVER:
         raise UserError(
-            f"the servers at {bus.address.url} are of version {version}: logs are read in batches, which nats-server has "
-            f"from version {'.'.join(map(str, OLDEST_SERVER))} on"
+            f"the servers at {bus.address.url} are of version {version.major}.{version.minor}: logs are read in batches, "
+            f"which nats-server has from version {'.'.join(map(str, OLDEST_SERVER))} on"
         )
     needed, given = config.largest_message_bytes, bus.client.max_payload
     if needed > given:

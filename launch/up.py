@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
 import nats.js.errors
 import structlog
@@ -40,6 +41,7 @@ from learner.tickets.ledger import BalanceError
 from runtime.locks import HeldError, held
 from runtime.logs import set_up_logs
 from runtime.retry import Restarts
+from runtime.terminal import printable
 
 log = structlog.get_logger()
 
@@ -111,7 +113,7 @@ def _supervise(config: RunConfig, folder: Path, given: Mapping[str, Share], chan
 
 
 def _resume_hint(folder: Path) -> str:
-    return f"zerotir up --resume {folder}"
+    return f"zerotir up --resume {quote(str(folder))}"
 
 
 def _untrained(metrics: Metrics) -> dict[str, float]:
@@ -278,10 +280,10 @@ class _Supervisor:
                 headline = presence.state.partition(":")[0]
                 if states.get(presence.id) != headline:
                     states[presence.id] = headline
-                    say(f"{presence.id:<10} {presence.state}")
+                    say(f"{presence.id:<10} {printable(presence.state)}")
                     spoken = time.monotonic()
                 elif presence.role == "learner" and time.monotonic() - spoken > STILL_WAITING_S:
-                    say(f"{presence.id:<10} {presence.state}")
+                    say(f"{presence.id:<10} {printable(presence.state)}")
                     spoken = time.monotonic()
             if len(states) < len(self._roles) and time.monotonic() - begun > self._config.launch.start_timeout_s:
                 missing = ", ".join(sorted(set(self._roles) - set(states)))

@@ -29,9 +29,10 @@ CLEAR_SCREEN = "\x1b[2J\x1b[H"
 
 
 def say(text: str) -> None:
-    """Prints one line of progress; drops it where it cannot be written, on a full disk for one: the work goes on."""
+    """Prints progress, a line or more; drops it where it cannot be written, on a full disk for one: the work goes on."""
     try:
-        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {printable(text)}\n")
+        lines = "\n".join(map(printable, text.split("\n")))
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {lines}\n")
         sys.stdout.flush()
     except OSError:
         # This one would keep the line, and try it again with the next ones and at the process's end.

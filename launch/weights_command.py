@@ -71,10 +71,10 @@ async def _export(bus: Bus, head: Manifest, run: Path, version: str, folder: str
         wanted = head.version if version == "newest" else WeightVersion.parse(version)
     except ValueError:
         raise WeightsError(f"no version {version!r}: give `newest` or one that `zerotir weights` lists") from None
-    follower = WeightFollower(bus)
+    config = load_config(str(run / "config.yaml"), [])
+    follower = WeightFollower(bus, config.weights.snapshot_location)
     await follower.reach(wanted)
     assert follower.state is not None
-    config = load_config(str(run / "config.yaml"), [])
     await asyncio.to_thread(_write_checkpoint, follower.state, config.model.path, Path(folder))
     sys.stdout.write(f"weights {wanted} are in {folder}\n")
 

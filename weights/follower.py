@@ -27,7 +27,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import Manifest, ManifestKind, WeightChunk, WeightVersion
 from weights.codec import Layout, WeightsError, WeightState
-from weights.files import read_file
+from weights.files import read_file, require_below
 from weights.holds import Hold
 from weights.log import newest, read_manifests
 
@@ -61,9 +61,15 @@ class _Route:
 class WeightFollower:
     """Holds one state of the weights and brings it forward."""
 
-    def __init__(self, bus: Bus, allocate: Callable[[int], memoryview] = lambda n: memoryview(bytearray(n))) -> None:
-        """`allocate` makes the memory, of so many bytes, in which the state lies."""
+    def __init__(
+        self,
+        bus: Bus,
+        snapshot_location: str | None = None,
+        allocate: Callable[[int], memoryview] = lambda n: memoryview(bytearray(n)),
+    ) -> None:
+        """`snapshot_location` is the configuration's; `allocate` makes the memory, of so many bytes, for the state."""
         self._bus = bus
+        self._snapshot_location = snapshot_location
         self._allocate = allocate
         self._sequence = 0
         """Sequence of the manifest up to which the log was followed."""
@@ -213,6 +219,7 @@ class WeightFollower:
         if state is None or state.layout.digest != manifest.layout:
             raise WeightsError("a delta for tensors of another layout")
         if manifest.location is not None:
+            require_below(manifest.location, self._snapshot_location)
             await asyncio.to_thread(read_file, manifest.location, state)
             self.bytes_received += manifest.wire_bytes
         elif manifest.chunks:

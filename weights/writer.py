@@ -37,7 +37,7 @@ from configs.bus import WeightsConfig
 from configs.errors import UserError
 from runtime.retry import Backoff
 from weights.codec import Layout, WeightsError, WeightState
-from weights.files import remove_file, write_file
+from weights.files import file_name, remove_file, write_file
 from weights.holds import held_from
 from weights.log import newest, read_manifests
 from weights.packing import Chunks, Weights, epoch_of, make_manifest, pack_chunks
@@ -266,7 +266,7 @@ class WeightWriter:
         if self._config.snapshot_location is None:
             written = await self._write_chunks(version, ManifestKind.SNAPSHOT, state.full)
         else:
-            name = f"{self._bus.names.root}-{version}-{secrets.token_hex(4)}.weights"
+            name = file_name(self._bus.address.run, version)
             location = f"{self._config.snapshot_location.rstrip('/')}/{name}"
             await asyncio.to_thread(write_file, location, state)
         await self._write_manifest(

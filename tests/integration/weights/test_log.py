@@ -12,6 +12,7 @@ from bus.connection import Bus
 from bus.messages import WeightVersion
 from tests.integration.weights.log import CONFIG, LAYOUT, Learner, advanced, image_of
 from weights.codec import WeightsError
+from weights.files import file_name, require_below
 from weights.follower import WeightFollower
 
 
@@ -119,18 +120,36 @@ async def test_snapshots_may_lie_outside_the_bus(bus: Bus, tmp_path: Path, schem
     state = (await bus.js.stream_info(bus.names.stream("WEIGHTS"))).state
     assert state.bytes < LAYOUT.nbytes
     assert len(list(folder.iterdir())) == 2, "older snapshots should have been removed"
-    follower = WeightFollower(bus)
+    follower = WeightFollower(bus, f"{scheme}{folder}/")
     await advanced(follower, learner, 13)
+    # A role that was told of another place opens nothing.
+    for elsewhere in (None, str(tmp_path), f"{scheme}{folder}/deeper"):
+        stranger = WeightFollower(bus, elsewhere)
+        assert await stranger.advance(0.1) is None
+        assert stranger.bytes_received == 0
     # A file that is cut short or gone: the one before it, and the deltas since, still lead there.
     newest_file, other = sorted(folder.iterdir(), key=lambda path: -path.stat().st_mtime_ns)
     newest_file.write_bytes(newest_file.read_bytes()[:-1])
-    again = WeightFollower(bus)
+    again = WeightFollower(bus, f"{scheme}{folder}")
     await advanced(again, learner, 13)
     assert again.fallbacks == 1
     other.unlink()
-    lost = WeightFollower(bus)
+    lost = WeightFollower(bus, f"{scheme}{folder}")
     assert await lost.advance(0.1) is None
     assert lost.fallbacks >= 2
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "{folder}/../etc/passwd", "{folder}/zip://x::{folder}/zerotir.a.weights", "zip://x::{folder}/zerotir.a.weights",
+        "http://host/zerotir.a.weights", "{folder}/zerotir.a.weights/x", "{folder}zerotir.a.weights", "",
+    ],
+)  # fmt: skip
+def test_no_manifest_leads_out_of_the_place_for_snapshots(tmp_path: Path, location: str):
+    require_below(f"{tmp_path}/{file_name('r', WeightVersion(epoch=0, n=3))}", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"not in this role's weights\.snapshot_location"):
+        require_below(location.format(folder=tmp_path), str(tmp_path))
 
 
 async def test_a_place_that_cannot_be_written_is_named(bus: Bus, tmp_path: Path):

@@ -145,7 +145,7 @@ async def test_a_file_that_is_read_stays_until_it_is_read(bus: Bus, tmp_path: Pa
     monkeypatch.setattr(weights.follower, "read_file", held_up)
     learner = Learner(bus, CONFIG.model_copy(update={"snapshot_location": str(tmp_path)}))
     await learner.writer.open()
-    follower, seen = WeightFollower(bus), list[int]()
+    follower, seen = WeightFollower(bus, str(tmp_path)), list[int]()
     await learner.publish(0)
     async with following(follower, seen):
         await until(lambda: bool(begun))
