@@ -179,7 +179,7 @@ async def bus_hangs_while_the_learner_starts(run: Run) -> None:
     await run.event(run.learner.tap.watch("metrics.learner", run.random.randint(1, 3), hold="after"))
     await run.learner.kill()
     starting = await run.start("learner")
-    await run.event(starting.tap.watch(f"$JS.API.CONSUMER.CREATE.{run.observer.names.stream('WEIGHTS')}"))
+    await run.event(starting.tap.watch(f"$JS.API.DIRECT.GET.{run.observer.names.stream('WEIGHTS')}"))
     server = run.server_pid
     assert server is not None
     os.kill(server, signal.SIGSTOP)
