@@ -17,7 +17,7 @@ async def entries(bus: Bus, bucket: str) -> dict[str, bytes]:
     found = {}
     for key in (subject.removeprefix(prefix) for subject in info.state.subjects or {}):
         try:
-            found[key] = (await values.get(key)).value or b""
+            found[key] = (await values.get(key, validate_keys=False)).value or b""
         except nats.js.errors.KeyNotFoundError:
             continue
     return found

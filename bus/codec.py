@@ -102,5 +102,5 @@ def decode(data: bytes, *kinds: type[Message]) -> Message:
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "message"
-        raise MessageError(f"{name}: {where}: {first['msg']} ({error.error_count()} errors)") from error
+        where = ".".join(str(part)[:40] for part in first["loc"]) or "message"
+        raise MessageError(f"{name}: {where[:200]}: {first['msg'][:200]} ({error.error_count()} errors)") from error

@@ -50,6 +50,7 @@ TRANSIENT_ERRORS = (
 FIRST_ACKNOWLEDGEMENT_S = 2.0
 """Seconds for the acknowledgement of a first try: one that is lost on the way costs no more, and a server that needs longer
 gets it twice."""
+LATE_ANSWER = 'permissions violation for publish to "_r_.'
 TROUBLE_S = 15.0
 """How long the bus role's word holds: three times as long as it is silent while something ails the bus."""
 
@@ -148,11 +149,12 @@ class Bus:
             await backoff.pause()
 
     async def dead_letter(self, stream: str, sequence: int, data: bytes, reason: str) -> None:
-        """Copies a bad message to the dead letters, for people; never stops the caller."""
+        """Copies a bad message to the dead letters, for people; never stops the caller, also where the bus is away."""
         log.warning("bad message", stream=stream, sequence=sequence, reason=reason)
         most = min(1024**2, self.client.max_payload // 2)
         letter = DeadLetter(stream=stream, sequence=sequence, reason=reason[:2000], data=data[:most])
-        await self.client.publish(self.names.dead_letter(self.address.role), encode(letter))
+        with contextlib.suppress(nats.errors.Error):
+            await self.client.publish(self.names.dead_letter(self.address.role), encode(letter))
 
     @property
     def trouble(self) -> str:
@@ -216,7 +218,10 @@ async def connect(
         log.info("bus reconnected", url=client.connected_url.netloc if client.connected_url else address.url)
 
     async def on_error(error: Exception) -> None:
-        if "permissions violation" in str(error):
+        if LATE_ANSWER in str(error).lower():
+            # The right to answer a request ends with the connection that it came by, and after its time.
+            log.warning("an answer came too late", error=str(error))
+        elif "permissions violation" in str(error):
             log.error("refused by the bus", role=address.role, error=str(error))
             on_denied(str(error).removeprefix("nats: "))
         else:

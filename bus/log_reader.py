@@ -203,7 +203,7 @@ class LogReader:
             await self._bus.js.get_msg(self._stream, seq=self._next, subject=self._subject, next=True)
         except nats.js.errors.NotFoundError:
             return not self._arrived
-        except TRANSIENT_ERRORS:
+        except (*TRANSIENT_ERRORS, nats.js.errors.APIError):
             return False
         return False
 

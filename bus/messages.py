@@ -347,7 +347,7 @@ class Presence(Message):
     pid: Ordinal
     state: Text
     """What it is doing, for people, such as `loading model` or `ready`."""
-    version: str = Field(pattern=r"^([0-9]{1,16}\.[0-9]{1,16})?$")
+    version: str = Field(pattern=r"^([0-9]{1,15}\.[0-9]{1,15})?$")
     """Weight version that it holds, or empty."""
     in_flight: Count
     rates: dict[MetricName, float] = Field(default_factory=dict, max_length=MAX_VALUES)

@@ -42,8 +42,9 @@ MAIN = ("bus", "learner")
 """The roles of the account that holds the streams."""
 SEVERAL_ANSWERS = ("MSG.NEXT", "DIRECT.GET", "$SRV.STATS")
 """Parts of the subjects whose requests have more than one answer."""
-LONGEST_EXECUTION = "1h"
-"""How long the server keeps the way back of an execution's answer; it would forget it after two minutes."""
+LONGEST_EXECUTION = "2h"
+"""How long the server keeps the way back of an execution's answer; by itself it forgets it after two minutes. A program has
+an hour at most."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ they are many.
 """
 
 import asyncio
-import itertools
 import json
+import secrets
 
 import nats.js.errors
 from nats.aio.client import Client
@@ -20,7 +20,6 @@ class Store:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._inbox = ""
-        self._numbers = itertools.count()
         self._waiting: dict[str, asyncio.Future[Msg]] = {}
 
     async def put(self, subject: str, data: bytes, timeout_s: float) -> int:
@@ -29,7 +28,8 @@ class Store:
             inbox = self._client.new_inbox()
             await self._client.subscribe(f"{inbox}.*", cb=self._answered)
             self._inbox = inbox
-        reply = f"{self._inbox}.{next(self._numbers)}"
+        # Other processes of the role, which may answer to it, cannot know it before.
+        reply = f"{self._inbox}.{secrets.token_hex(8)}"
         self._waiting[reply] = answered = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(timeout_s):
@@ -42,6 +42,8 @@ class Store:
         answer = json.loads(message.data)
         if "error" in answer:
             raise nats.js.errors.APIError.from_error(answer["error"])
+        if "seq" not in answer:
+            raise nats.js.errors.NoStreamResponseError
         return int(answer["seq"])
 
     async def _answered(self, message: Msg) -> None:

@@ -27,7 +27,9 @@ ALIVE_TTL_S = 15.0
 """A role that was silent for so long is gone."""
 HOLDS_TTL_S = 300.0
 """A follower of the weights that was silent for so long reads no more."""
+MAX_ENTRY_BYTES = 256 * 1024
 MAX_DEAD_LETTERS = 1_000
+MAX_DEAD_LETTER_BYTES = 2 * 1024**2
 READY_S = 60.0
 """Servers that were just started elect a leader first."""
 NO_ROOM = 10047
@@ -149,6 +151,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             num_replicas=config.replicas,
             max_msgs_per_subject=1,
             max_age=ttl_s,
+            max_msg_size=MAX_ENTRY_BYTES,
             discard=DiscardPolicy.NEW,
             deny_delete=True,
         )
@@ -195,6 +198,7 @@ async def create_streams(js: JetStreamContext, names: Names, config: BusConfig, 
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.OLD,
             max_msgs=MAX_DEAD_LETTERS,
+            max_msg_size=MAX_DEAD_LETTER_BYTES,
         ),
         bucket(names.run_bucket),
         bucket(names.alive_bucket, ALIVE_TTL_S),

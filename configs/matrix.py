@@ -18,6 +18,7 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeInt, ValidationError, model_validator
 
 from configs.loading import ConfigError, explain, load_config, read_document
+from configs.names import to_name
 from configs.schema import RunConfig, Section
 
 SHIPPED_MATRICES = Path(__file__).parent / "matrices"
@@ -89,9 +90,9 @@ def load_matrix(name: str, overrides: list[str] | None = None) -> tuple[Matrix, 
             own += [f"rollout.max_tool_calls={budget}"] if budget is not None else []
             config = load_config(experiment.config, [*matrix.set, *experiment.set, *own, *(overrides or [])])
             parts = [config.name]
-            parts += [Path(model).name.lower().replace(".", "-")] if model is not None else []
+            parts += [Path(model).name.lower()] if model is not None else []
             parts += [f"calls{budget}"] if budget is not None else []
-            run = PlannedRun("-".join([*parts, f"seed{seed}"]), config)
+            run = PlannedRun(to_name("-".join([*parts, f"seed{seed}"])), config)
             if run.name in runs:
                 raise ConfigError(
                     f"{name}: two runs would be called {run.name}: give one of them a `name` in its `set`"

@@ -20,6 +20,7 @@ from pydantic import (
 
 from configs.algorithm import AlgorithmConfig, FiltersConfig
 from configs.bus import BusConfig, WeightsConfig
+from configs.names import Name
 from configs.section import Fraction, Section
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CheckpointConfig, CriticConfig, DeepSpeedConfig, OptimizerConfig
@@ -230,7 +231,7 @@ class EvaluationData(ProblemsConfig):
 class EvaluationConfig(Section):
     """`zerotir eval`, and the evaluator of a live run."""
 
-    data: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")], EvaluationData] = {}
+    data: dict[Name, EvaluationData] = {}
     """Data sets by name; without any, the source of `tasks.problems`: a recipe gives the problems that it keeps for
     evaluation, a file or data set the training problems themselves."""
     samples: PositiveInt = 4

@@ -1,11 +1,20 @@
 """The tasks' part of the schema: which problems, how they are asked, how answers are judged."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from configs.section import Section
+
+Penalty = Annotated[float, Field(ge=0.0, le=1e6)]
 
 
 class PromptConfig(Section):
@@ -86,12 +95,12 @@ class GradingConfig(Section):
     """Read the answer only inside `<answer> </answer>` (the paper's templates)."""
     timeout_s: PositiveFloat = 5.0
     """Seconds of processor time that grading a response may take before its answer counts as ungradable."""
-    format_penalty: NonNegativeFloat = 0.0
+    format_penalty: Penalty = 0.0
     """Taken off the reward where there is no answer, or, with `answer_tag`, the response does not end with one `</think>`
     and one `<answer> </answer>` behind it."""
-    unparsable_penalty: NonNegativeFloat = 0.0
+    unparsable_penalty: Penalty = 0.0
     """Taken off the reward where there is no answer or math-verify can't read it; with 1, such a response earns -1."""
-    overlong_penalty: NonNegativeFloat = 0.0
+    overlong_penalty: Penalty = 0.0
     """Taken off the reward where the response used up its budget, and in proportion in the last `overlong_tokens`."""
     overlong_tokens: NonNegativeInt = 0
     """Stretch before `rollout.max_response_tokens` in which the overlong penalty grows from nothing."""

@@ -5,7 +5,6 @@ for the whole, and so does the time that is left. The samples of a problem are n
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import structlog
 
+from configs.names import to_name
 from configs.schema import EvaluationConfig, EvaluationData, RolloutConfig, RunConfig
 from configs.tasks import GradingConfig, ProblemsConfig, PromptConfig
 from evaluation.records import Key
@@ -175,20 +175,15 @@ def _has_rows(source: ProblemsConfig) -> bool:
 def _source(text: str) -> tuple[str, EvaluationData]:
     path = Path(text)
     if path.suffix in FILES:
-        return _plain(path.stem), EvaluationData(file=text)
-    return _plain(text.rpartition("/")[2]), EvaluationData(dataset=text)
-
-
-def _plain(name: str) -> str:
-    """Replaces what cannot be in the subjects on which metrics travel: a name becomes part of them."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", name)
+        return to_name(path.stem), EvaluationData(file=text)
+    return to_name(text.rpartition("/")[2]), EvaluationData(dataset=text)
 
 
 def _own(config: RunConfig) -> dict[str, EvaluationData]:
     """Returns the source that the run trains on."""
     problems = config.tasks.problems
     name = problems.recipe or (problems.file and Path(problems.file).stem) or problems.dataset or "mix"
-    return {_plain(name): _OwnData(**problems.model_dump())}
+    return {to_name(name): _OwnData(**problems.model_dump())}
 
 
 def _load(config: RunConfig, name: str, source: EvaluationData) -> DataSet:

@@ -13,6 +13,7 @@ from typing import Any
 import nats.js.errors
 
 from bus.address import BusAddress
+from bus.codec import MessageError
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
 from bus.messages import Metrics, Presence
@@ -158,7 +159,10 @@ async def _steps(bus: Bus) -> list[dict[str, Any]]:
     reader = LogReader(bus, stream, subject)
     try:
         async for _, subject, data in reader.everything(newest.seq or 0):
-            metrics = measured_by(bus.names, subject, data)
+            try:
+                metrics = measured_by(bus.names, subject, data)
+            except MessageError:
+                continue
             if metrics.step is not None:
                 steps[metrics.step] = {"step": metrics.step, **metrics.values}
     finally:

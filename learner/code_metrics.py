@@ -6,6 +6,9 @@ from statistics import fmean
 
 from bus.messages import Trajectory
 
+MOST_KINDS = 40
+"""Kinds of errors, the commonest, that a step shows: actors can make up any."""
+
 
 def spontaneity_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Returns the metrics over at least one trajectory; means over none are left out."""
@@ -24,7 +27,8 @@ def spontaneity_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         values["first_call_position"] = fmean(t.tool_calls[0].start for t in callers)
         values["first_call_share"] = fmean(t.tool_calls[0].start / t.response_length for t in callers)
         errors = Counter(call.error for t in callers for call in t.tool_calls)
-        values |= {f"call_error_{kind}": count / errors.total() for kind, count in sorted(errors.items()) if kind}
+        shown = sorted(errors.most_common(MOST_KINDS))
+        values |= {f"call_error_{kind}": count / errors.total() for kind, count in shown if kind}
     answered = [trajectory.code_unused for trajectory in callers if trajectory.reward_parts.get("answered", 0.0)]
     if answered:
         values["code_unused_ratio"] = fmean(answered)

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from bus.messages import Failure, FinishReason, Trajectory
-from learner.code_metrics import spontaneity_metrics
+from bus.messages import MAX_PARTS, Failure, FinishReason, Trajectory
+from learner.code_metrics import MOST_KINDS, spontaneity_metrics
 from learner.tickets.ledger import Batch
 
 
@@ -55,7 +55,8 @@ def batch_metrics(batch: Batch, taken_at: float | None) -> dict[str, float]:
     values |= spontaneity_metrics(trajectories)
     if taken_at is not None:
         values["age_seconds"] = _age(trajectories, taken_at)
-    for part in sorted({part for trajectory in trajectories for part in trajectory.reward_parts} - {"correct"}):
+    parts = {part for trajectory in trajectories for part in trajectory.reward_parts} - {"correct"}
+    for part in sorted(parts)[:MAX_PARTS]:
         values[f"reward_{part}"] = fmean(trajectory.reward_parts.get(part, 0.0) for trajectory in trajectories)
     if calls:
         values["successful_call_ratio"] = fmean(call.success for call in calls)
@@ -80,7 +81,7 @@ def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
             values["failed_age_seconds"] = _age(failed, taken_at)
     for reason, left_out in batch.filtered.items():
         values[f"filtered_by_{_slug(reason)}"] = len(left_out)
-    for reason, count in Counter(failure.reason for failure in failed).items():
+    for reason, count in Counter(failure.reason for failure in failed).most_common(MOST_KINDS):
         values[f"failed_by_{_slug(reason)}"] = count
     return values
 

@@ -23,6 +23,8 @@ from runtime.logs import log_version
 from weights.codec import WeightState
 from weights.writer import WeightWriter
 
+SNAPSHOT_PAUSE_S = 30.0
+
 if TYPE_CHECKING:
     from learner.training.trainer import Trainer
 
@@ -121,7 +123,7 @@ class WeightPublisher:
         return whole
 
     async def answer_requests(self) -> None:
-        """Writes a snapshot whenever a follower asks for one, until cancelled."""
+        """Writes a snapshot when followers ask for one, not more often than every `SNAPSHOT_PAUSE_S`, until cancelled."""
         while True:
             await self._snapshot_wanted.wait()
             async with self._writing:
@@ -130,6 +132,7 @@ class WeightPublisher:
                 self._note()
                 # Those who asked meanwhile have it now.
                 self._snapshot_wanted.clear()
+            await asyncio.sleep(SNAPSHOT_PAUSE_S)
 
     def metrics(self) -> dict[str, float]:
         """Returns the metrics of the newest copy and of the newest version that was published."""

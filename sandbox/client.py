@@ -147,7 +147,7 @@ async def statistics(connection: Client, subject: str) -> list[ServiceStatistics
                 try:
                     answer = _Answer.model_validate_json(message.data)
                 except ValidationError as error:
-                    log.warning("a sandbox's statistics cannot be read", error=str(error.errors(include_url=False)[0]))
+                    log.warning("a sandbox's statistics cannot be read", error=error.errors()[0]["msg"][:200])
                     continue
                 found += [endpoint.data for endpoint in answer.endpoints if endpoint.subject == subject]
     except TimeoutError:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
 
@@ -100,7 +101,7 @@ class WeightFollower:
                 head, _ = await newest(self._bus)
                 if head != self._sequence:
                     await self._catch_up(head)
-            except TRANSIENT_ERRORS as error:
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
                 log.warning("weight log out of reach", error=str(error))
             if self.held is not None and self._sequence > self._given_at:
                 self._given_at = self._sequence

@@ -11,8 +11,8 @@ written; at the first difference a snapshot is.
 A snapshot follows a delta of the same version, so followers that are up to date never read one. The two newest snapshots and
 everything after the older of them stay on the stream. That is at most four times the weights, since a snapshot is due
 once the deltas since the last outweigh it. From where a hold began everything stays as well, until it is released or
-`HOLD_S` have passed. A follower that needs as long for one version as the learner for k keeps k more on the stream, and
-loses none.
+`HOLD_S` have passed, or the stream holds `MOST_IMAGES` times the weights. A follower that needs as long for one version as
+the learner for k keeps k more on the stream, and loses none.
 
 Cost of a version: two images of the weights in host memory, one pass over both (`weights.codec`), and a delta on the wire,
 however many followers there are.
@@ -52,7 +52,9 @@ SNAPSHOTS_KEPT = 2
 ATTEMPTS = 5
 """Most attempts in a row to begin anew a log that has lost messages."""
 HOLD_S = 3600.0
-"""How long a follower may read one version before it is purged under it: far above any fetch, it bounds the stream."""
+"""How long a follower may read one version before it is purged under it: far above any fetch."""
+MOST_IMAGES = 32
+"""How many times the weights the stream may hold before it is purged whatever is being read: this bounds it."""
 
 
 class DeposedError(UserError):
@@ -290,7 +292,11 @@ class WeightWriter:
         stream = self._bus.names.stream("WEIGHTS")
         oldest = self._snapshots[max(0, len(self._snapshots) - SNAPSHOTS_KEPT)].position
         try:
-            first = min([oldest, *await self._held_from()])
+            held = await self._held_from()
+            if held and await self._too_much_is_held(stream):
+                log.warning("holds on the weight log are not heeded: it holds too much", images=MOST_IMAGES)
+                held = []
+            first = min([oldest, *held])
             await self._bus.js.purge_stream(stream, seq=first)
         except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
             log.warning("old weights were not purged, the next snapshot does it", error=str(error))
@@ -299,6 +305,11 @@ class WeightWriter:
             old = self._snapshots.popleft()
             if old.location is not None:
                 await asyncio.to_thread(remove_file, old.location)
+
+    async def _too_much_is_held(self, stream: str) -> bool:
+        assert self._head is not None
+        held = (await self._bus.js.stream_info(stream)).state.bytes
+        return held > MOST_IMAGES * (self._head.nbytes + 2**20)
 
     async def _held_from(self) -> list[int]:
         """Returns where each hold on the stream begins that is not older than `HOLD_S`."""

@@ -14,6 +14,7 @@ many as open tickets.
 """
 
 import json
+import re
 import time
 from collections import Counter
 from typing import Any
@@ -88,7 +89,8 @@ class LostTickets:
         gone |= {n for n in first if n not in gone and not await self._is_there(n, "TICKETS", seq=n)}
         if gone:
             offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
-            retried = {int(subject.rpartition(".")[2]) for subject in offered.get("subjects") or ()}
+            names = (subject.rpartition(".")[2] for subject in offered.get("subjects") or ())
+            retried = {int(name) for name in names if re.fullmatch("[0-9]{1,16}", name)}
             gone -= {
                 n
                 for n in gone & retried

@@ -207,6 +207,8 @@ def require_usable(result: Trajectory | Failure, run: str, rollout: RolloutConfi
         raise MessageError(f"token id {largest}, the model's end at {vocabulary - 1}")
     if result.temperature != rollout.temperature:
         raise MessageError(f"sampled at temperature {result.temperature}, the tickets ask for {rollout.temperature}")
+    if len(result.tool_calls) > rollout.max_tool_calls:
+        raise MessageError(f"{len(result.tool_calls)} tool calls, the limit is {rollout.max_tool_calls}")
     if result.prompt_length > rollout.max_prompt_tokens or result.response_length > rollout.max_response_tokens:
         raise MessageError(
             f"{result.prompt_length} prompt and {result.response_length} response tokens, the limits are "

@@ -326,6 +326,32 @@ async def test_every_role_does_its_whole_job(own_run: BusAddress):
         await service.drain(1.0)
 
 
+async def test_a_sandbox_outlives_an_answer_that_comes_too_late(own_run: BusAddress):
+    """The right to answer ends with the connection by which the request came."""
+    settings = SandboxConfig(cgroups="prefer", warm=1, warm_with_packages=0, concurrency=1)
+    async with (
+        open_bus(own_run.for_role("actor"), CONFIG, "actor") as actor,
+        open_bus(own_run.for_role("sandbox"), CONFIG, "sandbox") as sandbox,
+        Pool(Jail(settings)) as pool,
+    ):
+        service = SandboxService(sandbox.client, sandbox.names.execution, pool, settings, "s1")
+        await service.start()
+        client = SandboxClient(actor.client, sandbox.names.execution, settings)
+        asked = asyncio.create_task(client.execute("import time; time.sleep(2)", 10.0))
+        async with asyncio.timeout(60):
+            while not service.in_flight:
+                await asyncio.sleep(0.02)
+            reconnects = sandbox.client.stats["reconnects"]
+            await sandbox.client._process_op_err(ConnectionResetError("as if the network had cut it"))
+            while sandbox.client.stats["reconnects"] == reconnects or service.in_flight:
+                await asyncio.sleep(0.02)
+        asked.cancel()
+        await sandbox.client.flush()
+        await asyncio.sleep(0.5)
+        assert (await client.execute("print(6 * 7)", 5.0)).stdout == "42\n"
+        await service.drain(1.0)
+
+
 def test_each_role_has_a_file_of_its_own_that_gives_nothing_else_away(tmp_path: Path):
     master = BusAddress.new("r", "nats://127.0.0.1:1")
     master.write_all(tmp_path)

@@ -83,9 +83,12 @@ async def test_status_shows_hostile_roles_in_lines_of_its_own(own_run: BusAddres
         assert "7 executions" in texts[-1]
         assert not any("executions" in text for text in texts[:-1])
         # Not under another's name, and with no version that is none.
-        for change in ({"role": "learner"}, {"id": "other"}, {"version": "oops"}):
+        versions = ("oops", "0.9999999999999999", "1.2.3")
+        for change in ({"role": "learner"}, {"id": "other"}, *({"version": version} for version in versions)):
             forged = encode(presence.model_copy(update=change))
             await bucket.put("sandbox.s2", forged)
+            # A key that the client would not take from us.
+            await sandbox.client.publish(f"$KV.{sandbox.names.alive_bucket}.sandbox.a$b", forged)
             await announcer.announce()
             assert [each.id for each in await who_is_alive(observer)] == ["s1"]
         assert presence.state == HOSTILE

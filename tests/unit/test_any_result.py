@@ -102,6 +102,40 @@ def _train(members: list[Trajectory]) -> None:
         assert torch.isfinite(sequence_ratios(ours, micro.behaviour_logprobs, micro.sequences)).all()
 
 
+def test_no_result_makes_more_metrics_than_a_message_takes():
+    """Names that actors make up become names of metrics."""
+    call = vars(good()["tool_calls"][0]) | {"success": False}
+    kinds = [f"{'A' * (n // 26)}x{chr(65 + n % 26)}" for n in range(1100)]
+    fields = {"ticket": 1, "group": 0, "run": RUN}
+    calls = tuple(call | {"error": kind} for kind in kinds)
+    poisoned = decode(packed(good(**fields, tool_calls=calls)), Trajectory)
+    with pytest.raises(MessageError, match="1100 tool calls, the limit is 4"):
+        require_usable(poisoned, RUN, LIMITS, VOCABULARY)
+    others = [
+        poisoned.model_copy(update={"ticket": n, "reward_parts": {f"p{n}_{part}": 0.0 for part in range(48)}})
+        for n in range(1, 100)
+    ]
+    failures = [
+        Failure(ticket=n, group=1, reason=f"reason {n}", attempts=1, actor="a", published_at=0.0, run=RUN)
+        for n in range(100, 199)
+    ]
+    ledger = Ledger(2, 99, 0, 1, Filters(FiltersConfig(no_signal=False), group_relative=False))
+    ledger.admit(0)
+    results: list[Trajectory | Failure] = [*others, *failures]
+    for sequence, result in enumerate(results, start=1):
+        assert ledger.accept(sequence, result) is None
+    values = batch_metrics(ledger.take(0), 0.0)
+    measured("learner", "l", values, 0, 0.0)
+    assert sum(name.startswith("call_error_") for name in values) == 40
+
+
+def test_a_refusal_is_short_whatever_the_message_was():
+    data = encode(Metrics.model_construct(role="a", id="b", time=0.0, step=None, values={"x" * 10**6: 1.0}))
+    with pytest.raises(MessageError) as refused:
+        decode(data, Metrics)
+    assert len(str(refused.value)) < 600
+
+
 def test_a_call_begins_within_the_response_and_a_late_length_within_the_limits():
     call = vars(good()["tool_calls"][0]) | {"start": 5}
     with pytest.raises(MessageError, match="begins after the response's end"):

@@ -14,6 +14,7 @@ from bus.connection import Bus
 from tests.integration.weights.log import CONFIG, LAYOUT, Learner, image_of, until
 from weights.codec import WeightState
 from weights.follower import WeightFollower
+from weights.holds import Hold, held_from
 
 
 class Gate:
@@ -116,6 +117,25 @@ async def test_what_is_read_for_longer_than_the_bound_is_purged_and_missed_at_on
         await until(lambda: 4 in seen)
     assert follower.fallbacks == 1
     assert image_of(follower) == learner.images[4]
+
+
+async def test_no_hold_keeps_more_than_the_bound(bus: Bus, learner: Learner, monkeypatch):
+    monkeypatch.setattr(weights.writer, "MOST_IMAGES", 1)
+    await learner.publish(0)
+    async with Hold(bus) as hold:
+        await hold.take(1)
+        assert await held_from(bus) == {hold._key: 1}
+        for n in range(1, 20):
+            await learner.publish(n)
+            # Another one each time: none is old.
+            await hold.take(1 + n % 2)
+        assert await stream_bytes(bus) < 2 * (LAYOUT.nbytes + 2**20)
+        state = (await bus.js.stream_info(bus.names.stream("WEIGHTS"))).state
+        assert state.first_seq > 2
+        for garbage in (b"0", b"-5", b"x", b"", b"9" * 5000):
+            await (await bus.js.key_value(bus.names.holds_bucket)).put("actor.x", garbage)
+            assert await held_from(bus) == {hold._key: 2}
+    assert await held_from(bus) == {}
 
 
 async def test_a_fetch_goes_on_where_it_was_after_an_outage(bus: Bus, learner: Learner, gate: Gate):
