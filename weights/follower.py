@@ -71,6 +71,7 @@ class WeightFollower:
         """`snapshot_location` is the configuration's; `allocate` makes the memory, of so many bytes, for the state."""
         self._bus = bus
         self._snapshot_location = snapshot_location
+        self._hold = Hold(bus)
         self._allocate = allocate
         self._sequence = 0
         """Sequence of the manifest up to which the log was followed."""
@@ -165,10 +166,10 @@ class WeightFollower:
 
     async def _follow(self, path: Sequence[Logged]) -> tuple[int, WeightsError] | None:
         """Takes one manifest after another; returns the sequence of the one that could not be taken, if any, and why."""
-        async with Hold(self._bus) as hold:
+        async with self._hold:
             for sequence, manifest in path:
                 if manifest.chunks or manifest.location is not None:
-                    await hold.take(manifest.first_chunk or sequence)
+                    await self._hold.take(manifest.first_chunk or sequence)
                 try:
                     await self._take(manifest)
                 except WeightsError as error:

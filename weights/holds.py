@@ -30,7 +30,7 @@ NOT_SAID = (*TRANSIENT_ERRORS, nats.js.errors.APIError, nats.errors.ConnectionCl
 
 
 class Hold:
-    """A follower's hold; there is none before the first `take`, and after the `async with` block."""
+    """A follower's hold: from the first `take` in an `async with` block to the block's end, and again in the next one."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -47,6 +47,7 @@ class Hold:
     ) -> None:
         if self._saying is not None:
             self._saying.cancel()
+            self._saying = None
             with contextlib.suppress(*NOT_SAID):
                 if self._bucket is not None and self._bus.client.is_connected:
                     await self._bucket.delete(self._key)
