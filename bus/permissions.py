@@ -16,10 +16,10 @@ nothing but requests on the imported subjects, with answers to subjects that the
 consumers: logs are read by direct gets (`bus.log_reader`). Runs on one server are accounts as well, and see nothing of each
 other.
 
-What is left: credentials are a role's, not a process's, so an actor can take another actor's tickets, write metrics under its
-name and answer its requests. And an answer may be sent to the subject of an acknowledgement (`$JS.ACK`, which the server passes on as it is):
-actors, evaluators and observers can so acknowledge tickets that they do not have. Such tickets are issued again
-(`learner.tickets.lost`).
+What is left: credentials are a role's, not a process's, so an actor can take another actor's tickets, write metrics under
+its name and answer its requests. And an answer may be sent to the subject of an acknowledgement (`$JS.ACK`, which the server
+passes on as it is): actors, evaluators and observers can so acknowledge tickets that they do not have. Such tickets are
+issued again (`learner.tickets.lost`).
 """
 
 from collections.abc import Iterable
