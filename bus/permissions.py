@@ -17,9 +17,7 @@ consumers: logs are read by direct gets (`bus.log_reader`). Runs on one server a
 other.
 
 What is left: credentials are a role's, not a process's, so an actor can take another actor's tickets, write metrics under
-its name and answer its requests. And an answer may be sent to the subject of an acknowledgement (`$JS.ACK`, which the server
-passes on as it is): actors, evaluators and observers can so acknowledge tickets that they do not have. Such tickets are
-issued again (`learner.tickets.lost`).
+its name and answer its requests.
 """
 
 from collections.abc import Iterable

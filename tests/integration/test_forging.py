@@ -9,6 +9,7 @@ import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from bus.address import BusAddress
 from bus.connection import Bus, open_bus
 from bus.permissions import ROLES, accounts, permissions
 from bus.server import embedded_server
@@ -109,6 +110,24 @@ async def test_no_answer_is_written_into_a_stream(bus: Bus, client: tuple[str, C
     assert {target: after.get(target) for target in foreign(role)} == {
         target: before.get(target) for target in foreign(role)
     }
+
+
+@pytest.mark.parametrize("role", [role for role in UNTRUSTED if role != "actor"])
+async def test_no_answer_acknowledges_a_ticket(own_run: BusAddress, role: str):
+    """The subject of an acknowledgement is no secret, and an answer without content would be one."""
+    names = Names(own_run.run)
+    async with open_bus(own_run, CONFIG, "bus") as bus, open_bus(own_run.for_role("actor"), CONFIG, "actor") as actor:
+        await bus.js.publish(names.tickets, b"a ticket")
+        tickets = await actor.js.pull_subscribe_bind("actors", names.stream("TICKETS"))
+        [held] = await tickets.fetch(1, timeout=30)
+        attacker = await nats.connect(own_run.url, nkeys_seed_str=own_run.for_role(role).seed, error_cb=_ignore)
+        for pattern in permissions(names.run, role).publish:
+            for request in (b"", b'{"seq": 99}'):
+                await attacker.publish(pattern.replace("*", "x"), request, reply=held.reply)
+        await settled(bus, attacker)
+        assert (await bus.js.consumer_info(names.stream("TICKETS"), "actors")).num_ack_pending == 1
+        assert (await bus.js.stream_info(names.stream("TICKETS"))).state.messages == 1
+        await attacker.close()
 
 
 async def test_no_trace_is_written_into_a_stream(bus: Bus, client: tuple[str, Client]):
