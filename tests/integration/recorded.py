@@ -23,16 +23,14 @@ BATCHES = ((0, 2), (1, 3), (4, 5))
 ORDER = (0, 2, 1, 3, 4, 5)
 
 
-def _result(ticket: int, group: int, rng: np.random.Generator, temperature: float, reward: float) -> Trajectory:
-    item = random_trajectory(group, ticket % 2 * reward, rng, temperature)
+def _result(ticket: int, group: int, rng: np.random.Generator, temperature: float) -> Trajectory:
+    item = random_trajectory(group, float(ticket % 2), rng, temperature)
     version = WeightVersion(epoch=0, n=max(0, group // 2 - 1))
     span = VersionSpan(version=version, start=0, end=item.response_length)
     return item.model_copy(update={"ticket": ticket, "versions": (span,)})
 
 
-def write_run(
-    run: Path, *settings: str, temperature: float = 0.7, groups: tuple[int, ...] = ORDER, reward: float = 1.0
-) -> None:
+def write_run(run: Path, *settings: str, temperature: float = 0.7, groups: tuple[int, ...] = ORDER) -> None:
     """Writes configuration and archive to the folder `run`; ticket 10, of group 4, ended without a trajectory."""
     archive = Archive(run / "results")
     (run / "config.yaml").write_text(dump_config(load_config("tiny", [*SETTINGS, *settings])))
@@ -44,7 +42,7 @@ def write_run(
                 late = Failure(ticket=10, group=4, reason="deadline", attempts=1, actor="a", published_at=0.0)
                 archive.append(position // 2, sequence, late)
             else:
-                archive.append(position // 2, sequence, _result(ticket, group, rng, temperature, reward))
+                archive.append(position // 2, sequence, _result(ticket, group, rng, temperature))
 
 
 def replay(run: Path, *overrides: str, out: str = "out") -> Path:

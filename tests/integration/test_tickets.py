@@ -221,7 +221,9 @@ async def test_what_others_send_to_an_actor_that_pulls_stops_nobody(bus: Bus):
         while not got:
             got = await source.pull(5, 0.5)
     assert [(leased.ticket.number, leased.failures) for leased in got] == [(2, 2)]
-    assert await messages(bus, "DEADLETTERS") == 1
+    async with asyncio.timeout(60):
+        while await messages(bus, "DEADLETTERS") != 1:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_ticket_that_never_gets_a_usable_result_ends_as_a_failure(bus: Bus):
