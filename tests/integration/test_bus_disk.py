@@ -12,8 +12,9 @@ import pytest
 
 from bus.address import BusAddress
 from bus.connection import BusError, open_bus
-from bus.messages import Failure
+from bus.messages import Trajectory
 from configs.bus import BusConfig
+from tests.factories import trajectory
 
 CONFIG = BusConfig(timeout_s=2, reconnect_s=60)
 SETTINGS = ("bus.max_results_bytes=20000000", "bus.max_metrics_bytes=10000000", "learner.batch_groups=1")
@@ -49,8 +50,9 @@ async def bus_role(run: Path) -> AsyncIterator[BusAddress]:
         await asyncio.wait_for(process.wait(), 60)
 
 
-def result(ticket: int) -> Failure:
-    return Failure(ticket=ticket, group=0, reason="test", detail="x" * 100_000, attempts=1, actor="a", published_at=0.0)
+def result(ticket: int) -> Trajectory:
+    """One of more than 100 KB."""
+    return trajectory(2, 8000, ticket=ticket)
 
 
 @pytest.mark.slow
