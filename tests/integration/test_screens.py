@@ -51,6 +51,21 @@ def test_lines_of_the_console_and_of_progress_are_lines(capfd: pytest.CaptureFix
     assert json.loads((tmp_path / "log").read_text())["reason"] == HOSTILE
 
 
+def test_no_line_of_a_traceback_looks_like_one_of_the_log(capfd: pytest.CaptureFixture[str], tmp_path: Path):
+    set_up_logs("actor", "a", "r", tmp_path / "log")
+    try:
+        raise ValueError(f"the model wrote\n{HOSTILE}")
+    except ValueError:
+        structlog.get_logger("bus").exception("failed")
+    finally:
+        logging.getLogger().handlers = []
+        structlog.reset_defaults()
+    first, *others = capfd.readouterr().err.rstrip("\n").split("\n")
+    assert "failed" in first
+    assert all(line.startswith("    ") and line.isprintable() for line in others)
+    assert "ValueError: the model wrote" in others[-2]
+
+
 async def test_status_shows_hostile_roles_in_lines_of_its_own(own_run: BusAddress):
     async with (
         open_bus(own_run.for_role("sandbox"), CONFIG, "s") as sandbox,

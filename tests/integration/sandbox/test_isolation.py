@@ -9,6 +9,7 @@ import pytest
 
 from bus.messages import Outcome
 from sandbox.jail import Jail
+from tests.integration.sandbox import traces
 from tests.integration.sandbox.conftest import CONFIG
 from tests.integration.sandbox.results import succeeded
 
@@ -169,6 +170,47 @@ for attempt in (lambda: os.setuid(0), lambda: os.setgid(0), lambda: os.setgroups
 print(os.getuid(), os.getgid(), os.getgroups())
 """
     assert succeeded(await run(code)).splitlines() == ["refused"] * 4 + ["65534 65534 []"]
+
+
+HOG = """
+import fcntl, os, time
+pipes = []
+for _ in range(30):
+    pipes.append(os.pipe())
+    try: fcntl.fcntl(pipes[-1][1], fcntl.F_SETPIPE_SZ, 2**20)
+    except PermissionError: break
+os.write(1, b"x")
+time.sleep(60)
+"""
+
+
+async def test_quotas_of_a_user_are_each_jails_own(jail):
+    """Beyond its quota a user's new pipes have two pages instead of 16; three such programs would use up one user's."""
+    if jail.users.shared:
+        pytest.skip(jail.users.shared)
+    hogs = [await jail.start(loaded=False) for _ in range(3)]
+    running = [asyncio.create_task(hog.run(HOG, 60)) for hog in hogs]
+    await traces.until(lambda: all(hog._process.stdout.data for hog in hogs))
+    try:
+        size = "import fcntl, os; print(fcntl.fcntl(os.pipe()[0], fcntl.F_GETPIPE_SZ))"
+        assert succeeded(await jail.run(size, 20)) == "65536\n"
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+    traces.assert_none(jail)
+
+
+async def test_each_jail_has_a_user_of_its_own(jail):
+    if jail.users.shared:
+        pytest.skip(jail.users.shared)
+    waiting = [await jail.start(loaded=False) for _ in range(3)]
+    try:
+        owners = {Path(f"/proc/{pid}").stat().st_uid for pid in traces.processes()}
+    finally:
+        await asyncio.gather(*(jail.end() for jail in waiting))
+    assert len(owners - {os.geteuid()}) == 3
+    assert all(owner in jail.users.uids for owner in owners - {os.geteuid()})
 
 
 async def test_limits_cannot_be_raised(run):

@@ -113,8 +113,12 @@ async def test_a_child_that_outlives_the_program_is_ended(run):
 
 @pytest.mark.parametrize(
     ("code", "number"),
-    [("import ctypes; ctypes.string_at(0)", 11), ("import os; os.abort()", 11)],
-    ids=["invalid memory", "abort"],
+    [
+        ("import ctypes; ctypes.string_at(0)", 11),
+        ("import os; os.abort()", 6),
+        ("import threading, os; thread = threading.Thread(target=os.abort); thread.start(); thread.join()", 6),
+    ],
+    ids=["invalid memory", "abort", "abort of a thread"],
 )
 async def test_crash(run, code, number):
     result = await run(code)

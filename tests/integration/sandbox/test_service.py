@@ -1,6 +1,7 @@
 """The execution service and its client over a real server, with real jails."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator
 
 import pytest
@@ -113,6 +114,20 @@ async def test_a_malformed_request_is_an_error_response(service, client, connect
     reply = await connection.request(subject, data, timeout=60)
     assert reply.headers[ERROR_CODE_HEADER] == "400"
     assert (await client.execute("print(1)", 10.0)).stdout == "1\n"
+
+
+async def test_a_request_that_asks_for_no_answer_is_left_alone(service, client, connection, subject, caplog):
+    """Neither its program nor an answer, and no error that nobody retrieves."""
+    loop = asyncio.get_running_loop()
+    unretrieved: list[dict] = []
+    loop.set_exception_handler(lambda loop, context: unretrieved.append(context))
+    for data in (b"", b"\xff", encode(ExecutionRequest(id="a", code="print(1)", timeout_s=1.0))):
+        await connection.publish(subject, data)
+    assert (await client.execute("print(2)", 10.0)).stdout == "2\n"
+    gc.collect()
+    await asyncio.sleep(0)
+    assert (service.executions, service.in_flight, unretrieved) == (1, 0, [])
+    assert not [record for record in caplog.records if record.name != "sandbox.service"]
 
 
 async def test_without_a_service_the_client_gives_up_at_its_deadline(connection, subject):

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sandbox.jail import Jail
-from sandbox.layout import INSIDE_ID
 
 HUNG_S = 60.0
 """Beyond a program's own limit, an answer that is not there by then will never come, however busy the machine."""
@@ -44,8 +43,8 @@ def mounts() -> list[str]:
     ]
 
 
-def files() -> list[Path]:
-    """Files of the user that root's jails run as, in the folders where anyone may leave one.
+def files(jail: Jail) -> list[Path]:
+    """Files of the users that jails run as, unless they run as this one, in the folders where anyone may leave one.
 
     Not nsjail's two mount points, which it makes once on a machine; nothing may lie in them.
     """
@@ -54,7 +53,10 @@ def files() -> list[Path]:
     return [
         path
         for path in found
-        if path.exists() and path.lstat().st_uid == INSIDE_ID and path.suffix not in (".root", ".tmp")
+        if path.exists()
+        and path.lstat().st_uid in jail.users.uids
+        and path.lstat().st_uid != os.geteuid()
+        and path.suffix not in (".root", ".tmp")
     ]
 
 
@@ -64,7 +66,7 @@ def assert_none(jail: Jail, waiting: int = 0) -> None:
     if jail.cgroups is not None:
         assert len(groups(jail)) == waiting * len(set(jail.cgroups._folders.values()))
     assert mounts() == []
-    assert files() == []
+    assert files(jail) == []
 
 
 def parent_of(pid: int) -> int:
