@@ -136,7 +136,13 @@ TABLE = (
     Rule(
         "find lost tickets, issue and answer them",
         ("learner",),
-        publish=("{retries}", "{results}", *_info(RETRIES), *_get(TICKETS, RETRIES)),
+        publish=(
+            "{retries}",
+            "{results}",
+            *_info(RETRIES),
+            *_get(TICKETS, RETRIES),
+            f"{API}.STREAM.PURGE.{RETRIES}",
+        ),
     ),
     Rule(
         "take results",

@@ -7,7 +7,10 @@ ticket stream. Such a ticket may be answered by a result that is stored but not 
 the learner has read what the result stream held at that look. A lost ticket goes to the retries. A ticket that is lost
 `MAX_ISSUES` times more is answered by a failure in the result log, like every other.
 
-A look costs one or two requests, and one for each of the first `READ_FIRST` open tickets, which are those that hold the
+Actors write to the retries as well, and could leave there what no actor can work on. So a look takes off what is no open
+ticket, and of the first open tickets also what is not as it was issued.
+
+A look costs two requests, and one for each of the first `READ_FIRST` open tickets, which are those that hold the
 learner up: what lies under a ticket's number may be something else than the ticket, and with a damaged block the server may
 count messages that it can neither read nor deliver. The answer names the gaps in the ticket stream; there are at most as
 many as open tickets.
@@ -34,6 +37,8 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 10.0
 MAX_ISSUES = 3
 READ_FIRST = 16
+MOST_TAKEN_OFF = 100
+"""Subjects of the retries that one look takes off."""
 
 
 class LostTickets:
@@ -87,24 +92,49 @@ class LostTickets:
         gone = {n for n in unanswered if n < state["first_seq"] or n in deleted}
         first = unanswered[:READ_FIRST]
         gone |= {n for n in first if n not in gone and not await self._is_there(n, "TICKETS", seq=n)}
-        if gone:
-            offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
-            names = (subject.rpartition(".")[2] for subject in offered.get("subjects") or ())
-            retried = {int(name) for name in names if re.fullmatch("[0-9]{1,16}", name)}
-            gone -= {
-                n
-                for n in gone & retried
-                if n not in first or await self._is_there(n, "RETRIES", subject=self._bus.names.retry(n))
-            }
+        retried = await self._retried(unanswered, state["last_seq"])
+        gone -= {
+            n
+            for n in gone & retried
+            if n not in first or await self._is_there(n, "RETRIES", subject=self._bus.names.retry(n))
+        }
         return gone
 
+    async def _retried(self, unanswered: list[int], last: int) -> set[int]:
+        """Returns the numbers of the open tickets among the retries, and takes off what lies there besides.
+
+        Not what a learner before this one issued, up to ticket `last`, and this one will admit again.
+        """
+        offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
+        wanted = {*unanswered, *range(self._ledger.issued + 1, last + 1)}
+        retried: set[int] = set()
+        useless: list[str] = []
+        for subject in offered.get("subjects") or ():
+            name = subject.rpartition(".")[2]
+            if re.fullmatch("[1-9][0-9]{0,15}", name) and int(name) in wanted:
+                retried.add(int(name))
+            else:
+                useless.append(subject)
+        for subject in useless[:MOST_TAKEN_OFF]:
+            await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"), subject=subject)
+        if useless:
+            log.info("retries that are no open tickets are taken off", subjects=len(useless), first=useless[0][-64:])
+        return retried
+
     async def _is_there(self, number: int, kind: str, **which: Any) -> bool:
-        """Returns whether a message of the stream `kind` can be read and is this ticket."""
+        """Returns whether a message of the stream `kind` can be read and is this ticket, as it was issued."""
         try:
             message = await self._bus.js.get_msg(self._bus.names.stream(kind), **which)
-            return decode(message.data or b"", Ticket).number == number
+            ticket = decode(message.data or b"", Ticket)
         except (nats.js.errors.NotFoundError, MessageError):
             return False
+        # Only the learner writes to the other stream.
+        return ticket.number == number if kind == "TICKETS" else self._as_issued(number, ticket.issued_at) == ticket
+
+    def _as_issued(self, number: int, issued_at: float) -> Ticket:
+        tickets = self._dispatcher.tickets(self._ledger.group_of(number))
+        [ticket] = [ticket for ticket in tickets if ticket.number == number]
+        return ticket.model_copy(update={"issued_at": issued_at})
 
     async def _state(self, kind: str, details: dict[str, object]) -> dict:
         where = f"$JS.API.STREAM.INFO.{self._bus.names.stream(kind)}"
@@ -132,5 +162,7 @@ class LostTickets:
             await self._bus.publish(self._bus.names.results, failure)
             return
         log.warning("a ticket is gone without a usable result: it is issued again", ticket=number)
-        [ticket] = [ticket for ticket in self._dispatcher.tickets(group) if ticket.number == number]
-        await self._bus.publish(self._bus.names.retry(number), ticket)
+        # What lies there under its number is not it.
+        subject = self._bus.names.retry(number)
+        await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"), subject=subject)
+        await self._bus.publish(subject, self._as_issued(number, self._bus.clock.now()))

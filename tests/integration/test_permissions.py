@@ -93,7 +93,7 @@ VERBS_ALLOWED = {
     **{f"{verb} WEIGHTS": EVERYONE - {"sandbox"} for verb in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET")},
     "STREAM.INFO HOLDS": EVERYONE - {"sandbox"},
     "STREAM.MSG.GET HOLDS": {"learner"},
-    **{f"STREAM.PURGE {kind}": {"learner"} for kind in ("TICKETS", "RESULTS", "WEIGHTS", "METRICS")},
+    **{f"STREAM.PURGE {kind}": {"learner"} for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS")},
     **{f"STREAM.MSG.GET {kind}": {"learner"} for kind in ("TICKETS", "RETRIES", "RESULTS")},
     **{f"STREAM.INFO {kind}": {"learner", "observer"} for kind in ("RETRIES", "RESULTS", "METRICS")},
     "DIRECT.GET RESULTS": {"learner"},
