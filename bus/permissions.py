@@ -91,6 +91,7 @@ TABLE = (
     Rule("hear what ails the bus", ROLES, subscribe=("{trouble}",)),
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
     Rule("say what its model is", ("learner",), publish=("$KV.{run_bucket}.model", "$KV.{run_bucket}.template")),
+    Rule("say that the run is done", ("learner",), publish=("$KV.{run_bucket}.end",)),
     Rule("say that it is alive", ROLES[:-1], publish=(*_info(ALIVE), "$KV.{alive_bucket}.{role}.*")),
     Rule("say what it measured", ROLES[:-1], publish=("{metrics}.{role}.*",)),
     Rule(

@@ -88,6 +88,16 @@ async def who_is_alive(bus: Bus) -> list[Presence]:
         return await _entries(bus)
 
 
+async def any_alive(bus: Bus, role: str) -> bool:
+    """Returns whether a process of `role` is alive, or was within the last `ALIVE_TTL_S` seconds; one request.
+
+    Raises what nats-py raises.
+    """
+    bucket = bus.names.alive_bucket
+    info = await bus.js.stream_info(f"KV_{bucket}", subjects_filter=f"$KV.{bucket}.{role}.>")
+    return bool(info.state.subjects)
+
+
 async def _entries(bus: Bus) -> list[Presence]:
     alive = []
     for key, value in (await entries(bus, bus.names.alive_bucket)).items():

@@ -2,7 +2,7 @@
 
 The bus role writes down the configuration and the wire schema, the learner the digests of its model's files and the prompt
 template. Whoever joins compares before it does anything else, since results of another model, tokenizer or schema could not
-be told from right ones.
+be told from right ones. After its last step the learner writes down that the run is done.
 """
 
 import asyncio
@@ -11,10 +11,12 @@ import json
 from collections.abc import Mapping
 
 import nats.js.errors
+import structlog
 from nats.js.kv import KeyValue
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
-from bus.messages import wire_schema_digest
+from bus.messages import Count, Time, wire_schema_digest
 from configs.agreement import require_same
 from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, parse_config
@@ -22,12 +24,23 @@ from configs.schema import RunConfig
 from runtime.model_digests import differences
 from runtime.retry import Backoff
 
-CONFIG, SCHEMA, MODEL, TEMPLATE = "config", "schema", "model", "template"
+log = structlog.get_logger()
+
+CONFIG, SCHEMA, MODEL, TEMPLATE, END = "config", "schema", "model", "template", "end"
 """Keys of the bucket."""
 
 
 class OtherModelError(UserError):
     """The model's files here are not those that the run is made with; the text names them."""
+
+
+class RunEnd(BaseModel):
+    """Says that the learner has done all steps, and exported the model."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    steps: Count
+    ended_at: Time
+    """The run's time (`bus.clock`)."""
 
 
 async def record_config(bus: Bus, config: RunConfig) -> None:
@@ -104,6 +117,45 @@ async def recorded_template(bus: Bus) -> str:
     if template is None:
         raise BusError(f"run {bus.address.run!r} has no readable prompt template: is its learner up, which writes it?")
     return template
+
+
+async def record_end(bus: Bus, steps: int) -> None:
+    """Writes down that the run is done, after `steps` steps.
+
+    Raises BusError where the bus does not take it for `bus.reconnect_s` seconds: actors elsewhere would wait for ever.
+    """
+    backoff = Backoff(bus.config.reconnect_s)
+    end = RunEnd(steps=steps, ended_at=bus.clock.now())
+    while True:
+        try:
+            await (await bus.js.key_value(bus.names.run_bucket)).put(END, end.model_dump_json().encode())
+            return
+        except TRANSIENT_ERRORS as error:
+            bus.require_connection()
+            if backoff.over:
+                raise BusError(
+                    f"the end of run {bus.address.run!r} could not be written down in {bus.config.reconnect_s:.0f} s "
+                    f"({type(error).__name__}: {error}): the learner's work is done; started again it says so at once"
+                ) from error
+            await backoff.pause()
+
+
+async def forget_end(bus: Bus) -> None:
+    """Takes away that the run is done: it goes on. Raises what nats-py raises."""
+    if await recorded_end(bus) is not None:
+        await (await bus.js.key_value(bus.names.run_bucket)).delete(END)
+
+
+async def recorded_end(bus: Bus) -> RunEnd | None:
+    """Returns the end of the run, None while it goes on. Raises what nats-py raises."""
+    try:
+        text = await _get(await bus.js.key_value(bus.names.run_bucket), END)
+        return RunEnd.model_validate_json(text) if text is not None else None
+    except nats.js.errors.BucketNotFoundError:
+        return None
+    except ValidationError as error:
+        log.warning("what is written down of the run's end cannot be read", error=str(error)[:300])
+        return None
 
 
 async def _require_same_model(bucket: KeyValue, digests: Mapping[str, str]) -> bool:

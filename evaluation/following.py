@@ -1,6 +1,7 @@
 """The evaluator of a live run: takes a version from the weight log, scores it, and writes the scores to the metrics.
 
-    waiting      for a version that is due: the newest at first, then `evaluation.every` versions after the last one scored
+    waiting      for a version that is due: the newest at first, then `evaluation.every` versions after the last one scored,
+                 and the last one of the run
     loading      it, by the actors' own way from the weight log into the engine
     scoring      with nothing loaded meanwhile: every sample is of this version and no other
 
@@ -64,13 +65,15 @@ class Following:
         self._loader = WeightLoader(weights_bus, engine, config.weights.snapshot_location)
         self._runner = SandboxClient(bus.client, bus.names.execution, config.sandbox)
 
-    async def run(self, stop: asyncio.Event, *, once: bool) -> Scores | None:
-        """Scores versions until `stop`, or one; returns the last scores.
+    async def run(self, stop: asyncio.Event, ended: asyncio.Event | None) -> Scores | None:
+        """Scores versions until `stop`, or until the run has `ended` and its last one is scored; returns the last scores.
 
-        Raises BusError when the bus is lost or no weights come, EngineError when the engine fails.
+        Without `ended` scores one version. Raises BusError when the bus is lost or no weights come, EngineError when the
+        engine fails.
         """
         scores = None
         due = 0
+        last = False
         # What ends the scoring: being told, or having lost the bus, without which no code runs.
         ending = asyncio.Event()
         watching = asyncio.create_task(self._watch(stop, ending))
@@ -78,7 +81,14 @@ class Following:
             await self._announcer.say("waiting for weights")
             deadline = time.monotonic() + self._config.actor.weights_timeout_s
             while not ending.is_set():
-                if not await self._take(due):
+                # Asked first: no version comes after the end.
+                last = last or (ended is not None and ended.is_set())
+                there = await self._newest()
+                if last and self._engine.version is not None and there is not None:
+                    due = min(due, self._engine.version.n + 1)
+                    if there < due:
+                        break
+                if not await self._take(due, there):
                     if self._engine.version is None and time.monotonic() > deadline:
                         waited = self._config.actor.weights_timeout_s
                         raise BusError(f"no weights on the bus after {waited:.0f} s: is a learner running?")
@@ -87,7 +97,7 @@ class Following:
                 assert self._engine.version is not None
                 due = self._engine.version.n + self._config.evaluation.every
                 scores = await self._score(ending)
-                if once:
+                if ended is None:
                     break
                 await self._announcer.say(f"waiting for version {due}")
             self._bus.require_connection()
@@ -96,16 +106,18 @@ class Following:
             watching.cancel()
             self._loader.close()
 
-    async def _take(self, due: int) -> bool:
-        """Loads the newest version if it is due."""
+    async def _newest(self) -> int | None:
+        """Returns the number of the newest version; None where there is none yet, or the bus does not say."""
         try:
             _, data = await newest(self._weights_bus)
-            if not data or decode(data, Manifest).version.n < due:
-                return False
+            return decode(data, Manifest).version.n if data else None
         except (*TRANSIENT_ERRORS, MessageError) as error:
             log.warning("weight log out of reach", error=str(error))
-            return False
-        if not await self._loader.update(LOAD_S):
+            return None
+
+    async def _take(self, due: int, there: int | None) -> bool:
+        """Loads the newest version if it is due; `there` is its number."""
+        if there is None or there < due or not await self._loader.update(LOAD_S):
             return False
         self._announcer.version = str(self._engine.version)
         return self._loader.newest >= due

@@ -81,6 +81,12 @@ def _id(command: ArgumentParser) -> None:
     command.add_argument("--id", type=_name, help="name of this process in the run (made up if absent)")
 
 
+def _stay(command: ArgumentParser) -> None:
+    command.add_argument(
+        "--stay", action="store_true", help="wait for a resume when the run is done, instead of leaving"
+    )
+
+
 def _name(text: str) -> str:
     from configs.names import RULE, is_name
 
@@ -210,9 +216,9 @@ COMMANDS = (
         "sandbox",
         "execute model-written code in nsjail",
         "launch.roles:start_sandbox",
-        (_config, _bus_file, _id, _sandbox),
+        (_config, _bus_file, _id, _stay, _sandbox),
     ),
-    Command("actor", "generate trajectories with vLLM", "launch.roles:start_actor", (_config, _bus_file, _id)),
+    Command("actor", "generate trajectories with vLLM", "launch.roles:start_actor", (_config, _bus_file, _id, _stay)),
     Command(
         "learner",
         "train the policy; goes on from the newest checkpoint of the run",

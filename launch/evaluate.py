@@ -45,12 +45,15 @@ def start(arguments: argparse.Namespace) -> int:
         out = arguments.out or _folder_for(config, arguments.checkpoint)
         return guarded(lambda stop: _evaluate_checkpoint(config, arguments.checkpoint, out, stop))
 
+    # One that follows leaves with the run; to evaluate a run's newest weights once it may be done.
+    ended = asyncio.Event() if arguments.follow else None
+
     async def play(config: RunConfig, bus: Bus, announcer: Announcer, folder: Path, stop: asyncio.Event) -> None:
         out = arguments.out or folder / "evaluation"
-        await _evaluate_run(config, bus, announcer, out, stop, once=not arguments.follow)
+        await _evaluate_run(config, bus, announcer, out, stop, ended)
 
     id = arguments.id or new_id("evaluator")
-    return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop))
+    return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop, ended))
 
 
 def _folder_for(config: RunConfig, checkpoint: str) -> Path:
@@ -110,8 +113,9 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
 
 
 async def _evaluate_run(
-    config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, *, once: bool
+    config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, ended: asyncio.Event | None
 ) -> None:
+    """Evaluates versions as they come until `ended` and the last one are; without `ended`, the newest one."""
     from actors.vllm_engine import VllmEngine
     from evaluation.following import Following
     from evaluation.plan import make_plan, refuse_known
@@ -130,10 +134,10 @@ async def _evaluate_run(
         try:
             async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus:
                 following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)
-                scores = await following.run(stop, once=once)
+                scores = await following.run(stop, ended)
         finally:
             await engine.stop()
-    if once and scores is not None:
+    if ended is None and scores is not None:
         version = engine.version
         remedy = f"the same command goes on while {version} is the run's newest version"
         _conclude(scores, out / str(version), remedy)

@@ -30,9 +30,11 @@ from configs.agreement import FIXED, SANDBOXED, SHARED
 from configs.errors import UserError
 from configs.schema import RunConfig
 from grading.reward_source import keep_source, with_digest
+from launch.ending import is_over, wait_for_end
 from launch.extras import missing_extra
 from launch.processes import STOPPED
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
+from launch.views import how_long
 from learner.training.plan import require_memory, require_model
 from runtime.logs import log_emulated, set_up_logs
 from runtime.model_digests import model_digests
@@ -76,12 +78,12 @@ def start_sandbox(arguments: argparse.Namespace) -> int:
         from launch.jail_tools import check_isolation, run_program
 
         return guarded(lambda stop: run_program(config, arguments.run) if arguments.run else check_isolation(config))
-    return _start("sandbox", _sandbox, arguments)
+    return _start("sandbox", _sandbox, arguments, stays=arguments.stay)
 
 
 def start_actor(arguments: argparse.Namespace) -> int:
     """Runs an actor; returns the exit status."""
-    return _start("actor", _actor, arguments)
+    return _start("actor", _actor, arguments, stays=arguments.stay)
 
 
 def start_learner(arguments: argparse.Namespace) -> int:
@@ -91,13 +93,13 @@ def start_learner(arguments: argparse.Namespace) -> int:
     end_with_launcher()
     if rank() > 0:
         return guarded(lambda stop: _rank(arguments.config, arguments.bus, stop))
-    return _start("learner", _learner, arguments)
+    return _start("learner", _learner, arguments, stays=True)
 
 
-def _start(role: str, play: Role, arguments: argparse.Namespace) -> int:
+def _start(role: str, play: Role, arguments: argparse.Namespace, *, stays: bool) -> int:
     id = arguments.id or new_id(role)
     config = arguments.config if role == "sandbox" else with_digest(arguments.config)
-    return guarded(lambda stop: join(role, play, id, config, arguments.bus, stop))
+    return guarded(lambda stop: join(role, play, id, config, arguments.bus, stop, None if stays else stop))
 
 
 def guarded(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> int:
@@ -138,8 +140,19 @@ def _report(error: Exception) -> int:
     return code
 
 
-async def join(role: str, play: Role, id: str, config: RunConfig, address_file: Path, stop: asyncio.Event) -> None:
-    """Joins the run of `address_file` as `role` and plays it until it is done or told to stop."""
+async def join(
+    role: str,
+    play: Role,
+    id: str,
+    config: RunConfig,
+    address_file: Path,
+    stop: asyncio.Event,
+    ended: asyncio.Event | None,
+) -> None:
+    """Joins the run of `address_file` as `role` and plays it until it is done or told to stop.
+
+    `ended` is set once the run is done; where it is done already the role is not played. None: the role does not care.
+    """
     address = BusAddress.read(address_file).for_role(role)
     folder = run_folder(address_file)
     set_up_logs(role, id, address.run, folder / "logs" / f"{id}.jsonl")
@@ -148,12 +161,21 @@ async def join(role: str, play: Role, id: str, config: RunConfig, address_file: 
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
         await require_same_config(bus, config, {"learner": FIXED, "sandbox": SANDBOXED}.get(role, SHARED))
+        if ended is not None and (end := await is_over(bus, role, config.learner.steps)):
+            log.info(
+                f"the run is done, since {how_long(bus.clock.now() - end.ended_at)}: {end.steps} steps. To go on with it, "
+                "give it more (learner.steps), here as for the learner"
+            )
+            return
         announcer = Announcer(bus, role, id)
-        announcing = asyncio.create_task(announcer.run())
+        background = [asyncio.create_task(announcer.run())]
+        if ended is not None:
+            background.append(asyncio.create_task(wait_for_end(bus, role, config.learner.steps, ended)))
         try:
             await play(config, bus, announcer, folder, stop)
         finally:
-            announcing.cancel()
+            for task in background:
+                task.cancel()
             if bus.client.is_connected:
                 await announcer.leave()
 

@@ -4,9 +4,10 @@
                --reads---> presence (start-up and progress) and the metrics log (one line a step)
 
 A role that dies is started again: the bus on its store and port, the learner from its newest checkpoint. The run ends when
-the learner has done its steps (status 0), on Ctrl-C or when somebody else told the learner to stop (130), or with an error
-when a role keeps failing (`runtime.retry.Restarts`) or needs something of the user. In every case all roles are stopped, and
-their process groups cleared, before the command returns.
+the learner has done its steps and an evaluator, if there is one, has scored the last version (status 0), on Ctrl-C or when
+somebody else told the learner to stop (130), or with an error when a role keeps failing (`runtime.retry.Restarts`) or needs
+something of the user. In every case all roles are stopped, and their process groups cleared, before the command returns. The
+bus ends last: roles that were started elsewhere hear from it that the run is done.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import structlog
 
 from bus.address import CREDENTIALS, BusAddress
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
-from bus.messages import Metrics
+from bus.messages import Metrics, Presence
 from bus.metrics import follow_metrics, steps_of
 from bus.presence import who_is_alive
 from configs.agreement import Change, require_effect
@@ -32,6 +33,7 @@ from configs.schema import RunConfig
 from grading.reward_source import with_digest
 from launch.bus_role import LOCK
 from launch.cores import Share, shares, visible_gpus
+from launch.ending import LEAVING
 from launch.processes import STOPPED, RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
@@ -51,6 +53,8 @@ PROGRESS_STEPS = 3
 """New steps in the life of a role after which its death is the first one again."""
 BUS_TIMEOUT_S = 60.0
 STILL_WAITING_S = 20.0
+OTHERS_S = 60.0
+"""How long the bus of a run that is done stays for roles that were started by hand."""
 
 
 class RunFailedError(RuntimeError):
@@ -160,7 +164,10 @@ class _Supervisor:
                 names = ["sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"]
                 for name in [*names, "evaluator"] if self._config.launch.evaluator else names:
                     await self._start(name, name.partition("-")[0], joins=True)
-                return await self._watch(bus, first_new)
+                code = await self._watch(bus, first_new)
+                if code == 0:
+                    await self._let_others_leave(bus)
+                return code
         finally:
             say("stopping every role")
             await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
@@ -170,7 +177,10 @@ class _Supervisor:
     async def _start(self, name: str, role: str, *, joins: bool) -> None:
         own = self._folder / CREDENTIALS / f"{role}.json"
         where = ["--bus", str(own), "--id", name] if joins else ["--folder", str(self._folder)]
-        command = ["eval", "--follow"] if role == "evaluator" else [role]
+        # Those that stay are ended here.
+        command = {"evaluator": ["eval", "--follow"], "actor": [role, "--stay"], "sandbox": [role, "--stay"]}.get(
+            role, [role]
+        )
         arguments = [*command, str(self._folder / "up.yaml"), *where]
         share = self._given.get(name)
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)
@@ -238,8 +248,14 @@ class _Supervisor:
                 if name == "learner" and role.code == 0:
                     # The metrics of the last step are on their way to the screen.
                     await asyncio.sleep(1.0)
+                    if "evaluator" not in self._roles:
+                        return
+                    await self._make_room_for_evaluator()
+                elif name == "evaluator" and "learner" not in self._roles:
+                    say(f"evaluator {'has scored the last version' if role.code == 0 else role.ending()}")
                     return
-                await self._restart(name, role)
+                else:
+                    await self._restart(name, role)
             if self._restarts["bus"].count and (now := BusAddress.read(self._folder / "bus.json").url) != self._url:
                 raise RunFailedError(
                     f"another program has taken the port of the bus, which was {self._url} and is {now}: roles that are up "
@@ -247,9 +263,47 @@ class _Supervisor:
                 )
             await asyncio.sleep(0.2)
 
+    async def _make_room_for_evaluator(self) -> None:
+        """Ends what training needs: the evaluator takes the last version, and leaves by itself once it has scored it."""
+        say("training is done; the evaluator scores the last version (Ctrl-C ends it)")
+        done = [name for name in self._roles if name == "learner" or name.startswith("actor")]
+        await asyncio.gather(*(self._roles.pop(name).stop() for name in done))
+
+    async def _let_others_leave(self, bus: Bus) -> None:
+        """Keeps the bus for actors, sandboxes and evaluators that somebody else started, until they have left.
+
+        Waits for `OTHERS_S` seconds, or until told to stop: then they lose the bus, and end with that error.
+        """
+        deadline = time.monotonic() + OTHERS_S
+        said = False
+        while not self._stop.is_set():
+            alive = [presence for presence in await self._alive(bus) if presence.role in LEAVING]
+            others = ", ".join(sorted(presence.id for presence in alive if presence.id not in self._roles))
+            if not others:
+                return
+            if time.monotonic() > deadline:
+                say(f"still there after {OTHERS_S:.0f} s: {others}; they lose their bus now")
+                return
+            if not said:
+                say(f"waits for roles that were started elsewhere: {others} (Ctrl-C does not wait)")
+                said = True
+            await asyncio.sleep(0.5)
+
+    async def _alive(self, bus: Bus) -> list[Presence]:
+        try:
+            return await who_is_alive(bus)
+        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
+            log.warning("presence not readable", error=str(error))
+            return []
+
     async def _restart(self, name: str, role: RoleProcess) -> None:
         if name == "evaluator" and role.code != 2:
-            say(f"{name} {role.ending()}; training goes on without it")
+            # With 0 it leaves once the learner has done its last step, which ends in a moment as well.
+            say(
+                "evaluator has scored the last version"
+                if role.code == 0
+                else f"{name} {role.ending()}; training goes on"
+            )
             await role.stop()
             del self._roles[name]
             return
@@ -269,11 +323,7 @@ class _Supervisor:
         spoken = time.monotonic()
         begun = spoken
         while True:
-            try:
-                alive = await who_is_alive(bus)
-            except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
-                log.warning("presence not readable", error=str(error))
-                alive = []
+            alive = await self._alive(bus)
             bus.require_connection()
             for presence in alive:
                 # Counts change all the time: they are told only when it was quiet for long.

@@ -5,7 +5,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ from bus.log_reader import LogReader
 from bus.messages import Metrics, Presence
 from bus.metrics import follow_metrics, measured_by, metrics_line, steps_of
 from bus.presence import last_sign, who_is_alive
+from bus.run_record import recorded_end
 from configs.bus import BusConfig
 from launch.accounts import account_lines
 from learner.tickets.ledger import BalanceError
@@ -38,6 +39,17 @@ def say(text: str) -> None:
     except OSError:
         # This one would keep the line, and try it again with the next ones and at the process's end.
         sys.stdout = os.fdopen(1, "w", closefd=False)
+
+
+def how_long(seconds: float) -> str:
+    """Returns a length of time for people, in its two largest units."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        count, left = divmod(left, size)
+        if count or parts or unit == "s":
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
 
 
 def step_line(metrics: Metrics, steps: int) -> str:
@@ -63,23 +75,7 @@ def summary(folder: Path, plots: list[Path]) -> str:
     emulated = " by an emulated engine: no figure here is a model's" if steps and steps[-1].get("emulated") else ""
     lines = [f"summary of {folder.name}: {len(steps)} steps{emulated}"]
     if steps:
-        first, last = steps[:5], steps[-5:]
-        for name, unit in (
-            ("accuracy", "%"),
-            ("code_ratio", "%"),
-            ("response_length", " tokens"),
-            ("staleness_mean", ""),
-        ):
-            measured = [[record[name] for record in part if name in record] for part in (first, last)]
-            if not all(measured):
-                continue
-            before, after = map(fmean, measured)
-            scale = 100 if unit == "%" else 1
-            lines.append(
-                f"  {name:<18} {before * scale:6.1f}{unit} (first {len(first)} steps)  ->  "
-                f"{after * scale:6.1f}{unit} (last {len(last)} steps)"
-            )
-        lines += [f"  {line}" for line in account_lines(steps)]
+        lines += [f"  {line}" for line in (*progress_lines(steps), *account_lines(steps))]
     paths = {
         "metrics": folder / "metrics.jsonl",
         "logs": folder / "logs",
@@ -88,6 +84,23 @@ def summary(folder: Path, plots: list[Path]) -> str:
     }
     lines += [f"  {name:<18} {path}" for name, path in paths.items() if path.exists()]
     return "\n".join(lines)
+
+
+def progress_lines(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns what the first five and the last five of a run's steps had, a line for each measure; see `steps_of`."""
+    lines = []
+    first, last = steps[:5], steps[-5:]
+    for name, unit in (("accuracy", "%"), ("code_ratio", "%"), ("response_length", " tokens"), ("staleness_mean", "")):
+        measured = [[record[name] for record in part if name in record] for part in (first, last)]
+        if not all(measured):
+            continue
+        before, after = map(fmean, measured)
+        scale = 100 if unit == "%" else 1
+        lines.append(
+            f"{name:<18} {before * scale:6.1f}{unit} (first {len(first)} steps)  ->  "
+            f"{after * scale:6.1f}{unit} (last {len(last)} steps)"
+        )
+    return lines
 
 
 def sandbox_line(service: ServiceStatistics) -> str:
@@ -120,10 +133,12 @@ def show_status(arguments: argparse.Namespace) -> int:
 async def _status(bus: Bus) -> str:
     steps = await _steps(bus)
     emulated = ", EMULATED engine" if steps and steps[-1].get("emulated") else ""
-    lines = [f"run {bus.address.run} at {bus.address.url}{emulated}"]
+    end = await recorded_end(bus)
+    done = f", finished {how_long(bus.clock.now() - end.ended_at)} ago after {end.steps} steps" if end else ""
+    lines = [f"run {bus.address.run} at {bus.address.url}{emulated}{done}"]
     alive = await who_is_alive(bus)
     lines += [f"  {presence_line(presence, bus.clock.now())}" for presence in alive]
-    for role in ("learner", "sandbox", "actor"):
+    for role in ("learner", "sandbox", "actor") if end is None else ():
         if role not in {presence.role for presence in alive}:
             lines.append(f"  {role:<8} none alive; {await last_sign(bus, role)}")
     lines += [sandbox_line(service) for service in await statistics(bus.client, bus.names.execution)]
@@ -132,7 +147,7 @@ async def _status(bus: Bus) -> str:
         lines.append(f"  {kind:<12} {state.messages} messages, {state.bytes / 2**20:.1f} MiB")
     if steps:
         lines.append(f"  after step {steps[-1]['step']}:")
-        lines += [f"  {line}" for line in account_lines(steps)]
+        lines += [f"  {line}" for line in (*(progress_lines(steps) if end else ()), *account_lines(steps))]
     return "\n".join(lines) + "\n"
 
 

@@ -24,6 +24,7 @@ import structlog
 from bus.connection import Bus, BusError
 from bus.metrics import MetricsRecorder, MetricsWriter, run_of
 from bus.presence import Announcer, last_sign
+from bus.run_record import forget_end, record_end
 from configs.schema import RunConfig
 from learner.bus_loss import BusLoss
 from learner.checkpoints import CheckpointError, Checkpoints
@@ -105,6 +106,8 @@ class Learner:
                     await self._recorder.recorded(
                         self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S
                     )
+                if done:
+                    await record_end(self._bus, self._config.learner.steps)
             finally:
                 for task in (*background, self._release):
                     if task is not None:
@@ -130,6 +133,8 @@ class Learner:
         async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
             version = await asyncio.to_thread(self._resume)
             await self._results.open()
+            if version < self._config.learner.steps:
+                await forget_end(self._bus)
             await self._announcer.say(f"publishing weights of step {version}")
             release = await self._begin(version)
             while version < self._config.learner.steps:

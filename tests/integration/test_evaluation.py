@@ -276,7 +276,7 @@ async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
     await service.start()
     plan = plan_of(CONFIG, (0, 1), samples=2, limit=3)
     announcer = Announcer(bus, "evaluator", "evaluator")
-    stop = asyncio.Event()
+    stop, ended = asyncio.Event(), asyncio.Event()
     scored: dict[str, WeightVersion] = {}
 
     def tell(line: str) -> None:
@@ -285,7 +285,7 @@ async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
     engine.version = None
     async with asyncio.timeout(120), Grader() as grader:
         following = Following(CONFIG, plan, bus, bus, engine, grader, announcer, tmp_path, tell)
-        running = asyncio.create_task(following.run(stop, once=False))
+        running = asyncio.create_task(following.run(stop, ended))
         await source.publish()
         # Not due: every second version is.
         await once(lambda: (tmp_path / "0.0" / "results.json").exists())
@@ -298,18 +298,21 @@ async def test_in_a_live_run_it_scores_versions_as_they_come_and_reports_them(
         await once(lambda: announcer.state == "waiting for version 4")
         [presence] = await who_is_alive(bus)
         assert (presence.role, presence.version, presence.state) == ("evaluator", "0.2", "waiting for version 4")
-        stop.set()
+        # Not due, but the last of the run.
+        source.change(0.1)
+        await source.publish()
+        ended.set()
         await running
     await service.drain(5.0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.0", "0.2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.0", "0.2", "0.3"]
     written = []
     async with asyncio.timeout(60):
         async for _, metrics in follow_metrics(bus):
             written.append(metrics)
-            if len(written) == 4:
+            if len(written) == 6:
                 break
     assert {(m.role, m.id, m.step) for m in written} == {
-        ("evaluator", f"evaluator/digit_sums/{budget}", version) for budget in (0, 1) for version in (0, 2)
+        ("evaluator", f"evaluator/digit_sums/{budget}", version) for budget in (0, 1) for version in (0, 2, 3)
     }
     for metrics in written:
         results = json.loads((tmp_path / f"0.{metrics.step}" / "results.json").read_text())
