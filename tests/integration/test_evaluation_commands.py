@@ -67,6 +67,36 @@ def test_a_live_run_s_evaluator_reports_versions_and_is_seen(tmp_path: Path):
         assert json.loads(results.read_text())["complete"]
 
 
+@pytest.mark.timeout(400)
+def test_a_run_ends_once_its_last_version_is_scored_and_others_have_left(tmp_path: Path):
+    up, output = start(
+        tmp_path, "up", "tiny",
+        *("--set", f"launch.runs_dir={tmp_path}/runs", "--set", "launch.evaluator=true", "--set", "learner.steps=4"),
+        *("--set", "evaluation.data={sums: {recipe: digit_sums, size: 4}}", "--set", "evaluation.every=3"),
+        *("--set", "evaluation.max_tool_calls=[0]", "--set", "evaluation.samples=2"),
+    )  # fmt: skip
+    sandbox = None
+    try:
+        folder = wait_for(lambda: next((tmp_path / "runs").glob("tiny-*"), None), up, output)
+        wait_for(lambda: (folder / "credentials").exists() and "ready" in output.read_text(), up, output)
+        command = ("sandbox", str(folder / "config.yaml"), "--bus", str(folder / "credentials/sandbox.json"))
+        sandbox, words = start(tmp_path, *command, "--id", "other")
+        assert up.wait(timeout=300) == 0, output.read_text()
+        assert sandbox.wait(timeout=60) == 0, words.read_text()
+    finally:
+        for process in filter(None, (up, sandbox)):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    assert "the run is done" in words.read_text()
+    text = output.read_text()
+    assert "evaluator has scored the last version" in text
+    assert "is started again" not in text
+    [results] = (folder / "evaluation").glob("*.4/results.json")
+    assert json.loads(results.read_text())["complete"]
+    assert processes_of(tmp_path) == []
+
+
 def test_ctrl_c_stops_and_the_same_command_goes_on(tmp_path: Path):
     out = tmp_path / "out"
     command = ("eval", "tiny", "--checkpoint", "random-tiny", "--max-tool-calls", "0,1", "--out", str(out))
