@@ -141,8 +141,10 @@ TABLE = (
             "{retries}",
             "{results}",
             *_info(RETRIES),
-            *_get(TICKETS, RETRIES),
+            *_get(TICKETS),
+            *_read(RETRIES),
             f"{API}.STREAM.PURGE.{RETRIES}",
+            f"{API}.STREAM.MSG.DELETE.{RETRIES}",
         ),
     ),
     Rule(

@@ -30,7 +30,7 @@ def _add_context(logger: object, method: str, event: structlog.typing.EventDict)
 def _escape(logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Escapes what a terminal would obey. Tracebacks are indented, so that none of their lines looks like one of a log."""
     escaped = {name: printable(value) if isinstance(value, str) else value for name, value in event.items()}
-    if trace := event.get("exception"):
+    if isinstance(trace := event.get("exception"), str):
         escaped["exception"] = "\n".join(f"    {printable(line)}" for line in trace.split("\n"))
     return escaped
 

@@ -32,7 +32,7 @@ class Ending:
         if ended is None:
             return None
         signal = int(ended[2]) if ended[2] else None
-        # The one call that the filter kills for is abort() (`policy.kafel`).
+        # What the filter kills for is abort(), but for calls of another architecture (`policy.kafel`).
         return cls(int(ended[1]) if ended[1] else None, SIGABRT if signal == SIGSYS else signal)
 
     def outcome(self, out_of_memory: bool) -> Outcome:

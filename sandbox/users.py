@@ -8,6 +8,7 @@ by way of `newuidmap`.
 
 import os
 import pwd
+import re
 import select
 import shutil
 import stat
@@ -27,6 +28,9 @@ machine can have processes; the second is for containers with 65,536 users, wher
 HELPERS = ("/usr/bin/newuidmap", "/usr/bin/newgidmap")
 """Where nsjail calls them."""
 HELPER_S = 10.0
+LEAST = 1000
+"""Users of a range that is worth it: with few of them, jails would meet."""
+NO_NEW_RIGHTS = "; this process may gain no rights (no_new_privs), allow it where its container or unit is set up"
 
 
 @dataclass(frozen=True)
@@ -82,14 +86,14 @@ def users_of_this_user(sources: Iterable[Path]) -> OutsideUsers:
     if not all(os.access(helper, os.X_OK) for helper in HELPERS):
         return itself("newuidmap is missing: `apt-get install uidmap`")
     uids, gids = (_subordinate(Path("/etc", file), uid) for file in ("subuid", "subgid"))
-    if not uids or not gids:
+    if min(len(uids), len(gids)) < LEAST:
         return itself(
-            f"/etc/subuid or /etc/subgid gives it no others: `usermod --add-subuids 100000-165535 "
+            f"/etc/subuid or /etc/subgid gives it fewer than {LEAST} others: `usermod --add-subuids 100000-165535 "
             f"--add-subgids 100000-165535 {_name(uid)}`"
         )
     for source in sources:
         if closed := _closed_to_others(source):
-            return itself(f"other users cannot reach {source}: `chmod o+rx {closed}`, or install it elsewhere")
+            return itself(f"other users cannot read {closed}: `chmod o+rX {closed}`, or install it elsewhere")
     size = min(len(uids), len(gids))
     users = OutsideUsers(uids[:size], gids[:size], by_helper=True)
     if refusal := _refusal(users):
@@ -101,7 +105,13 @@ def _mapped(kind: str) -> list[range]:
     """Returns the users (`uid`) or groups (`gid`) that this user namespace has."""
     lines = Path(f"/proc/self/{kind}_map").read_text().splitlines()
     blocks = [tuple(map(int, line.split())) for line in lines]
-    return [range(first, first + count) for first, _, count in blocks]
+    found: list[range] = []
+    for first, _, count in sorted(blocks):
+        if found and found[-1].stop == first:
+            found[-1] = range(found[-1].start, first + count)
+        else:
+            found.append(range(first, first + count))
+    return found
 
 
 def _within(part: range, whole: range) -> bool:
@@ -109,14 +119,21 @@ def _within(part: range, whole: range) -> bool:
 
 
 def _subordinate(file: Path, uid: int) -> range:
-    """Returns the largest range that `file` gives to a user; an empty one where there is none."""
-    names = {str(uid), _name(uid)}
+    """Returns the largest range that `file` gives to a user; an empty one where there is none that can be used.
+
+    A range that holds root or the user itself is none: a jail would have their rights outside.
+    """
     found = [range(0)]
-    for line in file.read_text().splitlines() if file.exists() else ():
-        name, *numbers = line.strip().split(":")
-        if name in names and len(numbers) == 2 and all(number.isdecimal() for number in numbers):
-            first, count = map(int, numbers)
-            found.append(range(first, first + count))
+    try:
+        text = file.read_text(errors="replace")
+    except OSError:
+        return found[0]
+    for line in text.splitlines():
+        match = re.fullmatch("([^:]*):([0-9]{1,10}):([0-9]{1,10})", line.strip())
+        if match is not None and match[1] in (str(uid), _name(uid)):
+            numbers = range(int(match[2]), int(match[2]) + int(match[3]))
+            if numbers.stop < 2**32 and 0 not in numbers and uid not in numbers:
+                found.append(numbers)
     return max(found, key=len)
 
 
@@ -128,11 +145,17 @@ def _name(uid: int) -> str:
 
 
 def _closed_to_others(source: Path) -> Path | None:
-    """Returns what keeps other users from reading `source`: itself or a folder above it; None where nothing does."""
-    for path in (*reversed(source.parents), source):
-        mode = path.stat().st_mode
-        needed = stat.S_IXOTH if path != source else stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
-        if mode & needed != needed:
+    """Returns what keeps other users from reading all of `source`: a folder above it, or something in it; None where nothing
+    does. A look at each file."""
+    for path in reversed(source.parents):
+        if not path.stat().st_mode & stat.S_IXOTH:
+            return path
+    inside = (Path(folder, name) for folder, folders, files in source.walk() for name in (*folders, *files))
+    for path in (source, *inside):
+        # A link says nothing of what it leads to, which others read elsewhere, or not at all.
+        mode = path.lstat().st_mode
+        needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+        if not stat.S_ISLNK(mode) and mode & needed != needed:
             return path
     return None
 
@@ -152,16 +175,22 @@ def _refusal(users: OutsideUsers) -> str:
                 return "there are no user namespaces"
             for helper, outside in zip(HELPERS, (users.uids, users.gids), strict=True):
                 if failed := _failure([helper, str(waiting.pid), str(INSIDE_ID), str(outside[-1]), "1"]):
-                    return failed
+                    return f"{failed}{NO_NEW_RIGHTS if _no_new_rights() else ''}"
         finally:
             waiting.kill()
     return ""
+
+
+def _no_new_rights() -> bool:
+    return bool(re.search(r"^NoNewPrivs:\s*1$", Path("/proc/self/status").read_text(), re.MULTILINE))
 
 
 def _failure(command: Sequence[str]) -> str:
     """Returns what a command says that fails; empty where it does not."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=HELPER_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
+    except subprocess.TimeoutExpired:
+        return f"{command[0]} did not end within {HELPER_S:.0f} s"
+    except OSError as error:
         return str(error)
     return done.stderr.strip() or f"{command[0]} returned {done.returncode}" if done.returncode else ""

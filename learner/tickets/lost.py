@@ -7,15 +7,17 @@ ticket stream. Such a ticket may be answered by a result that is stored but not 
 the learner has read what the result stream held at that look. A lost ticket goes to the retries. A ticket that is lost
 `MAX_ISSUES` times more is answered by a failure in the result log, like every other.
 
-Actors write to the retries as well, and could leave there what no actor can work on. So a look takes off what is no open
-ticket, and of the first open tickets also what is not as it was issued.
+Actors write to the retries as well, and could leave there what no actor can work on. So each look reads some of them, and
+takes off what is no open ticket or not as it was issued. Where there is much of it, the retries are emptied: what was honest
+is then missed, and issued again.
 
-A look costs two requests, and one for each of the first `READ_FIRST` open tickets, which are those that hold the
-learner up: what lies under a ticket's number may be something else than the ticket, and with a damaged block the server may
-count messages that it can neither read nor deliver. The answer names the gaps in the ticket stream; there are at most as
-many as open tickets.
+A look costs two requests, one for up to `READ_RETRIES` retries, and one for each of the first `READ_FIRST` open tickets,
+which are those that hold the learner up: what lies under a ticket's number may be something else than the ticket, and with
+a damaged block the server may count messages that it can neither read nor deliver. The answer names the gaps in the ticket
+stream; there are at most as many as open tickets.
 """
 
+import contextlib
 import json
 import re
 import time
@@ -28,6 +30,7 @@ import structlog
 
 from bus.codec import MessageError, decode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
+from bus.log_reader import LogReader
 from bus.messages import Failure, Ticket
 from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.ledger import Ledger
@@ -37,8 +40,10 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 10.0
 MAX_ISSUES = 3
 READ_FIRST = 16
-MOST_TAKEN_OFF = 100
-"""Subjects of the retries that one look takes off."""
+READ_RETRIES = 256
+"""Retries that one look reads."""
+MOST_USELESS = 1_000
+"""Subjects of the retries that are no open tickets, beyond which they are emptied."""
 
 
 class LostTickets:
@@ -54,6 +59,11 @@ class LostTickets:
         self._suspects: dict[int, int] = {}
         """Tickets that were gone at the last look, and up to where the result log may answer them."""
         self._issued: Counter[int] = Counter()
+        self._retries = self._reader()
+
+    def _reader(self) -> LogReader:
+        # The server takes a message whose subject ends with `>`, and finds it under no other pattern.
+        return LogReader(self._bus, self._bus.names.stream("RETRIES"), self._bus.names.retry(">"))
 
     async def look(self) -> None:
         """Looks if it is time to; what the bus does not answer now is asked again at the next time."""
@@ -93,6 +103,8 @@ class LostTickets:
         first = unanswered[:READ_FIRST]
         gone |= {n for n in first if n not in gone and not await self._is_there(n, "TICKETS", seq=n)}
         retried = await self._retried(unanswered, state["last_seq"])
+        if retried is None:
+            return set()
         gone -= {
             n
             for n in gone & retried
@@ -100,36 +112,63 @@ class LostTickets:
         }
         return gone
 
-    async def _retried(self, unanswered: list[int], last: int) -> set[int]:
-        """Returns the numbers of the open tickets among the retries, and takes off what lies there besides.
+    async def _retried(self, unanswered: list[int], last: int) -> set[int] | None:
+        """Returns the numbers of the tickets among the retries, once what is useless there is taken off; None if all was.
 
-        Not what a learner before this one issued, up to ticket `last`, and this one will admit again.
+        Useless is what is no open ticket. What a learner before this one issued, up to ticket `last`, and this one will
+        admit again, is left alone.
         """
-        offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retries})
-        wanted = {*unanswered, *range(self._ledger.issued + 1, last + 1)}
-        retried: set[int] = set()
-        useless: list[str] = []
-        for subject in offered.get("subjects") or ():
-            name = subject.rpartition(".")[2]
-            if re.fullmatch("[1-9][0-9]{0,15}", name) and int(name) in wanted:
-                retried.add(int(name))
-            else:
-                useless.append(subject)
-        for subject in useless[:MOST_TAKEN_OFF]:
-            await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"), subject=subject)
-        if useless:
-            log.info("retries that are no open tickets are taken off", subjects=len(useless), first=useless[0][-64:])
-        return retried
+        offered = await self._state("RETRIES", {"subjects_filter": self._bus.names.retry(">")})
+        numbers = {number_of(subject) for subject in offered.get("subjects") or ()}
+        to_admit = range(self._ledger.issued + 1, last + 1)
+        retried = {n for n in numbers if n is not None}
+        wanted = {*unanswered, *(n for n in retried if n in to_admit)}
+        useless = len(offered.get("subjects") or ()) - len(retried & wanted)
+        if useless > MOST_USELESS:
+            log.warning("the retries are emptied: there is much in them that is no open ticket", subjects=useless)
+            await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"))
+            # That honest ones are missing now is no ticket's fault.
+            self.hurry()
+            return None
+        if offered["messages"]:
+            await self._take_off(wanted, to_admit)
+        return retried & wanted
+
+    async def _take_off(self, wanted: set[int], to_admit: range) -> None:
+        """Reads the next retries and deletes, one by one, what no actor can work on.
+
+        By sequence, not by subject: a subject may be a pattern of others.
+        """
+        read = await self._retries.entries(READ_RETRIES, timeout_s=0.1)
+        if len(read) < READ_RETRIES:
+            # From the first one on again.
+            await self._retries.close()
+            self._retries = self._reader()
+        for sequence, subject, data in read:
+            number = number_of(subject)
+            if number in to_admit or (number in wanted and self._is_as_issued(number, data)):
+                continue
+            log.warning("a retry that is no open ticket is taken off", subject=subject[-64:])
+            with contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
+                await self._bus.js.delete_msg(self._bus.names.stream("RETRIES"), sequence)
 
     async def _is_there(self, number: int, kind: str, **which: Any) -> bool:
-        """Returns whether a message of the stream `kind` can be read and is this ticket, as it was issued."""
+        """Returns whether a message of the stream `kind` can be read and is this ticket; a retry, as it was issued."""
         try:
             message = await self._bus.js.get_msg(self._bus.names.stream(kind), **which)
-            ticket = decode(message.data or b"", Ticket)
+            data = message.data or b""
+            # Only the learner writes new tickets.
+            return decode(data, Ticket).number == number if kind == "TICKETS" else self._is_as_issued(number, data)
         except (nats.js.errors.NotFoundError, MessageError):
             return False
-        # Only the learner writes to the other stream.
-        return ticket.number == number if kind == "TICKETS" else self._as_issued(number, ticket.issued_at) == ticket
+
+    def _is_as_issued(self, number: int, data: bytes) -> bool:
+        """Returns whether `data` is the ticket `number`, but for the time of its issue."""
+        try:
+            ticket = decode(data, Ticket)
+        except MessageError:
+            return False
+        return ticket == self._as_issued(number, ticket.issued_at)
 
     def _as_issued(self, number: int, issued_at: float) -> Ticket:
         tickets = self._dispatcher.tickets(self._ledger.group_of(number))
@@ -145,13 +184,11 @@ class LostTickets:
         return answered["state"]
 
     async def _issue(self, number: int) -> None:
-        group = self._ledger.group_of(number)
-        self._issued[number] += 1
-        if self._issued[number] > MAX_ISSUES:
+        if self._issued[number] >= MAX_ISSUES:
             log.error("a ticket gets no usable result: it ends as a failure", ticket=number, issued=MAX_ISSUES + 1)
             failure = Failure(
                 ticket=number,
-                group=group,
+                group=self._ledger.group_of(number),
                 reason="no usable result",
                 detail=f"issued {MAX_ISSUES + 1} times; the dead letters hold what came of it",
                 attempts=MAX_ISSUES + 1,
@@ -162,7 +199,11 @@ class LostTickets:
             await self._bus.publish(self._bus.names.results, failure)
             return
         log.warning("a ticket is gone without a usable result: it is issued again", ticket=number)
-        # What lies there under its number is not it.
-        subject = self._bus.names.retry(number)
-        await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"), subject=subject)
-        await self._bus.publish(subject, self._as_issued(number, self._bus.clock.now()))
+        await self._bus.publish(self._bus.names.retry(number), self._as_issued(number, self._bus.clock.now()))
+        self._issued[number] += 1
+
+
+def number_of(subject: str) -> int | None:
+    """Returns the number of the ticket whose retries have this subject; None where it is no ticket's."""
+    name = subject.rpartition(".")[2]
+    return int(name) if re.fullmatch("[1-9][0-9]{0,15}", name) else None

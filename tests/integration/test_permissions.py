@@ -96,7 +96,8 @@ VERBS_ALLOWED = {
     **{f"STREAM.PURGE {kind}": {"learner"} for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS")},
     **{f"STREAM.MSG.GET {kind}": {"learner"} for kind in ("TICKETS", "RETRIES", "RESULTS")},
     **{f"STREAM.INFO {kind}": {"learner", "observer"} for kind in ("RETRIES", "RESULTS", "METRICS")},
-    "DIRECT.GET RESULTS": {"learner"},
+    **{f"DIRECT.GET {kind}": {"learner"} for kind in ("RESULTS", "RETRIES")},
+    "STREAM.MSG.DELETE RETRIES": {"learner"},
     **{f"{verb} METRICS": {"learner", "observer"} for verb in ("STREAM.MSG.GET", "DIRECT.GET")},
     **{f"{verb} DEADLETTERS": {"observer"} for verb in ("STREAM.INFO", "STREAM.MSG.GET", "DIRECT.GET")},
 }

@@ -59,7 +59,7 @@ def test_an_ordinary_user_is_told_what_it_lacks(monkeypatch: pytest.MonkeyPatch,
     (closed / "package").mkdir(parents=True)
     monkeypatch.setattr(users, "_closed_to_others", lambda source: closed)
     found = users_of_this_user([closed / "package"])
-    assert f"chmod o+rx {closed}" in found.shared
+    assert f"chmod o+rX {closed}" in found.shared
     assert len(found.uids) == len(found.gids) == 1
 
 
@@ -73,9 +73,14 @@ def test_what_keeps_others_from_a_file():
         assert users._closed_to_others(folder) is None
         folder.chmod(0o711)
         assert users._closed_to_others(folder) == folder
-        file = Path(home, "module.py")
+        folder.chmod(0o755)
+        file = folder / "sub" / "module.py"
+        file.parent.mkdir(mode=0o755)
         file.touch(mode=0o640)
+        assert users._closed_to_others(folder) == file
         assert users._closed_to_others(file) == file
+        file.chmod(0o644)
+        assert users._closed_to_others(folder) is None
 
 
 @pytest.mark.parametrize(
@@ -85,9 +90,17 @@ def test_what_keeps_others_from_a_file():
         ("4711:100000:65536\n", range(100000, 165536)),
         ("4711:100000:10\n4711:200000:20\n", range(200000, 200020)),
         ("# comment\n4711:many:10\n4711:1\n", range(0)),
+        ("4711:0:65536\n4711:4000:1000\n", range(0)),
+        ("4711:100000:99999999999999999999\n4711:4294967000:1000\n", range(0)),
     ],
 )
 def test_the_range_of_a_user(tmp_path: Path, text: str, expected: range):
     (tmp_path / "subuid").write_text(text)
     assert users._subordinate(tmp_path / "subuid", 4711) == expected
     assert users._subordinate(tmp_path / "absent", 4711) == range(0)
+
+
+def test_a_range_is_found_beside_what_is_no_text(tmp_path: Path):
+    (tmp_path / "subuid").write_bytes(b"# f\xfcr\n4711:100000:65536\n")
+    assert users._subordinate(tmp_path / "subuid", 4711) == range(100000, 165536)
+    assert users._subordinate(tmp_path, 4711) == range(0)
