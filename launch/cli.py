@@ -226,7 +226,10 @@ COMMANDS = (
         (_config, _bus_file, _id, _ranks),
     ),
     Command(
-        "status", "who is in the run, and the balance of tickets", "launch.views:show_status", (_bus_file, _status)
+        "status",
+        "who is in the run, and the balance of tickets",
+        "launch.view_commands:show_status",
+        (_bus_file, _status),
     ),
     Command(
         "eval",
@@ -234,7 +237,7 @@ COMMANDS = (
         "launch.evaluate:start",
         (_config, _bus_file, _eval, _id),
     ),
-    Command("metrics", "follow the metrics log", "launch.views:show_metrics", (_bus_file, _metrics)),
+    Command("metrics", "follow the metrics log", "launch.view_commands:show_metrics", (_bus_file, _metrics)),
     Command(
         "weights",
         "the versions on a run's weight log, and how far its followers are behind",

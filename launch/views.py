@@ -1,33 +1,18 @@
-"""Shows a run to people: a line a step, the status, the metrics as they come, the summary at the end."""
+"""Says things of a run to people: a line a step, who is alive, lengths of time, the summary at the end."""
 
-import argparse
-import asyncio
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import nats.js.errors
-
-from bus.address import BusAddress
-from bus.codec import MessageError
-from bus.connection import Bus, BusError, open_bus
-from bus.log_reader import LogReader
 from bus.messages import Metrics, Presence
-from bus.metrics import follow_metrics, measured_by, metrics_line, steps_of
-from bus.presence import last_sign, who_is_alive
-from bus.run_record import recorded_end
-from configs.bus import BusConfig
+from bus.metrics import steps_of
 from launch.accounts import account_lines
-from learner.tickets.ledger import BalanceError
 from runtime.terminal import printable
-from sandbox.client import ServiceStatistics, statistics
-
-WATCH_EVERY_S = 2.0
-CLEAR_SCREEN = "\x1b[2J\x1b[H"
+from sandbox.client import ServiceStatistics
 
 
 def say(text: str) -> None:
@@ -113,44 +98,6 @@ def sandbox_line(service: ServiceStatistics) -> str:
     )
 
 
-def show_status(arguments: argparse.Namespace) -> int:
-    """Prints who is in the run and the balance of tickets, once or until Ctrl-C; 1 where the balance does not close."""
-
-    async def show() -> None:
-        address = BusAddress.read(arguments.bus).for_role("observer")
-        async with open_bus(address, BusConfig(timeout_s=10), "status") as bus:
-            await bus.require_streams()
-            sys.stdout.write(await _status(bus))
-            while arguments.watch:
-                await asyncio.sleep(WATCH_EVERY_S)
-                text = await _status(bus)
-                sys.stdout.write((CLEAR_SCREEN if sys.stdout.isatty() else "") + text)
-                sys.stdout.flush()
-
-    return _view(show)
-
-
-async def _status(bus: Bus) -> str:
-    steps = await _steps(bus)
-    emulated = ", EMULATED engine" if steps and steps[-1].get("emulated") else ""
-    end = await recorded_end(bus)
-    done = f", finished {how_long(bus.clock.now() - end.ended_at)} ago after {end.steps} steps" if end else ""
-    lines = [f"run {bus.address.run} at {bus.address.url}{emulated}{done}"]
-    alive = await who_is_alive(bus)
-    lines += [f"  {presence_line(presence, bus.clock.now())}" for presence in alive]
-    for role in ("learner", "sandbox", "actor") if end is None else ():
-        if role not in {presence.role for presence in alive}:
-            lines.append(f"  {role:<8} none alive; {await last_sign(bus, role)}")
-    lines += [sandbox_line(service) for service in await statistics(bus.client, bus.names.execution)]
-    for kind in ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS"):
-        state = (await bus.js.stream_info(bus.names.stream(kind))).state
-        lines.append(f"  {kind:<12} {state.messages} messages, {state.bytes / 2**20:.1f} MiB")
-    if steps:
-        lines.append(f"  after step {steps[-1]['step']}:")
-        lines += [f"  {line}" for line in (*(progress_lines(steps) if end else ()), *account_lines(steps))]
-    return "\n".join(lines) + "\n"
-
-
 def presence_line(presence: Presence, now: float) -> str:
     """Returns one role that is alive, for people; `now` is the run's time."""
     rates = "  ".join(f"{name} {value:.4g}" for name, value in presence.rates.items())
@@ -160,60 +107,7 @@ def presence_line(presence: Presence, now: float) -> str:
     )
 
 
-async def _steps(bus: Bus) -> list[dict[str, Any]]:
-    """Returns the values of each of the learner's steps, in order; of a step that was trained again, the last.
-
-    Raises UnreadError where the bus does not give all of them.
-    """
-    steps: dict[int, dict[str, Any]] = {}
-    stream, subject = bus.names.stream("METRICS"), f"{bus.names.metrics}.learner.*"
-    try:
-        newest = await bus.js.get_last_msg(stream, subject)
-    except nats.js.errors.NotFoundError:
-        return []
-    reader = LogReader(bus, stream, subject)
-    try:
-        async for _, subject, data in reader.everything(newest.seq or 0):
-            try:
-                metrics = measured_by(bus.names, subject, data)
-            except MessageError:
-                continue
-            if metrics.step is not None:
-                steps[metrics.step] = {"step": metrics.step, **metrics.values}
-    finally:
-        await reader.close()
-    return [steps[step] for step in sorted(steps)]
-
-
-def show_metrics(arguments: argparse.Namespace) -> int:
-    """Prints metrics as they come, until Ctrl-C."""
-
-    async def show() -> None:
-        address = BusAddress.read(arguments.bus).for_role("observer")
-        async with open_bus(address, BusConfig(timeout_s=10), "metrics") as bus:
-            await bus.require_streams()
-            async for sequence, metrics in follow_metrics(bus):
-                if arguments.role not in (None, metrics.role):
-                    continue
-                if arguments.json:
-                    line = metrics_line(metrics, sequence, address.run)
-                else:
-                    values = "  ".join(f"{name} {value:.4g}" for name, value in metrics.values.items())
-                    step = "" if metrics.step is None else f" step {metrics.step}"
-                    line = f"{time.strftime('%H:%M:%S', time.localtime(metrics.time))} {metrics.id}{step}  {values}"
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-
-    return _view(show)
-
-
-def _view(show: Callable[[], Coroutine[None, None, None]]) -> int:
-    try:
-        asyncio.run(show())
-    except BusError as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
-    except BalanceError as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 1
-    return 0
+def values_line(measured_at: float, id: str, step: int | None, values: Mapping[str, float]) -> str:
+    """Returns what one process measured at a time, for people."""
+    shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+    return f"{time.strftime('%H:%M:%S', time.localtime(measured_at))} {id}{'' if step is None else f' step {step}'}  {shown}"

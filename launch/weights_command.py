@@ -4,14 +4,17 @@ import argparse
 import asyncio
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 
 from bus.address import BusAddress
-from bus.connection import Bus, BusError, open_bus
+from bus.connection import Bus, open_bus
 from bus.messages import Manifest, WeightVersion
 from bus.presence import who_is_alive
 from configs.bus import BusConfig
 from configs.loading import load_config
+from launch.past_run import folder_alone, weights_of
+from launch.view_commands import view
 from runtime.model_files import model_tensors
 from runtime.models import model_folder
 from runtime.terminal import printable
@@ -22,15 +25,15 @@ from weights.log import newest, read_manifests
 
 def start(arguments: argparse.Namespace) -> int:
     """Prints the log of a run, or writes one version (`newest` or such as `0.12`) to a folder; returns the exit status."""
-    try:
-        asyncio.run(_show(arguments.run, arguments.export))
-    except (BusError, WeightsError) as error:
-        sys.stderr.write(f"zerotir: {error}\n")
-        return 2
-    return 0
+    return view(partial(_show, arguments.run, arguments.export))
 
 
 async def _show(run: Path, export: tuple[str, str] | None) -> None:
+    if folder := folder_alone(run / "bus.json"):
+        if export is not None:
+            raise WeightsError(weights_of(folder))
+        sys.stdout.write(weights_of(folder) + "\n")
+        return
     address = BusAddress.read(run / "bus.json").for_role("observer")
     async with open_bus(address, BusConfig(timeout_s=30), "weights") as bus:
         await bus.require_streams()

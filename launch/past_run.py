@@ -1,0 +1,101 @@
+"""Shows a run whose servers do not answer, from its folder: what the learner has written there."""
+
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from shlex import quote
+from urllib.parse import urlsplit
+
+from bus.address import BusAddress, run_folder
+from bus.connection import BusError
+from bus.metrics import steps_of
+from configs.errors import UserError
+from configs.loading import load_config
+from launch.views import how_long, summary, values_line
+
+ANSWER_S = 2.0
+"""Seconds in which a server takes a connection, if it is up."""
+DEFAULT_PORT = 4222
+LINE = ("run", "seq", "time", "role", "id", "step")
+"""Fields of a line of `metrics.jsonl` besides the values."""
+
+
+def folder_alone(bus_file: Path) -> Path | None:
+    """Returns a run's folder where none of its servers takes a connection; None where a view can ask them.
+
+    Raises AddressError where there is no run, BusError where the folder has nothing that could be shown.
+    """
+    folder = run_folder(bus_file)
+    measured = (folder / "metrics.jsonl").exists()
+    if measured and not bus_file.exists():
+        return folder
+    url = BusAddress.read(bus_file).url
+    if any(map(_answers, url.split(","))):
+        return None
+    if not measured:
+        raise BusError(
+            f"nothing answers at {url}, and {folder} holds no metrics: start `zerotir bus` again, or look on the learner's "
+            "host"
+        )
+    return folder
+
+
+def _answers(url: str) -> bool:
+    server = urlsplit(url)
+    try:
+        with socket.create_connection((server.hostname or "", server.port or DEFAULT_PORT), timeout=ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
+def status_of(folder: Path) -> str:
+    """Returns what is known of the run in `folder`, for people. Raises BalanceError where its tickets do not add up."""
+    steps = steps_of(folder)
+    wanted = _wanted_steps(folder)
+    done = f"{len(steps)} steps" if wanted is None else f"{len(steps)} of {wanted} steps"
+    ago = f", the last {how_long(time.time() - steps[-1]['time'])} ago" if steps else ""
+    if steps and steps[-1]["step"] == wanted and (folder / "model").is_dir():
+        state = f"finished: {done}{ago}"
+    else:
+        again = f"; go on with: zerotir up --resume {quote(str(folder))}" if (folder / "up.yaml").exists() else ""
+        state = f"not finished: {done}{ago}{again}"
+    plots = sorted((folder / "plots").glob("*.png"))
+    return f"its servers do not answer; what its folder says:\n{state}\n{summary(folder, plots)}\n"
+
+
+def _wanted_steps(folder: Path) -> int | None:
+    """Returns `learner.steps` of the run; None where its configuration is not there, or another version's."""
+    path = folder / "up.yaml"
+    path = path if path.exists() else folder / "config.yaml"
+    try:
+        return load_config(str(path)).learner.steps if path.exists() else None
+    except UserError:
+        return None
+
+
+def print_metrics(folder: Path, role: str | None, *, as_json: bool) -> None:
+    """Prints all metrics that the folder has, as `zerotir metrics` does."""
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            # Half a line, of a learner that was killed.
+            continue
+        if role not in (None, record["role"]):
+            continue
+        if not as_json:
+            values = {name: value for name, value in record.items() if name not in LINE}
+            line = values_line(record["time"], record["id"], record["step"], values)
+        sys.stdout.write(line + "\n")
+
+
+def weights_of(folder: Path) -> str:
+    """Returns where weights of the run are while the servers, which have the weight log, do not answer; for people."""
+    steps = steps_of(folder)
+    found = [f"{path}, after step {steps[-1]['step']}" for path in [folder / "model"] if steps and path.is_dir()]
+    found += [str(path) for path in sorted((folder / "checkpoints").glob("step-*")) if path.suffix != ".partial"]
+    there = "".join(f"\n  {path}" for path in found) or " no checkpoint"
+    return f"the servers, which have the weight log, do not answer; {folder} has{there}"
