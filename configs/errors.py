@@ -13,11 +13,16 @@ class UserError(Exception):
     """Trying again does not help: a process that ends with it exits with status 2. The text says what to do."""
 
 
+def closest(name: str, valid: Iterable[str]) -> str | None:
+    """Returns the valid name that an unknown one was meant to be; None where none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(valid), n=1, cutoff=0.5)), None)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Returns the end of an error message about an unknown name: the valid one that was meant, or the valid ones."""
     names = list(valid)
-    if close := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
-        return f": did you mean {close[0]}?"
+    if close := closest(name, names):
+        return f": did you mean {close}?"
     if not names:
         return ""
     left = f", ... ({len(names)} in all)" if len(names) > LISTED else ""

@@ -1,23 +1,25 @@
 """Loads a YAML file, or a shipped one by name, with `--set` overrides into a validated `RunConfig`.
 
-Whatever is wrong (no file, no YAML, an unknown field, a bad value) gives one `ConfigError` whose text names the field and,
+Whatever is wrong (no file, no YAML, unknown fields, bad values) gives one `ConfigError` whose text names each field and,
 where there is one, the nearest valid name.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
-from configs.errors import UserError, nearest
+from configs.errors import UserError, closest, nearest
 from configs.schema import RunConfig
 
 SHIPPED = Path(__file__).parent
 
 
 class ConfigError(UserError, ValueError):
-    """The configuration cannot be used; the text is one clear sentence for the user."""
+    """The configuration cannot be used; the text says what is wrong with it, in a line for each of several errors."""
 
 
 def shipped_names(folder: Path = SHIPPED) -> list[str]:
@@ -57,16 +59,33 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
         if not path.exists():
             raise ConfigError(f"no configuration named {name!r}{nearest(name, shipped_names(folder))}")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe one)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ConfigError(f"{path} is not YAML that can be used: {where}{error.problem}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{path} is not YAML that can be used: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration: its top level must be a mapping")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that a mapping has twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises ConstructorError, which names the key and its line."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name is not None and name != "<<" and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -96,20 +115,39 @@ def _number(value: Any) -> Any:
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
-    """Returns one sentence about the first error of a document whose schema is `root`."""
-    first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        *parents, last = first["loc"]
-        text = f"unknown field {field}{nearest(str(last), _fields_at(root, tuple(parents)))}"
-    else:
-        said = first["msg"].removeprefix("Value error, ")
-        # Our own checks name the field themselves where it is not the section's as a whole.
-        text = said if said.startswith(field) else f"{field}: {said}"
-        if first["type"] not in ("missing", "value_error"):
-            text += f" (got {first['input']!r})"
-    more = error.error_count() - 1
-    return text + (f" (and {more} more)" if more else "")
+    """Returns everything that is wrong with a document whose schema is `root`: a sentence, or a line for each error.
+
+    A field that is missing because its name is misspelt is not named twice.
+    """
+    misspelt = {(*parents, near) for *parents, near in _near_names(error, root)}
+    found = [
+        _explain(each, root)
+        for each in sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        if each["type"] != "missing" or tuple(each["loc"]) not in misspelt
+    ]
+    return found[0] if len(found) == 1 else f"{len(found)} errors" + "".join(f"\n  {line}" for line in found)
+
+
+def _near_names(error: ValidationError, root: type[BaseModel]) -> Iterator[tuple[Any, ...]]:
+    """Yields, for each unknown field that is near to a valid one, where that one would be."""
+    for each in error.errors():
+        if each["type"] == "extra_forbidden":
+            *parents, last = each["loc"]
+            if close := closest(str(last), _fields_at(root, tuple(parents))):
+                yield (*parents, close)
+
+
+def _explain(each: ErrorDetails, root: type[BaseModel]) -> str:
+    field = ".".join(str(part) for part in each["loc"])
+    if each["type"] == "extra_forbidden":
+        *parents, last = each["loc"]
+        return f"unknown field {field}{nearest(str(last), _fields_at(root, tuple(parents)))}"
+    if each["type"] == "missing":
+        return f"{field} is missing"
+    said = each["msg"].removeprefix("Value error, ")
+    # Our own checks name the field themselves where it is not the section's as a whole.
+    text = said if said.startswith(field) else f"{field}: {said}"
+    return text if each["type"] == "value_error" else f"{text} (got {each['input']!r})"
 
 
 def _fields_at(root: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

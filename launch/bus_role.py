@@ -22,7 +22,7 @@ from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.names import RULE, is_name
 from configs.schema import RunConfig
-from runtime.files import write_whole
+from runtime.files import make_folder, write_whole
 from runtime.locks import HeldError, held_within
 from runtime.logs import set_up_logs
 from runtime.retry import Restarts
@@ -51,7 +51,7 @@ async def initialise(config: RunConfig, folder: Path) -> None:
 
 async def serve(config: RunConfig, folder: Path, stop: asyncio.Event) -> None:
     """Starts or continues the run in `folder`; an embedded server that dies is started again, a few times."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "--folder")
     # Its file of logs is that of the bus that is on, until the lock says that there is none.
     set_up_logs("bus", "bus", folder.name)
     async with contextlib.AsyncExitStack() as stack:

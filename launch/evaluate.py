@@ -22,6 +22,7 @@ from launch.processes import STOPPED
 from launch.roles import guarded, join, model_of_run, new_id
 from launch.views import say
 from learner.training.plan import require_model
+from runtime.files import make_folder
 from runtime.logs import set_up_logs
 from runtime.models import model_folder
 
@@ -75,13 +76,16 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from sandbox.pool import Pool
     from tasks.prompts import load_template
 
-    set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
+    # The user's mistakes come first: they leave no folder behind.
+    set_up_logs("evaluator", "evaluator", out.name)
     model = await asyncio.to_thread(model_folder, checkpoint)
     await asyncio.to_thread(require_model, config, model)
     template = load_template(config.tasks.prompt.template)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation, template)
     # A checkpoint may be evaluated where its training problems are not.
     await asyncio.to_thread(partial(refuse_known, config, plan, required=False))
+    make_folder(out, "--out")
+    set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
     jail = Jail(config.sandbox)
     await check(jail)
     if jail.weaker:

@@ -34,12 +34,14 @@ from grading.reward_source import with_digest
 from launch.bus_role import LOCK
 from launch.cores import Share, shares, visible_gpus
 from launch.ending import LEAVING
+from launch.preflight import require_inputs
 from launch.processes import STOPPED, RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
 from launch.views import say, step_line, summary
 from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
 from learner.tickets.ledger import BalanceError
+from runtime.files import make_folder
 from runtime.locks import HeldError, held
 from runtime.logs import set_up_logs
 from runtime.retry import Restarts
@@ -82,7 +84,8 @@ def _up(config: RunConfig, resume: Path | None) -> int:
     changed: list[Change] = []
     if recorded.exists():
         changed = require_effect(load_config(str(recorded)), config, "resume")
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    require_inputs(config, folder)
+    make_folder(folder / "logs", "launch.runs_dir")
     try:
         with held(folder / "up.lock"):
             return _supervise(config, folder, given, changed)

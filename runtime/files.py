@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+from configs.errors import UserError
+
 
 def write_whole(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Replaces the content of `path`: a reader sees the earlier content or the new one, also after a crash in between.
@@ -20,6 +22,16 @@ def write_whole(path: Path, content: str | bytes, mode: int = 0o666) -> None:
         file.flush()
         os.fsync(descriptor)
     draft.replace(path)
+
+
+def make_folder(folder: Path, field: str) -> None:
+    """Makes a folder and those above it. Raises UserError, which names the field that says where, if this user may not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the folder {folder} ({error.strerror}): choose another one with {field}"
+        ) from error
 
 
 def sync(path: Path) -> None:

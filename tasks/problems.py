@@ -197,6 +197,10 @@ def _load_file(path: Path) -> Any:
         return Dataset.from_parquet(str(path)) if path.suffix == ".parquet" else read_json_rows(path)
     except DatasetGenerationError as error:
         raise ProblemError(f"{path} can't be read: {error.__cause__ or error}") from error
+    except UnicodeDecodeError as error:
+        raise ProblemError(
+            f"{path} is not UTF-8 text (byte {error.start}): if it is Latin-1, `iconv -f LATIN1 -t UTF-8 {path}` converts it"
+        ) from error
     except (OSError, ValueError) as error:
         raise ProblemError(f"{path} can't be read: {error}") from error
 

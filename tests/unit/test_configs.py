@@ -92,3 +92,43 @@ def test_a_configuration_of_another_version_is_refused():
     assert parse_config(text) == load_config("tiny")
     with pytest.raises(ConfigError, match="not a configuration of this version"):
         parse_config(text.replace("max_staleness", "max_age"))
+
+
+def test_everything_that_is_wrong_is_said_unknown_fields_first(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(
+        "modle: {path: random-tiny}\nname: x\ntasks: {problems: {recipe: gcd}}\nseed: a\nlearner: {stepz: 2}\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path))
+    first, *lines = str(error.value).splitlines()
+    assert first.endswith("wrong.yaml: 3 errors")
+    # Not also that `model` is missing.
+    assert sorted(lines[:2]) == [
+        "  unknown field learner.stepz: did you mean steps?",
+        "  unknown field modle: did you mean model?",
+    ]
+    assert lines[2].startswith("  seed: ")
+
+
+def test_a_field_that_is_missing_and_misspelt_nowhere_is_missing(tmp_path):
+    path = tmp_path / "wrong.yaml"
+    path.write_text("name: x\ntasks: {problems: {recipe: gcd}}\n")
+    with pytest.raises(ConfigError, match=r"wrong\.yaml: model is missing$"):
+        load_config(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: x\nname: y\n", "line 2: the key 'name' is there twice"),
+        ("learner:\n  steps: 3\n  critic: {lr: 1}\n  steps: 4\n", "line 4: the key 'steps' is there twice"),
+        ("name: [x\n", "line 2: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_yaml_that_says_two_things_or_none(tmp_path, text: str, message: str):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_config(str(path))
+    assert str(error.value).endswith(f"is not YAML that can be used: {message}")

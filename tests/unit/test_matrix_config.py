@@ -57,7 +57,7 @@ experiments:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: m", "experiments: Field required"),
+        ("name: m", "experiments is missing"),
         ("name: m\nexperiments: []", "experiments: .*at least 1"),
         ("name: M!\nexperiments: [{config: tiny}]", "name: .*pattern"),
         (
