@@ -38,9 +38,13 @@ class MixedSource(Section):
     options: RecipeOptions = {}
     """Options of the recipe, passed on as they are."""
     file: str | None = None
-    """A JSON Lines or Parquet file."""
+    """A file: JSON Lines, JSON or CSV, also with `.gz`, or Parquet."""
     dataset: str | None = None
-    """A Hugging Face data set, as `name` or `name:split`."""
+    """A Hugging Face data set: its name, or a folder with its files or that it was saved to."""
+    subset: str | None = None
+    """Subset of a data set that has several (the hub calls them configurations)."""
+    split: str | None = None
+    """Split of a data set; `train` where it is absent."""
     problem_field: str = "problem"
     """Field of a file or data set that holds the problem's text."""
     answer_field: str = "answer"
@@ -50,6 +54,7 @@ class MixedSource(Section):
     def one_source(self) -> Self:
         if sum(map(bool, (self.file, self.dataset, self.options))) > 1:
             raise ValueError("a file, a data set and options of a recipe exclude each other")
+        _check_dataset(self)
         return self
 
 
@@ -63,9 +68,13 @@ class ProblemsConfig(Section):
     mix: dict[str, MixedSource] = {}
     """Several recipes, files and data sets by name, each with its weight; rows of a file or data set come in turn."""
     file: str | None = None
-    """A JSON Lines or Parquet file."""
+    """A file: JSON Lines, JSON or CSV, also with `.gz`, or Parquet."""
     dataset: str | None = None
-    """A Hugging Face data set, as `name` or `name:split`."""
+    """A Hugging Face data set: its name, or a folder with its files or that it was saved to."""
+    subset: str | None = None
+    """Subset of a data set that has several (the hub calls them configurations)."""
+    split: str | None = None
+    """Split of a data set; `train` where it is absent."""
     problem_field: str = "problem"
     """Field of a file or data set that holds the problem's text."""
     answer_field: str = "answer"
@@ -79,7 +88,15 @@ class ProblemsConfig(Section):
             raise ValueError("name exactly one of recipe, mix, file and dataset")
         if self.options and self.recipe is None:
             raise ValueError("options belong to a recipe; in a mix, to each recipe of its own")
+        _check_dataset(self)
         return self
+
+
+def _check_dataset(source: MixedSource | ProblemsConfig) -> None:
+    if (source.subset or source.split) and source.dataset is None:
+        raise ValueError("subset and split belong to a data set (dataset)")
+    if source.dataset is not None and ":" in source.dataset:
+        raise ValueError(f"dataset is {source.dataset!r}: name its subset and its split in fields of their own")
 
 
 _REWARD_FUNCTION = re.compile(r"(.+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*):[A-Za-z_]\w*")

@@ -18,10 +18,9 @@ from configs.tasks import GradingConfig, ProblemsConfig, PromptConfig
 from evaluation.records import Key
 from tasks.overlap import refuse_overlap
 from tasks.problems import Problem, ProblemError, load_problems
+from tasks.tables import kind_of, stem_of
 
 log = structlog.get_logger()
-
-FILES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,8 @@ def choose(
 ) -> EvaluationConfig:
     """Returns the configuration's evaluation with what the command line says instead; what is empty or None stays as it is.
 
-    Each of `data` is the name of one of the configuration's data sets, a file, or a Hugging Face `name:split`. Raises
-    ProblemError for two of one name.
+    Each of `data` is the name of one of the configuration's data sets, a file, or a Hugging Face data set as `NAME`,
+    `NAME:SPLIT` or `NAME:SUBSET:SPLIT`. Raises ProblemError for two of one name, and for more parts.
     """
     chosen = config.evaluation
     changes: dict[str, Any] = {}
@@ -174,15 +173,19 @@ def _has_rows(source: ProblemsConfig) -> bool:
 
 def _source(text: str) -> tuple[str, EvaluationData]:
     path = Path(text)
-    if path.suffix in FILES:
-        return to_name(path.stem), EvaluationData(file=text)
-    return to_name(text.rpartition("/")[2]), EvaluationData(dataset=text)
+    if kind_of(path):
+        return to_name(stem_of(path)), EvaluationData(file=text)
+    name, *parts = text.split(":")
+    if len(parts) > 2 or not all((name, *parts)):
+        raise ProblemError(f"{text!r} is no data set: write NAME, NAME:SPLIT or NAME:SUBSET:SPLIT")
+    subset, split = (None, None, *parts)[-2:]
+    return to_name(text.rpartition("/")[2]), EvaluationData(dataset=name, subset=subset, split=split)
 
 
 def _own(config: RunConfig) -> dict[str, EvaluationData]:
     """Returns the source that the run trains on."""
     problems = config.tasks.problems
-    name = problems.recipe or (problems.file and Path(problems.file).stem) or problems.dataset or "mix"
+    name = problems.recipe or (problems.file and stem_of(Path(problems.file))) or problems.dataset or "mix"
     return {to_name(name): _OwnData(**problems.model_dump())}
 
 

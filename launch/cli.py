@@ -141,7 +141,7 @@ def _eval(command: ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME_OR_FILE",
-        help="data sets: of the configuration, files, or Hugging Face `name:split`",
+        help="data sets: of the configuration, files, or of Hugging Face (NAME, NAME:SPLIT, NAME:SUBSET:SPLIT)",
     )
     command.add_argument(
         "--max-tool-calls",

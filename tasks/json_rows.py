@@ -1,4 +1,4 @@
-"""Reads JSON Lines and JSON files as rows, with every number exact.
+"""Reads the text of JSON Lines and JSON files as rows, with every number exact.
 
 Readers of tables give a column one type: integers beside a fraction, or above 2^53, become floats that are other numbers,
 and texts that look like dates become dates. A gold answer must stay what it is in the file.
@@ -6,19 +6,17 @@ and texts that look like dates become dates. A gold answer must stay what it is 
 
 import json
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 MAX_DIGITS = 400
 
 
-def read_json_rows(path: Path) -> list[Row]:
-    """Returns the objects of a file: one a line, or all in one array. Numbers are texts of their digits, without exponents.
+def parse_json_rows(text: str) -> list[Row]:
+    """Returns the objects of a text: one a line, or all in one array. Numbers are texts of their digits, without exponents.
 
-    Raises ValueError, which names the line, for what is no JSON or no object, and OSError.
+    Raises ValueError, which names the line, for what is no JSON or no object.
     """
-    text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         rows = [(f"entry {number}", entry) for number, entry in enumerate(_parse(text, "the array"))]
     else:

@@ -1,7 +1,7 @@
 """Problems: where they come from, and which one each group gets.
 
-A source is a reasoning-gym recipe, whose problems are made on the fly, a JSON Lines or Parquet file, a Hugging Face data
-set, or a weighted mix of these. The same configuration and seed give the same problems, and the same group number the same
+A source is a reasoning-gym recipe, whose problems are made on the fly, a file or a Hugging Face data set (`tasks.tables`),
+or a weighted mix of these. The same configuration and seed give the same problems, and the same group number the same
 problem, in any process at any time.
 """
 
@@ -15,9 +15,9 @@ from typing import Any, overload
 from configs.errors import UserError, nearest
 from configs.tasks import MixedSource, ProblemsConfig
 from tasks.held_out import is_held_out
-from tasks.json_rows import positional, read_json_rows
+from tasks.json_rows import positional
+from tasks.tables import read_dataset, read_file, stem_of
 
-KINDS = (".jsonl", ".json", ".parquet")
 MAX_DRAWS = 500
 """Draws of a recipe for one problem before it is taken to have none on the side that is asked for."""
 SHOWN = 80
@@ -156,10 +156,13 @@ def _mixed(mix: dict[str, MixedSource], size: int, seed: int, evaluation: bool) 
 
 
 def _rows(source: ProblemsConfig | MixedSource) -> list[Problem]:
-    if source.file is not None:
-        return _row_problems(_load_file(Path(source.file)), source, source.file)
-    assert source.dataset is not None
-    return _row_problems(_load_dataset(source.dataset), source, source.dataset)
+    name = source.file or source.dataset
+    assert name is not None
+    try:
+        rows = read_file(Path(name)) if source.file else read_dataset(name, source.subset, source.split)
+    except (OSError, ValueError) as error:
+        raise ProblemError(f"{name}: {error}") from error
+    return _row_problems(rows, source, name)
 
 
 def _dataset(name: str, options: dict[str, Any], size: int, seed: int, draw: int) -> Any:
@@ -182,42 +185,6 @@ def _dataset(name: str, options: dict[str, Any], size: int, seed: int, draw: int
     return dataset
 
 
-def _load_file(path: Path) -> Any:
-    from datasets import Dataset, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
-
-    disable_progress_bars()
-    if not path.is_file():
-        raise ProblemError(f"no file {path} (relative to {Path.cwd()})")
-    if path.suffix not in KINDS:
-        raise ProblemError(f"{path} is of no known kind: expected one of {', '.join(KINDS)}")
-    if path.stat().st_size == 0:
-        raise ProblemError(f"{path} is empty")
-    try:
-        return Dataset.from_parquet(str(path)) if path.suffix == ".parquet" else read_json_rows(path)
-    except DatasetGenerationError as error:
-        raise ProblemError(f"{path} can't be read: {error.__cause__ or error}") from error
-    except UnicodeDecodeError as error:
-        raise ProblemError(
-            f"{path} is not UTF-8 text (byte {error.start}): if it is Latin-1, `iconv -f LATIN1 -t UTF-8 {path}` converts it"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ProblemError(f"{path} can't be read: {error}") from error
-
-
-def _load_dataset(name: str) -> Any:
-    from datasets import disable_progress_bars, load_dataset
-    from datasets.exceptions import DatasetsError
-
-    disable_progress_bars()
-    path, _, split = name.partition(":")
-    try:
-        return load_dataset(path, split=split or "train")
-    # A missing set or host is an OSError, an unknown split a ValueError.
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ProblemError(f"data set {path!r}, split {split or 'train'!r}: {error}") from error
-
-
 def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) -> list[Problem]:
     if not len(rows):
         raise ProblemError(f"{source} has no rows")
@@ -236,7 +203,7 @@ def _row_problems(rows: Any, config: ProblemsConfig | MixedSource, source: str) 
             _text(row.get(field), field, source, number) for field in (config.problem_field, config.answer_field)
         )
         id = row.get("id")
-        name = f"{Path(source).stem}-{number}" if id is None or id == "" else str(id)
+        name = f"{stem_of(Path(source))}-{number}" if id is None or id == "" else str(id)
         problems.append(Problem(id=name, text=text, answer=answer))
     return problems
 

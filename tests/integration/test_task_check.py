@@ -103,7 +103,6 @@ def test_a_run_keeps_the_template_that_it_began_with(tmp_path: Path):
     ("setting", "reason"),
     [
         ("rollout.max_prompt_tokens=2", "rollout.max_prompt_tokens is 2"),
-        ("tasks.prompt.template=nowhere.txt", "no prompt template 'nowhere.txt'"),
         ("tasks.prompt.chat=true", "tasks.prompt.chat"),
     ],
 )

@@ -34,11 +34,11 @@ def up(*settings: str) -> list[str]:
 
 
 MISTAKES: dict[str, tuple[Sequence[str], str]] = {
-    "a kind of file that is not read": (up("tasks.problems={file: notes.txt}"), "notes.txt is of no known kind"),
-    "a file that is not there": (up("tasks.problems={file: absent.jsonl}"), "no file absent.jsonl (relative to "),
-    "a file in Latin-1": (up("tasks.problems={file: latin.jsonl}"), "iconv -f LATIN1 -t UTF-8 latin.jsonl"),
+    "a kind of file that is not read": (up("tasks.problems={file: notes.txt}"), "notes.txt: it is of no known kind"),
+    "a file that is not there": (up("tasks.problems={file: absent.jsonl}"), "absent.jsonl: there is no such file here ("),
+    "a file in Latin-1": (up("tasks.problems={file: latin.jsonl}"), "iconv -f LATIN1 -t UTF-8"),
     "other field names": (up("tasks.problems={file: fields.jsonl}"), "fields.jsonl has no field 'problem'"),
-    "an empty file": (up("tasks.problems={file: empty.jsonl}"), "empty.jsonl is empty"),
+    "an empty file": (up("tasks.problems={file: empty.jsonl}"), "empty.jsonl: it is empty"),
     "a line that is cut off": (up("tasks.problems={file: torn.jsonl}"), "line 2 is not JSON"),
     "an answer that is none": (up("tasks.problems={file: null.jsonl}"), "row 0: field 'answer' is None"),
     "an unknown recipe": (up("tasks.problems={recipe: gdc}"), "no recipe 'gdc': did you mean gcd?"),
@@ -57,7 +57,7 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "a misspelt section": (["up", "misspelt.yaml"], "misspelt.yaml: unknown field modle: did you mean model?"),
     "an unknown configuration": (["up", "tinny"], "no configuration named 'tinny': did you mean tiny"),
     "an evaluation of data that are not there": (
-        ["eval", "tiny", "--checkpoint", "random-tiny", "--data", "absent.jsonl"], "no file absent.jsonl"
+        ["eval", "tiny", "--checkpoint", "random-tiny", "--data", "absent.jsonl"], "absent.jsonl: there is no such file"
     ),
     "an evaluation of nothing": (["eval", "tiny", "--checkpoint", "/absent"], "'/absent' is neither a folder here nor"),
 }  # fmt: skip

@@ -77,7 +77,7 @@ def test_training_problems_that_are_elsewhere_are_needed_in_a_run_alone(file: Pa
     config = load_config("tiny", ["tasks.problems={file: " + str(tmp_path / "elsewhere.jsonl") + "}"])
     config = config.model_copy(update={"evaluation": choose(config, [str(file)], (), None, None)})
     plan = make_plan(config, config.evaluation, "{problem}")
-    with pytest.raises(ProblemError, match="no file"):
+    with pytest.raises(ProblemError, match="there is no such file"):
         refuse_known(config, plan)
     with capture_logs() as logs:
         refuse_known(config, plan, required=False)
@@ -180,3 +180,23 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path: Path):
     assert result.returncode == 2
     assert f"the folder {tmp_path} holds no config.json" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "subset", "split"),
+    [
+        ("openai/gsm8k", None, None),
+        ("openai/gsm8k:test", None, "test"),
+        ("openai/gsm8k:main:test", "main", "test"),
+    ],
+)
+def test_a_data_set_of_the_hub_on_the_command_line(text: str, subset: str | None, split: str | None):
+    [(name, source)] = choose(load_config("tiny"), [text], (), None, None).data.items()
+    assert name == text.removeprefix("openai/").replace(":", "-")
+    assert (source.dataset, source.subset, source.split) == ("openai/gsm8k", subset, split)
+
+
+@pytest.mark.parametrize("text", ["a:b:c:d", "a::test", ":test", "a:"])
+def test_what_is_no_data_set(text: str):
+    with pytest.raises(ProblemError, match="write NAME, NAME:SPLIT or NAME:SUBSET:SPLIT"):
+        choose(load_config("tiny"), [text], (), None, None)

@@ -1,5 +1,6 @@
 """Sources of problems, and the order in which groups get them."""
 
+import gzip
 import json
 import subprocess
 import sys
@@ -190,7 +191,7 @@ class TestMixes:
     @pytest.mark.parametrize(
         ("mix", "message"),
         [
-            ({"mine": {"file": "absent.jsonl"}}, "no file absent.jsonl"),
+            ({"mine": {"file": "absent.jsonl"}}, "absent.jsonl: there is no such file"),
             ({"gdc": {}}, r"no recipe 'gdc': did you mean gcd\?"),
             ({"gcd": {}, "lcm": {"options": {"maximum": 3}}}, "recipe 'lcm' refuses its options: .*maximum"),
             ({"gcd": {}, "rubiks_cube": {}}, "recipe 'rubiks_cube' has no gold answers"),
@@ -296,29 +297,118 @@ class TestFilesAndDataSets:
         write_jsonl(folder / "train.jsonl", [{"problem": "1+1", "answer": "2"}])
         write_jsonl(folder / "test.jsonl", [{"problem": "2+2", "answer": "4"}, {"problem": "3+3", "answer": "6"}])
         assert [p.answer for p in load_problems(ProblemsConfig(dataset=str(folder)), seed=0)] == ["2"]
-        assert [p.answer for p in load_problems(ProblemsConfig(dataset=f"{folder}:test"), seed=0)] == ["4", "6"]
+        test = ProblemsConfig(dataset=str(folder), split="test")
+        assert [p.answer for p in load_problems(test, seed=0)] == ["4", "6"]
         with pytest.raises(ProblemError, match="dev"):
-            load_problems(ProblemsConfig(dataset=f"{folder}:dev"), seed=0)
+            load_problems(ProblemsConfig(dataset=str(folder), split="dev"), seed=0)
+
+    def test_a_data_set_of_several_subsets(self, tmp_path):
+        folder = tmp_path / "sums"
+        folder.mkdir()
+        for name in ("main", "hard"):
+            write_jsonl(folder / f"{name}.jsonl", [{"problem": f"{name}?", "answer": "2"}])
+        configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "hard"))
+        (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+        config = ProblemsConfig(dataset=str(folder), subset="hard")
+        assert [p.text for p in load_problems(config, seed=0)] == ["hard?"]
+        with pytest.raises(ProblemError) as missing:
+            load_problems(ProblemsConfig(dataset=str(folder)), seed=0)
+        assert str(missing.value).endswith(
+            "it has the subsets main, hard: name one (`subset`, or NAME:SUBSET:SPLIT on a command line)"
+        )
+        with pytest.raises(ProblemError, match="no subset 'mian': did you mean main"):
+            load_problems(ProblemsConfig(dataset=str(folder), subset="mian"), seed=0)
+        assert "load_dataset" not in str(missing.value)
+
+    def test_a_folder_that_a_data_set_was_saved_to(self, tmp_path):
+        from datasets import Dataset, DatasetDict
+
+        rows = Dataset.from_list([{"problem": "a", "answer": "1"}])
+        rows.save_to_disk(tmp_path / "one")
+        DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "splits")
+        for settings in ({"dataset": "one"}, {"dataset": "splits"}, {"dataset": "splits", "split": "test"}):
+            source = ProblemsConfig.model_validate(settings | {"dataset": str(tmp_path / settings["dataset"])})
+            assert [p.answer for p in load_problems(source, seed=0)] == ["1"]
+        for settings, message in (
+            ({"dataset": "one", "split": "train"}, "has no splits"),
+            ({"dataset": "splits", "split": "tset"}, "no split 'tset': did you mean test"),
+            ({"dataset": "splits", "subset": "main"}, "no subsets"),
+        ):
+            source = ProblemsConfig.model_validate(settings | {"dataset": str(tmp_path / settings["dataset"])})
+            with pytest.raises(ProblemError, match=message):
+                load_problems(source, seed=0)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"dataset": "a:main:test"}, "name its subset and its split in fields of their own"),
+            ({"file": "a.jsonl", "split": "test"}, "subset and split belong to a data set"),
+            ({"recipe": "gcd", "subset": "main"}, "subset and split belong to a data set"),
+        ],
+    )
+    def test_subsets_and_splits_belong_to_data_sets(self, settings, message):
+        with pytest.raises(ValueError, match=message):
+            ProblemsConfig.model_validate(settings)
 
     def test_an_unknown_data_set_is_one_clear_error(self):
         with pytest.raises(ProblemError, match="no-such-owner/no-such-set"):
             load_problems(ProblemsConfig(dataset="no-such-owner/no-such-set"), seed=0)
 
     def test_a_missing_file(self, tmp_path):
-        with pytest.raises(ProblemError, match=r"no file .*absent\.jsonl"):
+        with pytest.raises(ProblemError, match=r"absent\.jsonl: there is no such file"):
             load_problems(ProblemsConfig(file=str(tmp_path / "absent.jsonl")), seed=0)
 
-    def test_an_unknown_kind_of_file(self, tmp_path):
-        path = tmp_path / "set.csv"
+    @pytest.mark.parametrize("name", ["set.txt", "set.parquet.gz", "set", "set.gz"])
+    def test_an_unknown_kind_of_file(self, tmp_path, name):
+        path = tmp_path / name
         path.write_text("problem,answer\n1,2\n")
-        with pytest.raises(ProblemError, match=r"expected one of \.jsonl"):
+        with pytest.raises(ProblemError, match=r"expected one of \.jsonl, \.json, \.csv, \.parquet"):
             load_problems(ProblemsConfig(file=str(path)), seed=0)
+
+    @pytest.mark.parametrize("suffix", ["", ".gz"])
+    def test_csv_is_text_whatever_it_looks_like(self, tmp_path, suffix):
+        text = '\ufeffid,problem,answer\r\n7,"1, and\nmore",007\r\n8,b,1.50\n\n9,"say ""c""",1e5\n'
+        path = tmp_path / f"set.csv{suffix}"
+        path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
+        assert list(load_problems(ProblemsConfig(file=str(path)), seed=0)) == [
+            Problem("7", "1, and\nmore", "007"),
+            Problem("8", "b", "1.50"),
+            Problem("9", 'say "c"', "1e5"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("problem,answer\na,1,2\n", "line 2 ends a row of 3 fields, the first has 2"),
+            ("problem,answer\na\n", "line 2 ends a row of 1 fields"),
+            ("problem,answer,answer\na,1,2\n", "the field 'answer' is there twice"),
+            ('problem,answer\n"a,1\n', "line 2 is not CSV"),
+            ("problem;answer\na;1\n", "no field 'problem': did you mean problem;answer"),
+            ("problem,answer\n", "has no rows"),
+            ("problem,answer\na,\n", "row 0: field 'answer' is ''"),
+        ],
+    )
+    def test_bad_csv(self, tmp_path, text, message):
+        path = tmp_path / "set.csv"
+        path.write_text(text)
+        with pytest.raises(ProblemError, match=message):
+            load_problems(ProblemsConfig(file=str(path)), seed=0)
+
+    def test_packed_json(self, tmp_path):
+        path = tmp_path / "set.jsonl.gz"
+        packed = gzip.compress(b'{"problem": "a", "answer": 1}\n')
+        path.write_bytes(packed)
+        assert list(load_problems(ProblemsConfig(file=str(path)), seed=0)) == [Problem("set-0", "a", "1")]
+        for damaged in (packed[:-4], b"no gzip", packed[:12] + b"\xff" * 8 + packed[20:]):
+            path.write_bytes(damaged)
+            with pytest.raises(ProblemError, match="not a whole gzip file"):
+                load_problems(ProblemsConfig(file=str(path)), seed=0)
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
             ("", "is empty"),
-            ('{"problem": "a", "answer": "1"}\n{"problem": ', "can't be read"),
+            ('{"problem": "a", "answer": "1"}\n{"problem": ', "line 2 is not JSON"),
             ('{"problem": "a", "answers": "1"}\n', r"no field 'answer': did you mean answers\?"),
             ('{"question": "a", "answer": "1"}\n', "no field 'problem'.*valid are question, answer"),
             ('{"problem": "a", "answer": "1"}\n{"problem": "b", "answer": null}\n', "row 1: field 'answer' is None"),
