@@ -15,6 +15,18 @@ HEADER = """# Every configuration field
 
 Made from the schema (`configs/schema.py`) by `scripts/document_configuration`. A file names what differs from the defaults;
 `--set section.field=value` overrides; `zerotir config CONFIG` prints the result. Unknown fields are errors.
+
+A file with a `base`, a shipped configuration or another file beside it, holds what differs from that one:
+
+```yaml
+base: quickstart
+learner: {steps: 40, optimizer: {lr: 1.0e-5}}
+tasks:
+  problems: {file: mine.jsonl, problem_field: question}
+```
+
+Sections are merged field by field. The source of problems (`tasks.problems`) and fields that hold names of the user's
+(`mix`, `options`, `evaluation.data`) are replaced whole. The file's own name is the configuration's, unless it has a `name`.
 """
 
 

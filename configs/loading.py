@@ -13,7 +13,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from configs.errors import UserError, closest, nearest
+from configs.names import to_name
 from configs.schema import RunConfig
+from configs.tasks import ProblemsConfig
 
 SHIPPED = Path(__file__).parent
 
@@ -28,14 +30,51 @@ def shipped_names(folder: Path = SHIPPED) -> list[str]:
 
 
 def load_config(name: str, overrides: list[str] | None = None) -> RunConfig:
-    """Loads a shipped configuration by name, or a YAML file by path, and applies `field.path=value` overrides."""
-    values = read_document(name)
+    """Loads a shipped configuration by name, or a YAML file by path, and applies `field.path=value` overrides.
+
+    A document with a `base` holds what differs from that configuration: see `_on_base`. Raises ConfigError.
+    """
+    values = _on_base(name, ())
     for override in overrides or []:
         _apply(values, override)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{name}: {explain(error, RunConfig)}") from error
+
+
+def _on_base(name: str, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Returns what a document says, on top of what its `base` says, another document, and so on.
+
+    Sections are merged field by field. `tasks.problems` and fields that hold mappings are replaced whole. A document with a
+    base has its own name, by default its file's. `above`: the documents that led here.
+    """
+    values = read_document(name)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    path = Path(name)
+    if not isinstance(base, str):
+        raise ConfigError(f"{name}: base is {base!r}: name a shipped configuration or a YAML file")
+    if path.resolve() in above:
+        raise ConfigError(f"{name} is its own base, by way of {above[-1]}")
+    values.setdefault("name", to_name(path.stem))
+    # A file is beside the document that names it.
+    found = str(path.parent / base) if Path(base).suffix else base
+    return _merged(_on_base(found, (*above, path.resolve())), values, RunConfig)
+
+
+def _merged(base: dict[str, Any], values: dict[str, Any], section: type[BaseModel]) -> dict[str, Any]:
+    merged = dict(base)
+    for field, value in values.items():
+        info = section.model_fields.get(field)
+        kind: Any = info.annotation if info else None
+        below = merged.get(field)
+        if _is_section(kind) and kind is not ProblemsConfig and isinstance(value, dict) and isinstance(below, dict):
+            merged[field] = _merged(below, value, kind)
+        else:
+            merged[field] = value
+    return merged
 
 
 def dump_config(config: RunConfig) -> str:

@@ -132,3 +132,43 @@ def test_yaml_that_says_two_things_or_none(tmp_path, text: str, message: str):
     with pytest.raises(ConfigError) as error:
         load_config(str(path))
     assert str(error.value).endswith(f"is not YAML that can be used: {message}")
+
+
+def test_a_configuration_on_a_base_holds_what_differs(tmp_path):
+    (tmp_path / "my run.yaml").write_text(
+        "base: quickstart\nlearner: {optimizer: {lr: 3.0e-6}}\ntasks: {problems: {file: mine.jsonl}}\n"
+    )
+    base, own = load_config("quickstart"), load_config(str(tmp_path / "my run.yaml"), ["seed=7"])
+    assert (own.name, own.seed) == ("my-run", 7)
+    assert own.learner.optimizer.lr == 3e-6
+    # One source, and nothing of the base's.
+    assert own.tasks.problems.model_dump(exclude_defaults=True) == {"file": "mine.jsonl"}
+    expected = base.model_dump()
+    expected["learner"]["optimizer"]["lr"] = 3e-6
+    expected["tasks"]["problems"] = own.tasks.problems.model_dump()
+    assert own.model_dump() == {**expected, "name": "my-run", "seed": 7}
+
+
+def test_a_base_may_be_a_file_beside_it_that_has_one_itself(tmp_path):
+    (tmp_path / "first.yaml").write_text("base: tiny\nname: one\nlearner: {steps: 7}\nrollout: {max_tool_calls: 0}\n")
+    (tmp_path / "second.yaml").write_text("base: first.yaml\nlearner: {steps: 8}\n")
+    config = load_config(str(tmp_path / "second.yaml"))
+    assert (config.name, config.learner.steps, config.rollout.max_tool_calls) == ("second", 8, 0)
+    assert config.model == load_config("tiny").model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base: tinny\n", "no configuration named 'tinny': did you mean tiny"),
+        ("base: absent.yaml\n", r"cannot read .*absent\.yaml"),
+        ("base: [tiny]\n", r"base is \['tiny'\]: name a shipped configuration or a YAML file"),
+        ("base: own.yaml\n", r"own\.yaml is its own base, by way of .*own\.yaml"),
+        ("base: tiny\nlerner: {steps: 3}\n", "unknown field lerner: did you mean learner"),
+        ("base: tiny\nlearner: 3\n", "learner: Input should be"),
+    ],
+)
+def test_a_base_that_cannot_be(tmp_path, text: str, message: str):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(tmp_path / "own.yaml"))
