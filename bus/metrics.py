@@ -5,7 +5,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +94,37 @@ def steps_of(folder: Path) -> list[dict[str, Any]]:
 
     A step that was trained again counts once, the last time; a last line that is still being written does not count.
     """
-    path = folder / "metrics.jsonl"
-    records: dict[int, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
+    steps = {
+        record["step"]: record
+        for record in records_of(folder / "metrics.jsonl")
+        if record["role"] == "learner" and record["step"] is not None
+    }
+    return [steps[step] for step in sorted(steps)]
+
+
+def records_of(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the records of a `metrics.jsonl`, none where there is no file; leaves out lines that are no such records."""
+    if not path.is_file():
+        return
+    with path.open(errors="replace") as lines:
+        for line in lines:
             try:
                 record = json.loads(line)
             except ValueError:
                 continue
-            if record["role"] == "learner" and record["step"] is not None:
-                records[record["step"]] = record
-    return [records[step] for step in sorted(records)]
+            if isinstance(record, dict) and _is_record(record):
+                yield record
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    step = record.get("step", "")
+    values = (value for name, value in record.items() if name not in ("run", "role", "id", "step"))
+    return (
+        all(isinstance(record.get(name), str) for name in ("role", "id"))
+        and (step is None or isinstance(step, int))
+        and "time" in record
+        and all(isinstance(value, int | float) for value in values)
+    )
 
 
 def run_of(path: Path) -> str | None:

@@ -130,7 +130,8 @@ async def record_end(bus: Bus, steps: int) -> None:
         try:
             await (await bus.js.key_value(bus.names.run_bucket)).put(END, end.model_dump_json().encode())
             return
-        except TRANSIENT_ERRORS as error:
+        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
+            # Without its bucket, a bus that has lost everything, whose bus role makes it again.
             bus.require_connection()
             if backoff.over:
                 raise BusError(

@@ -86,7 +86,7 @@ def parse_config(text: str) -> RunConfig:
     """Reads `dump_config` back. Raises ConfigError, also for what another version of this project wrote."""
     try:
         return RunConfig.model_validate(yaml.safe_load(text))
-    except (yaml.YAMLError, ValidationError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"not a configuration of this version: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -106,7 +106,8 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not YAML that can be used: {where}{error.problem}") from error
-    except yaml.YAMLError as error:
+    # A date that is none, digits that are no number, brackets without end.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not YAML that can be used: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration: its top level must be a mapping")
@@ -139,7 +140,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
         target[leaf] = _number(yaml.safe_load(text))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
 
 

@@ -5,6 +5,7 @@ for the whole, and so does the time that is left. The samples of a problem are n
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,10 @@ def refuse_known(config: RunConfig, plan: Plan, *, required: bool = True) -> Non
         refuse_overlap(training, data.problems, data.name)
 
 
+_DATASET = re.compile(r"([^:]+)(?::([^:\[\]]+)(?=:))?(?::([^:\[\]]+(?:\[[^\]]*\])?))?")
+"""A name, a subset and a split; the split may be a slice, as `train[:100]`."""
+
+
 class _OwnData(EvaluationData):
     """The source that the run trains on, where the user has named none."""
 
@@ -173,13 +178,16 @@ def _has_rows(source: ProblemsConfig) -> bool:
 
 def _source(text: str) -> tuple[str, EvaluationData]:
     path = Path(text)
-    if kind_of(path):
+    if kind_of(path) or path.is_file():
+        if not path.is_file():
+            raise ProblemError(f"{text}: there is no such file here ({Path.cwd()})")
         return to_name(stem_of(path)), EvaluationData(file=text)
-    name, *parts = text.split(":")
-    if len(parts) > 2 or not all((name, *parts)):
+    parts = _DATASET.fullmatch(text)
+    if parts is None:
         raise ProblemError(f"{text!r} is no data set: write NAME, NAME:SPLIT or NAME:SUBSET:SPLIT")
-    subset, split = (None, None, *parts)[-2:]
-    return to_name(text.rpartition("/")[2]), EvaluationData(dataset=name, subset=subset, split=split)
+    name, subset, split = parts.groups()
+    own = ":".join(part for part in (name.rstrip("/").rpartition("/")[2], subset, split) if part)
+    return to_name(own), EvaluationData(dataset=name, subset=subset, split=split)
 
 
 def _own(config: RunConfig) -> dict[str, EvaluationData]:

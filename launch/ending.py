@@ -23,27 +23,25 @@ LEAVING = ("actor", "sandbox", "evaluator")
 """Roles that leave once the run is done."""
 
 
-async def is_over(bus: Bus, role: str, steps: int) -> RunEnd | None:
-    """Returns the end of the run if nothing is left to do for `role`, else None. Raises what nats-py raises.
-
-    `steps` are the role's `learner.steps`: with more of them than were done it is meant for a learner that goes on.
-    """
+async def is_over(bus: Bus, role: str) -> RunEnd | None:
+    """Returns the end of the run if nothing is left to do for `role`, else None. Raises what nats-py raises."""
     end = await recorded_end(bus)
-    if end is None or end.steps < steps:
-        return None
-    return None if role == "sandbox" and await any_alive(bus, "evaluator") else end
+    return None if end is None or (role == "sandbox" and await any_alive(bus, "evaluator")) else end
 
 
-async def wait_for_end(bus: Bus, role: str, steps: int, ended: asyncio.Event) -> None:
-    """Sets `ended` and returns once nothing is left to do for `role`; what the bus does not answer is asked again."""
+async def wait_for_end(bus: Bus, role: str, ended: asyncio.Event, known: RunEnd | None) -> None:
+    """Sets `ended` and returns once nothing is left to do for `role`; what the bus does not answer is asked again.
+
+    `known` is an end after which the run is to go on: it is not heeded.
+    """
     while True:
         await asyncio.sleep(LOOK_EVERY_S)
         try:
-            end = await is_over(bus, role, steps)
+            end = await is_over(bus, role)
         except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
             log.warning("cannot see whether the run is done, will look again", error=str(error))
             continue
-        if end is not None:
+        if end is not None and end != known:
             log.info("the run is done", steps=end.steps)
             ended.set()
             return

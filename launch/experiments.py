@@ -101,6 +101,7 @@ def _prepare(folder: Path, run: PlannedRun) -> None:
             f"and {folder / run.name} to begin it anew"
         )
     path.write_text(text)
+    (folder / run.name).mkdir(exist_ok=True)
 
 
 def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int) -> int:

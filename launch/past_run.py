@@ -10,14 +10,15 @@ from urllib.parse import urlsplit
 
 from bus.address import BusAddress, run_folder
 from bus.connection import BusError
-from bus.metrics import steps_of
+from bus.metrics import records_of, steps_of
 from configs.errors import UserError
 from configs.loading import load_config
 from launch.views import how_long, summary, values_line
 
 ANSWER_S = 2.0
-"""Seconds in which a server takes a connection, if it is up."""
+"""Seconds in which a server takes a connection, and greets, if it is up."""
 DEFAULT_PORT = 4222
+GREETING = b"INFO"
 LINE = ("run", "seq", "time", "role", "id", "step")
 """Fields of a line of `metrics.jsonl` besides the values."""
 
@@ -31,8 +32,10 @@ def folder_alone(bus_file: Path) -> Path | None:
     measured = (folder / "metrics.jsonl").exists()
     if measured and not bus_file.exists():
         return folder
-    url = BusAddress.read(bus_file).url
-    if any(map(_answers, url.split(","))):
+    address = BusAddress.read(bus_file)
+    url = address.url
+    # With TLS a server waits for the client to begin.
+    if any(_answers(server, greets=address.tls.ca is None) for server in url.split(",")):
         return None
     if not measured:
         raise BusError(
@@ -42,11 +45,12 @@ def folder_alone(bus_file: Path) -> Path | None:
     return folder
 
 
-def _answers(url: str) -> bool:
-    server = urlsplit(url)
+def _answers(url: str, *, greets: bool) -> bool:
+    """Returns whether there is a server, by its greeting: another program may have the port."""
+    where = urlsplit(url)
     try:
-        with socket.create_connection((server.hostname or "", server.port or DEFAULT_PORT), timeout=ANSWER_S):
-            return True
+        with socket.create_connection((where.hostname or "", where.port or DEFAULT_PORT), timeout=ANSWER_S) as server:
+            return not greets or server.recv(len(GREETING)) == GREETING
     except OSError:
         return False
 
@@ -57,7 +61,7 @@ def status_of(folder: Path) -> str:
     wanted = _wanted_steps(folder)
     done = f"{len(steps)} steps" if wanted is None else f"{len(steps)} of {wanted} steps"
     ago = f", the last {how_long(time.time() - steps[-1]['time'])} ago" if steps else ""
-    if steps and steps[-1]["step"] == wanted and (folder / "model").is_dir():
+    if steps and wanted is not None and steps[-1]["step"] >= wanted and (folder / "model").is_dir():
         state = f"finished: {done}{ago}"
     else:
         again = f"; go on with: zerotir up --resume {quote(str(folder))}" if (folder / "up.yaml").exists() else ""
@@ -78,18 +82,14 @@ def _wanted_steps(folder: Path) -> int | None:
 
 def print_metrics(folder: Path, role: str | None, *, as_json: bool) -> None:
     """Prints all metrics that the folder has, as `zerotir metrics` does."""
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            # Half a line, of a learner that was killed.
-            continue
+    for record in records_of(folder / "metrics.jsonl"):
         if role not in (None, record["role"]):
             continue
-        if not as_json:
+        if as_json:
+            sys.stdout.write(json.dumps(record) + "\n")
+        else:
             values = {name: value for name, value in record.items() if name not in LINE}
-            line = values_line(record["time"], record["id"], record["step"], values)
-        sys.stdout.write(line + "\n")
+            sys.stdout.write(values_line(record["time"], record["id"], record["step"], values) + "\n")
 
 
 def weights_of(folder: Path) -> str:

@@ -151,7 +151,8 @@ async def join(
 ) -> None:
     """Joins the run of `address_file` as `role` and plays it until it is done or told to stop.
 
-    `ended` is set once the run is done; where it is done already the role is not played. None: the role does not care.
+    `ended` is set once the run is done. Where it is done already, actors and sandboxes leave at once, and evaluators once
+    they have scored the last version; but those that are for more steps wait. None: the role does not care.
     """
     address = BusAddress.read(address_file).for_role(role)
     folder = run_folder(address_file)
@@ -161,16 +162,20 @@ async def join(
     async with open_bus(address, config.bus, id) as bus:
         await bus.require_streams()
         await require_same_config(bus, config, {"learner": FIXED, "sandbox": SANDBOXED}.get(role, SHARED))
-        if ended is not None and (end := await is_over(bus, role, config.learner.steps)):
-            log.info(
-                f"the run is done, since {how_long(bus.clock.now() - end.ended_at)}: {end.steps} steps. To go on with it, "
-                "give it more (learner.steps), here as for the learner"
-            )
-            return
+        end = await is_over(bus, role) if ended is not None else None
+        goes_on = None
+        if end is not None:
+            done = f"the run is done, since {how_long(bus.clock.now() - end.ended_at)}: {end.steps} steps"
+            if config.learner.steps > end.steps:
+                log.warning(f"{done}. This role is for {config.learner.steps}, and waits for a learner that goes on")
+                goes_on = end
+            elif role != "evaluator":
+                log.info(f"{done}. To go on with it, give it more (learner.steps), here as for the learner")
+                return
         announcer = Announcer(bus, role, id)
         background = [asyncio.create_task(announcer.run())]
         if ended is not None:
-            background.append(asyncio.create_task(wait_for_end(bus, role, config.learner.steps, ended)))
+            background.append(asyncio.create_task(wait_for_end(bus, role, ended, goes_on)))
         try:
             await play(config, bus, announcer, folder, stop)
         finally:

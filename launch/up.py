@@ -79,6 +79,8 @@ def start(arguments: argparse.Namespace) -> int:
 
 def _up(config: RunConfig, resume: Path | None) -> int:
     given = shares(config, [] if config.emulated else visible_gpus())
+    if resume and not resume.is_dir():
+        raise UserError(f"--resume {quote(str(resume))}: there is no such folder of a run")
     folder = resume.resolve() if resume else Path(config.launch.runs_dir) / new_run_id(config.name)
     recorded = folder / "config.yaml"
     changed: list[Change] = []
@@ -255,7 +257,10 @@ class _Supervisor:
                         return
                     await self._make_room_for_evaluator()
                 elif name == "evaluator" and "learner" not in self._roles:
-                    say(f"evaluator {'has scored the last version' if role.code == 0 else role.ending()}")
+                    if role.code != 0:
+                        text = f"training is done, but the last version is not scored: evaluator {role.ending()}"
+                        raise RunFailedError(text, role.code or 1)
+                    say("evaluator has scored the last version")
                     return
                 else:
                     await self._restart(name, role)
@@ -275,15 +280,19 @@ class _Supervisor:
     async def _let_others_leave(self, bus: Bus) -> None:
         """Keeps the bus for actors, sandboxes and evaluators that somebody else started, until they have left.
 
-        Waits for `OTHERS_S` seconds, or until told to stop: then they lose the bus, and end with that error.
+        Waits while an evaluator is alive, and then for `OTHERS_S` seconds, or until told to stop: then they lose the bus,
+        and end with that error.
         """
         deadline = time.monotonic() + OTHERS_S
         said = False
         while not self._stop.is_set():
             alive = [presence for presence in await self._alive(bus) if presence.role in LEAVING]
-            others = ", ".join(sorted(presence.id for presence in alive if presence.id not in self._roles))
+            strangers = [presence for presence in alive if presence.id not in self._roles]
+            others = ", ".join(sorted(presence.id for presence in strangers))
             if not others:
                 return
+            if any(presence.role == "evaluator" for presence in strangers):
+                deadline = time.monotonic() + OTHERS_S
             if time.monotonic() > deadline:
                 say(f"still there after {OTHERS_S:.0f} s: {others}; they lose their bus now")
                 return

@@ -82,6 +82,8 @@ class Learner:
         self._checkpoints = Checkpoints(folder / "checkpoints", config.learner.checkpoint)
         self._weights = WeightPublisher(weights_bus, config.weights, trainer)
         self._release: asyncio.Task[None] | None = None
+        self._done = 0
+        """Steps, once all are done."""
         self._reported: float | None = None
         """The time of the last step's metrics."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
@@ -107,7 +109,9 @@ class Learner:
                         self._reported, self._config.bus.timeout_s if done else LAST_METRICS_S
                     )
                 if done:
-                    await record_end(self._bus, self._config.learner.steps)
+                    # One that took the run over meanwhile has more to do.
+                    await self._weights.require_head()
+                    await record_end(self._bus, self._done)
             finally:
                 for task in (*background, self._release):
                     if task is not None:
@@ -159,7 +163,10 @@ class Learner:
                 if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
                     await release
                     await self._checkpoint(version, values)
+            # Of the last version, whose weights a learner that goes on publishes again.
+            await release
             await self._results.close()
+        self._done = version
         return True
 
     async def _take_over(self) -> None:

@@ -83,7 +83,8 @@ def parse_csv_rows(text: str) -> list[Row]:
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     try:
-        names = next(lines)
+        # Blank lines count nowhere.
+        names = [name.strip() for name in next((values for values in lines if values), [])]
         if len(set(names)) < len(names):
             raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} is there twice")
         for values in lines:
@@ -104,13 +105,18 @@ def read_dataset(name: str, subset: str | None, split: str | None) -> Any:
     from datasets.exceptions import DatasetsError
 
     disable_progress_bars()
-    if any(Path(name, file).is_file() for file in SAVED):
+    if any(Path(name, file).is_file() for file in SAVED) and not Path(name, "README.md").exists():
         return _read_saved(name, subset, split)
+    if tables := sorted(path for path in Path(name).rglob("*.csv*") if Path(name).is_dir()):
+        # The library gives columns types: 007 becomes 7, and a column too many moves all others.
+        raise ValueError(
+            f"it holds CSV files, whose values would not stay as they are: name one as a file, as {tables[0]}"
+        )
     try:
         return load_dataset(name, subset, split=split or "train")
     # A missing set or host is an OSError, an unknown subset or split a ValueError.
     except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(_in_our_words(str(error), subset)) from error
+        raise ValueError(_in_our_words(str(error.__cause__ or error), subset)) from error
 
 
 def _in_our_words(text: str, subset: str | None) -> str:
@@ -131,7 +137,10 @@ def _read_saved(name: str, subset: str | None, split: str | None) -> Any:
 
     if subset is not None:
         raise ValueError(f"a data set that was saved to a folder has no subsets, and {subset!r} is asked for")
-    saved = load_from_disk(name)
+    try:
+        saved = load_from_disk(name)
+    except (KeyError, TypeError, AttributeError, OSError, ValueError) as error:
+        raise ValueError(f"the data set that was saved there is damaged ({type(error).__name__}: {error})") from error
     if isinstance(saved, DatasetDict):
         wanted = split or "train"
         if wanted not in saved:

@@ -53,7 +53,7 @@ async def test_the_end_is_there_until_the_run_goes_on(master: BusAddress, learne
         assert found.steps == 6
         assert before <= found.ended_at <= learner.clock.now()
         await record_end(learner, 8)
-        assert (await is_over(sandbox, "actor", 8)) is not None
+        assert await is_over(sandbox, "actor") is not None
         await forget_end(learner)
         assert await recorded_end(sandbox) is None
 
@@ -64,34 +64,56 @@ async def test_an_end_that_cannot_be_read_is_none(master: BusAddress, learner: B
     assert await recorded_end(learner) is None
 
 
-async def test_roles_that_are_to_go_on_for_longer_stay(learner: Bus):
-    await record_end(learner, 6)
-    assert await is_over(learner, "actor", 7) is None
-    assert await is_over(learner, "actor", 6) is not None
-
-
 async def test_a_sandbox_stays_while_an_evaluator_is_alive(master: BusAddress, learner: Bus):
     await record_end(learner, 6)
     async with (
         open_bus(master.for_role("sandbox"), BusConfig(), "s") as sandbox,
         open_bus(master.for_role("evaluator"), BusConfig(), "e") as evaluator,
     ):
-        assert isinstance(await is_over(sandbox, "sandbox", 6), RunEnd)
+        assert isinstance(await is_over(sandbox, "sandbox"), RunEnd)
         await Announcer(evaluator, "evaluator", "e").announce()
-        assert await is_over(sandbox, "sandbox", 6) is None
-        assert await is_over(evaluator, "evaluator", 6) is not None
+        assert await is_over(sandbox, "sandbox") is None
+        assert await is_over(evaluator, "evaluator") is not None
 
 
 async def test_who_waits_hears_of_it(learner: Bus, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(ending, "LOOK_EVERY_S", 0.02)
     ended = asyncio.Event()
-    waiting = asyncio.create_task(wait_for_end(learner, "actor", 6, ended))
+    waiting = asyncio.create_task(wait_for_end(learner, "actor", ended, None))
     await asyncio.sleep(0.1)
     assert not ended.is_set()
     await record_end(learner, 6)
     async with asyncio.timeout(60):
         await waiting
     assert ended.is_set()
+
+
+async def test_who_is_for_a_run_that_goes_on_heeds_the_next_end(learner: Bus, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(ending, "LOOK_EVERY_S", 0.02)
+    await record_end(learner, 6)
+    ended = asyncio.Event()
+    waiting = asyncio.create_task(wait_for_end(learner, "actor", ended, await recorded_end(learner)))
+    await asyncio.sleep(0.2)
+    await forget_end(learner)
+    await asyncio.sleep(0.2)
+    assert not ended.is_set()
+    # Also one of fewer steps than it is for.
+    await record_end(learner, 7)
+    async with asyncio.timeout(60):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_the_end_is_written_once_the_bus_has_its_bucket_again(master: BusAddress, learner: Bus):
+    async with open_bus(master, BusConfig(), "bus") as bus:
+        await bus.js.delete_stream(f"KV_{bus.names.run_bucket}")
+        writing = asyncio.create_task(record_end(learner, 6))
+        await asyncio.sleep(0.3)
+        assert not writing.done()
+        await create_streams(bus.js, bus.names, BusConfig(), lease_s=60)
+        async with asyncio.timeout(60):
+            await writing
+    assert await recorded_end(learner) is not None
 
 
 @pytest.mark.parametrize("role", ["actor", "sandbox"])

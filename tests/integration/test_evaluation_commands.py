@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -92,6 +93,16 @@ def test_a_run_ends_once_its_last_version_is_scored_and_others_have_left(tmp_pat
     text = output.read_text()
     assert "evaluator has scored the last version" in text
     assert "is started again" not in text
+    [results] = (folder / "evaluation").glob("*.4/results.json")
+    assert json.loads(results.read_text())["complete"]
+    # A resume of what is done scores what is not scored yet.
+    shutil.rmtree(folder / "evaluation")
+    up, output = start(tmp_path, "up", "--resume", str(folder))
+    try:
+        assert up.wait(timeout=300) == 0, output.read_text()
+    finally:
+        up.kill()
+        up.wait()
     [results] = (folder / "evaluation").glob("*.4/results.json")
     assert json.loads(results.read_text())["complete"]
     assert processes_of(tmp_path) == []

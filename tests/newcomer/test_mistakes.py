@@ -50,6 +50,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     ),
     "a field that does not exist": (up("learner.stepz=3"), "unknown field learner.stepz: did you mean steps?"),
     "a value of another kind": (up("learner.steps=many"), "learner.steps: "),
+    "a model's folder that is not there": (up("model.path=/absent"), "model.path: there is no folder /absent"),
+    "a run's folder that is not there": ([*up(), "--resume", "absent"], "--resume absent: there is no such folder of a run"),
     "a folder that cannot be made": (up("launch.runs_dir=/proc/runs"), "choose another one with launch.runs_dir"),
     "a key twice": (["up", "twice.yaml"], "line 3: the key 'model' is there twice"),
     "a configuration in Latin-1": (["up", "latin.yaml"], "latin.yaml is not UTF-8 text"),

@@ -52,6 +52,8 @@ def test_a_baseline_differs_in_tools_and_prompt_alone(name: str):
         ),
         ("learner.algorithm={loss: ppo, token_weights: false}", "token_weights has no effect with loss ppo"),
         ("learner.steps", "write it as field.name=value"),
+        ("name=2024-13-45", "the value is not YAML"),
+        ("name=" + "[" * 5000, "the value is not YAML"),
         ("name.x=1", "name is a value, not a section"),
         ("tasks.problems.file=x.jsonl", "name exactly one of recipe, mix, file and dataset"),
         (
@@ -124,6 +126,7 @@ def test_a_field_that_is_missing_and_misspelt_nowhere_is_missing(tmp_path):
         ("name: x\nname: y\n", "line 2: the key 'name' is there twice"),
         ("learner:\n  steps: 3\n  critic: {lr: 1}\n  steps: 4\n", "line 4: the key 'steps' is there twice"),
         ("name: [x\n", "line 2: expected ',' or ']', but got '<stream end>'"),
+        ("name: 2024-13-45\n", "month must be in 1..12"),
     ],
 )
 def test_yaml_that_says_two_things_or_none(tmp_path, text: str, message: str):

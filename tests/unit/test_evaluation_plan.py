@@ -1,6 +1,7 @@
 """What is asked, in which order, and how it is said on the command line."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -188,12 +189,25 @@ def test_a_checkpoint_that_is_none_is_named(tmp_path: Path):
         ("openai/gsm8k", None, None),
         ("openai/gsm8k:test", None, "test"),
         ("openai/gsm8k:main:test", "main", "test"),
+        ("openai/gsm8k:main:test[:10]", "main", "test[:10]"),
     ],
 )
 def test_a_data_set_of_the_hub_on_the_command_line(text: str, subset: str | None, split: str | None):
     [(name, source)] = choose(load_config("tiny"), [text], (), None, None).data.items()
-    assert name == text.removeprefix("openai/").replace(":", "-")
+    assert name == re.sub(r"[:\[\]]+", "-", text.removeprefix("openai/"))
     assert (source.dataset, source.subset, source.split) == ("openai/gsm8k", subset, split)
+
+
+def test_a_file_of_an_unknown_kind_is_no_data_set_of_the_hub(tmp_path: Path):
+    file = tmp_path / "set.tsv"
+    file.write_text("problem\tanswer\n")
+    [source] = choose(load_config("tiny"), [str(file)], (), None, None).data.values()
+    assert source.file == str(file)
+
+
+def test_a_file_that_is_not_there_is_missed_at_once():
+    with pytest.raises(ProblemError, match=r"absent\.jsonl: there is no such file"):
+        choose(load_config("tiny"), ["absent.jsonl"], (), None, None)
 
 
 @pytest.mark.parametrize("text", ["a:b:c:d", "a::test", ":test", "a:"])

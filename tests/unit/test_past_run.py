@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,20 @@ def zerotir(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*ZEROTIR, *arguments], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_a_run_whose_server_takes_connections_is_asked(run: Path):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        server.listen()
+@pytest.mark.parametrize(("greeting", "is_one"), [(b"INFO {}\r\n", True), (b"HTTP/1.1 400\r\n", False), (b"", False)])
+def test_a_run_whose_server_greets_is_asked(run: Path, greeting: bytes, is_one: bool):
+    """Another program may have its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as thread:
         address(server.getsockname()[1]).write(run / "bus.json")
-        assert folder_alone(run / "bus.json") is None
+
+        def greet() -> None:
+            client, _ = server.accept()
+            client.sendall(greeting)
+            client.close()
+
+        greeted = thread.submit(greet)
+        assert folder_alone(run / "bus.json") == (None if is_one else run)
+        greeted.result()
 
 
 def test_one_that_does_not_is_read_from_its_folder(run: Path):
@@ -110,6 +119,22 @@ def test_json_is_alone_on_standard_output(run: Path):
         " learner step 1  accuracy 0.5  tickets_issued 8  tickets_trained 8  tickets_filtered 0  "
         "tickets_failed 0  tickets_open 0"
     )
+
+
+def test_lines_that_are_no_records_are_left_out(run: Path):
+    odd = b'{"a": 1}\n[1]\n3\n{"role": "learner"}\n\xff\n'
+    odd += b'{"run": "x", "seq": 9, "time": 1, "role": "learner", "id": "l", "step": 3, "accuracy": "high"}\n'
+    (run / "metrics.jsonl").write_bytes(odd + (run / "metrics.jsonl").read_bytes())
+    done = zerotir("metrics", "--json", "--bus", str(run / "bus.json"))
+    assert done.returncode == 0
+    assert [json.loads(line)["seq"] for line in done.stdout.splitlines()] == [1, 2, 3]
+    assert "2 of 3 steps" in status_of(run)
+
+
+def test_more_steps_than_are_asked_for_are_done(run: Path):
+    (run / "up.yaml").write_text(dump_config(load_config("tiny", ["learner.steps=1"])))
+    (run / "model").mkdir()
+    assert "\nfinished: 2 of 1 steps" in status_of(run)
 
 
 def test_weights(run: Path):

@@ -320,6 +320,18 @@ class TestFilesAndDataSets:
             load_problems(ProblemsConfig(dataset=str(folder), subset="mian"), seed=0)
         assert "load_dataset" not in str(missing.value)
 
+    def test_csv_in_a_folder_is_refused(self, tmp_path):
+        """The library would make 7 of 007, and of the first column an index where rows have a field more."""
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "train.csv").write_text("problem,answer\nq,007\n")
+        with pytest.raises(ProblemError, match=r"holds CSV files, .*: name one as a file, as .*train\.csv"):
+            load_problems(ProblemsConfig(dataset=str(tmp_path)), seed=0)
+
+    def test_a_damaged_saved_folder(self, tmp_path):
+        (tmp_path / "dataset_dict.json").write_text("{}")
+        with pytest.raises(ProblemError, match="is damaged"):
+            load_problems(ProblemsConfig(dataset=str(tmp_path)), seed=0)
+
     def test_a_folder_that_a_data_set_was_saved_to(self, tmp_path):
         from datasets import Dataset, DatasetDict
 
@@ -367,7 +379,7 @@ class TestFilesAndDataSets:
 
     @pytest.mark.parametrize("suffix", ["", ".gz"])
     def test_csv_is_text_whatever_it_looks_like(self, tmp_path, suffix):
-        text = '\ufeffid,problem,answer\r\n7,"1, and\nmore",007\r\n8,b,1.50\n\n9,"say ""c""",1e5\n'
+        text = '\ufeff\nid, problem,answer \r\n7,"1, and\nmore",007\r\n8,b,1.50\n\n9,"say ""c""",1e5\n'
         path = tmp_path / f"set.csv{suffix}"
         path.write_bytes(gzip.compress(text.encode()) if suffix else text.encode())
         assert list(load_problems(ProblemsConfig(file=str(path)), seed=0)) == [
@@ -385,6 +397,8 @@ class TestFilesAndDataSets:
             ('problem,answer\n"a,1\n', "line 2 is not CSV"),
             ("problem;answer\na;1\n", "no field 'problem': did you mean problem;answer"),
             ("problem,answer\n", "has no rows"),
+            ("\ufeff", "has no rows"),
+            ("\n\n", "has no rows"),
             ("problem,answer\na,\n", "row 0: field 'answer' is ''"),
         ],
     )
