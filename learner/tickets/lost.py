@@ -148,7 +148,7 @@ class LostTickets:
             number = number_of(subject)
             if number in to_admit or (number in wanted and self._is_as_issued(number, data)):
                 continue
-            log.warning("a retry that is no open ticket is taken off", subject=subject[-64:])
+            log.info("a retry that is no open ticket is taken off", subject=subject[-64:])
             with contextlib.suppress(nats.js.errors.NotFoundError, nats.js.errors.BadRequestError):
                 await self._bus.js.delete_msg(self._bus.names.stream("RETRIES"), sequence)
 
