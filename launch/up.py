@@ -56,7 +56,7 @@ PROGRESS_STEPS = 3
 BUS_TIMEOUT_S = 60.0
 STILL_WAITING_S = 20.0
 OTHERS_S = 60.0
-"""How long the bus of a run that is done stays for roles that were started by hand."""
+"""Bounds how long the bus of a run that is done stays for roles that were started by hand."""
 
 
 class RunFailedError(RuntimeError):

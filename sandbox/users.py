@@ -40,7 +40,7 @@ class OutsideUsers:
     uids: range
     gids: range
     by_helper: bool = False
-    """Whether `newuidmap` and `newgidmap` write the maps, since this user may not."""
+    """Says that `newuidmap` and `newgidmap` write the maps, which this user may not."""
     shared: str = ""
     """Why all jails run as one user; empty where each has one for itself."""
 

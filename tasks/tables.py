@@ -17,7 +17,7 @@ from tasks.json_rows import Row, parse_json_rows
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 PACKED = ".gz"
-"""What may follow the first three."""
+"""Ends the name of a packed file, which is of one of the first three kinds."""
 LONGEST_FIELD = 2**27
 """Characters of a field of a CSV file."""
 SAVED = ("dataset_dict.json", "state.json")
@@ -107,7 +107,7 @@ def read_dataset(name: str, subset: str | None, split: str | None) -> Any:
     disable_progress_bars()
     if any(Path(name, file).is_file() for file in SAVED) and not Path(name, "README.md").exists():
         return _read_saved(name, subset, split)
-    if tables := sorted(path for path in Path(name).rglob("*.csv*") if Path(name).is_dir()):
+    if tables := sorted(Path(name).rglob("*.csv*")):
         # The library gives columns types: 007 becomes 7, and a column too many moves all others.
         raise ValueError(
             f"it holds CSV files, whose values would not stay as they are: name one as a file, as {tables[0]}"

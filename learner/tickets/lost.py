@@ -128,7 +128,8 @@ class LostTickets:
             log.warning("the retries are emptied: there is much in them that is no open ticket", subjects=useless)
             await self._bus.js.purge_stream(self._bus.names.stream("RETRIES"))
             # That honest ones are missing now is no ticket's fault.
-            self.hurry()
+            self._issued.clear()
+            self._suspects.clear()
             return None
         if offered["messages"]:
             await self._take_off(wanted, to_admit)
