@@ -25,7 +25,7 @@ from actors.outbox import Outbox
 from actors.rollout import Response, Rollout
 from actors.weight_loader import WeightLoader
 from bus.connection import Bus, BusError
-from bus.messages import Failure, FinishReason, Ticket, Trajectory
+from bus.messages import MAX_TEXT, Failure, FinishReason, Trajectory
 from bus.metrics import MetricsWriter
 from bus.presence import Announcer, last_sign
 from configs.errors import UserError
@@ -269,7 +269,7 @@ class Actor:
             # Anybody may want for a sandbox; what an engine or grader fails at may be this ticket's doing.
             leased.failures += not isinstance(error, SandboxError)
             return HandBack("infrastructure failed")
-        return self._trajectory(ticket, prompt, response, grade, started_at)
+        return self._trajectory(leased, prompt, response, grade, started_at)
 
     def _require_some_to_succeed(self, failure: Failure) -> None:
         """Ends an actor that has only failed, and for one reason of its own: it would use up tickets faster than others."""
@@ -293,8 +293,9 @@ class Actor:
             )
 
     def _trajectory(
-        self, ticket: Ticket, prompt: list[int], response: Response, grade: Grade, started_at: float
+        self, leased: LeasedTicket, prompt: list[int], response: Response, grade: Grade, started_at: float
     ) -> Trajectory:
+        ticket = leased.ticket
         tokens, mask, logprobs = response.arrays(prompt)
         return Trajectory(
             ticket=ticket.number,
@@ -312,6 +313,10 @@ class Actor:
             void_turns=grade.void_turns,
             hallucinated_outputs=response.hallucinated_outputs,
             code_unused=grade.code_unused,
+            problem_id=ticket.problem_id[:MAX_TEXT],
+            gold_answer=ticket.answer[:MAX_TEXT],
+            answer=None if grade.answer is None else grade.answer[:MAX_TEXT],
+            attempts=leased.failures + 1,
             actor=self._announcer.id,
             seed=self._seed,
             issued_at=ticket.issued_at,

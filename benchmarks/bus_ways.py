@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import msgpack
 import numpy as np
-import redis.asyncio
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from bus.address import BusAddress
@@ -161,6 +160,8 @@ class _Redis:
 async def connected(way: str, place: Place, size: int) -> AsyncIterator[Any]:
     """Yields a `Writer` and `Reader` of one way, on a connection of its own."""
     if way == "redis":
+        import redis.asyncio
+
         client = redis.asyncio.Redis(port=place.redis_port)
         try:
             yield _Redis(client, place.address.run, size)

@@ -24,7 +24,8 @@ Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
 Reward = Annotated[float, Field(ge=-1e7, le=1e7)]
 """A reward or a part of it: sums and squares of as many as there are stay finite, in float32 too."""
 PartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
-Text = Annotated[str, Field(max_length=1000)]
+MAX_TEXT = 1000
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 """For people."""
 MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.@/-]{1,128}$")]
 RESERVED = frozenset(("run", "seq", "time", "role", "id", "step"))
@@ -179,6 +180,14 @@ class Trajectory(Message):
     """Output blocks that the model wrote itself."""
     code_unused: bool = False
     """It made calls and gave an answer, and they had nothing to do with each other as far as one can tell."""
+    problem_id: Text = ""
+    """The ticket's problem."""
+    gold_answer: Text = ""
+    """The ticket's `answer`, cut where it is longer."""
+    answer: Text | None = None
+    """What the grader took for the answer, cut where it is longer; None where it found none."""
+    attempts: Ordinal = 1
+    """Actors that had the ticket, but for those that handed it back."""
     actor: Name
     seed: Count
     issued_at: Time

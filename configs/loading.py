@@ -115,7 +115,19 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that a mapping has twice, of which YAML would take the last."""
+    """Refuses what YAML reads as nobody means it: of a key that is there twice the last, 010 as 8, 1:30 as 90."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        """Raises ConstructorError where the number is of base 8 or 60 by the way it is written."""
+        number, text = super().construct_yaml_int(node), node.value.lstrip("+-")
+        if ":" in text or (text[0] == "0" and text.isdecimal() and len(text) > 1):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{node.value} is the number {number} in YAML: write that, or the one that is meant, or quotes for text",
+                node.start_mark,
+            )
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises ConstructorError, which names the key and its line."""
@@ -126,6 +138,9 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} is there twice", key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -139,7 +154,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
-        target[leaf] = _number(yaml.safe_load(text))
+        target[leaf] = _number(yaml.load(text, _Loader))  # noqa: S506 (a safe one)
+    except yaml.constructor.ConstructorError as error:
+        raise ConfigError(f"--set {override}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
 

@@ -267,6 +267,8 @@ MOST_MESSAGE_BYTES = 64 * 1024**2
 TOKEN_TEXT_BYTES = 16
 """Bytes of text that a token may stand for, on average over a program or an output: four is usual, and runs of spaces or
 of one character can make more."""
+ANSWER_BYTES = 2**14
+"""Bytes of what a trajectory says of its problem and answers, for people."""
 RESULT_BYTES_PER_TOKEN = 13
 """Bytes of one token of a trajectory on the bus: id, mask, log-probability, and the text of what was executed."""
 
@@ -305,7 +307,7 @@ class RunConfig(Section):
         arrays = 4 * rollout.max_prompt_tokens + 9 * rollout.max_response_tokens
         # Of a last output that does not fit any more the text is kept as well.
         texts = TOKEN_TEXT_BYTES * (rollout.max_response_tokens + rollout.max_output_tokens)
-        frames = 512 * (rollout.max_tool_calls + 8)
+        frames = 512 * (rollout.max_tool_calls + 8) + ANSWER_BYTES
         # A chunk ends with the segment of at most one MiB that fills it.
         chunk = self.weights.chunk_bytes + 2**20 + 2**16
         return max(arrays + texts + frames, chunk, self.sandbox.largest_message_bytes)

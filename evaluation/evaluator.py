@@ -15,19 +15,19 @@ left out before anything is generated, and named.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 import structlog
 
 from actors.engine import DeadlineError, Engine, EngineError
 from actors.rollout import CodeRunner, Response, Rollout
+from evaluation.passages import passages
 from evaluation.plan import DataSet, Job, Plan
-from evaluation.records import Journal, Passage, Sample
+from evaluation.records import Journal, Sample
 from grading.errors import GradingError, NoRewardError, UngradableError
 from grading.grader import Grade, Grader
+from runtime.durations import time_left
 from sandbox.client import SandboxError
 from tasks.problems import Problem
 from tasks.prompts import render_prompt
@@ -59,14 +59,16 @@ class Evaluator:
         grader: Grader,
         in_flight: int,
         tell: Callable[[str], None],
+        tell_every_s: float,
     ) -> None:
-        """`in_flight`: rollouts at once; `tell` gets a line of progress now and then."""
+        """`in_flight`: rollouts at once; `tell` gets a line of progress every `tell_every_s` seconds."""
         self._plan = plan
         self._engine = engine
         self._runner = runner
         self._grader = grader
         self._in_flight = in_flight
         self._tell = tell
+        self._tell_every_s = tell_every_s
         self.left_out: list[LeftOut] = []
         self.missing: Counter[str] = Counter()
         """Samples that were given up in this session, by reason."""
@@ -172,7 +174,7 @@ class Evaluator:
             reward=grade.reward,
             parts=grade.parts,
             answer=grade.answer,
-            passages=tuple(passages(response, self._engine.tokenizer)),
+            passages=tuple(passages(response.tokens, response.loss_mask, self._engine.tokenizer)),
             tool_calls=tuple(response.tool_calls),
             refused_calls=response.refused_calls,
             finish_reason=response.finish_reason,
@@ -188,28 +190,12 @@ class Evaluator:
         begun, tokens = time.monotonic(), self._engine.generated_tokens
         there = len(journal.samples)
         while True:
-            await asyncio.sleep(PROGRESS_EVERY_S)
+            await asyncio.sleep(self._tell_every_s)
             done, seconds = len(journal.samples) - there, time.monotonic() - begun
             rate = (self._engine.generated_tokens - tokens) / seconds
             line = f"{whole - pending + done} of {whole} samples, {rate:.0f} tokens/s"
             if done:
-                line += f", {_duration(seconds / done * (pending - done))} left"
+                line += f", {time_left(seconds / done * (pending - done))}"
             if self.missing:
                 line += f", {self.missing.total()} missing"
             self._tell(line)
-
-
-def passages(response: Response, tokenizer: Any) -> Iterable[Passage]:
-    """Yields a response as text, cut wherever the hand that wrote it changes."""
-    begins = [0]
-    for mask, run in groupby(response.loss_mask):
-        begins.append(begins[-1] + len(list(run)))
-        begin, end = begins[-2:]
-        yield Passage(sampled=bool(mask), start=begin, text=tokenizer.decode(response.tokens[begin:end]))
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return "less than a minute"
-    return f"about {minutes} min" if minutes < 120 else f"about {minutes / 60:.1f} h"

@@ -10,10 +10,11 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.passages import pieces
 from evaluation.plan import Plan
 from evaluation.records import Key, Sample
 
@@ -23,8 +24,6 @@ MAX_CHARACTERS = 24_000_000
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
-# A block that the model opened ends at its closing fence, or with the passage.
-_BLOCK = re.compile(r"```(python|output).*?(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def page(
@@ -53,33 +52,6 @@ def inert_json(value: Any) -> str:
     """Returns JSON that contains nothing that means something to an HTML parser."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def pieces(sample: Sample) -> Iterator[tuple[str, str, str]]:
-    """Yields a transcript as (kind, text, label).
-
-    Kinds: `text` and `code`, which the model wrote; `hallucinated`, output that the model made up; `output`, which was
-    inserted, labelled by how the program ended.
-    """
-    calls = {call.start: call for call in sample.tool_calls}
-    for passage in sample.passages:
-        if not passage.sampled:
-            call = calls.get(passage.start)
-            label = (
-                "not run"
-                if call is None
-                else f"{call.outcome}{'' if call.success else ', failed'}, {call.seconds:.1f} s"
-            )
-            yield "output", passage.text.strip("\n"), label
-            continue
-        begin = 0
-        for block in _BLOCK.finditer(passage.text):
-            if text := passage.text[begin : block.start()]:
-                yield "text", text, ""
-            yield "code" if block[1].lower() == "python" else "hallucinated", block[0], ""
-            begin = block.end()
-        if text := passage.text[begin:]:
-            yield "text", text, ""
 
 
 def _problems(plan: Plan) -> list[dict[str, str]]:
@@ -118,7 +90,7 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
             "answer": sample.answer,
             "finish": sample.finish_reason,
             "tokens": sample.response_tokens,
-            "pieces": list(pieces(sample)),
+            "pieces": list(pieces(sample.passages, sample.tool_calls)),
         }
         for sample in shown
     ], len(there)

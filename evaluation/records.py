@@ -14,6 +14,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from bus.codec import Message
 from bus.messages import FinishReason, ToolCall
 from configs.errors import UserError
+from evaluation.passages import Passage
 from runtime.files import try_lock, write_whole
 
 Key = tuple[str, str, int, int]
@@ -22,16 +23,6 @@ Key = tuple[str, str, int, int]
 
 class JournalError(UserError):
     """The folder cannot take or give this evaluation's samples; the text says what to do."""
-
-
-class Passage(Message):
-    """A stretch of a response that comes from one hand, as text."""
-
-    sampled: bool
-    """Whether the model sampled it; else it was inserted."""
-    start: NonNegativeInt
-    """Response position of its first token."""
-    text: str
 
 
 class Sample(Message):

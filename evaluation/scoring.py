@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.engine import Engine
 from actors.rollout import CodeRunner
-from evaluation.evaluator import Evaluator
+from evaluation.evaluator import PROGRESS_EVERY_S, Evaluator
 from evaluation.plan import Plan
 from evaluation.records import Journal
 from evaluation.results import write_report
@@ -37,15 +37,18 @@ async def score(
     in_flight: int,
     stop: asyncio.Event,
     tell: Callable[[str], None],
+    tell_every_s: float = PROGRESS_EVERY_S,
 ) -> Scores:
     """Evaluates what the engine holds; `weights` identifies it, so that no folder ever mixes samples of two.
+
+    `tell` gets a line of progress every `tell_every_s` seconds.
 
     The report is written also when `stop` ends it early. Raises JournalError, PromptError, and EngineError when the engine
     dies; what was finished before is kept.
     """
     settings = plan.settings(weights)
     with Journal(folder, settings) as journal:
-        evaluator = Evaluator(plan, engine, runner, grader, in_flight, tell)
+        evaluator = Evaluator(plan, engine, runner, grader, in_flight, tell, tell_every_s)
         finished = await evaluator.run(journal, stop)
         rows = await asyncio.to_thread(
             write_report, folder, weights, plan, settings, journal.samples, evaluator.left_out

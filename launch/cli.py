@@ -101,8 +101,15 @@ def _ranks(command: ArgumentParser) -> None:
     )
 
 
+def _loudness(command: ArgumentParser) -> None:
+    loudness = command.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="print errors and results alone")
+    loudness.add_argument("-v", "--verbose", action="store_true", help="print what roles and libraries log as well")
+
+
 def _up(command: ArgumentParser) -> None:
     _config(command, optional=True)
+    _loudness(command)
     command.add_argument(
         "--resume",
         type=Path,
@@ -133,6 +140,7 @@ def _status(command: ArgumentParser) -> None:
 
 
 def _eval(command: ArgumentParser) -> None:
+    _loudness(command)
     command.add_argument(
         "--checkpoint", metavar="DIR", help="a checkpoint's folder or a model's name; else the run's newest weights"
     )
@@ -162,9 +170,7 @@ def _metrics(command: ArgumentParser) -> None:
 
 
 def _weights(command: ArgumentParser) -> None:
-    command.add_argument(
-        "run", type=Path, nargs="?", default=LATEST.parent, metavar="RUN", help="folder of the run (runs/latest)"
-    )
+    _run_folder(command)
     command.add_argument(
         "--export",
         nargs=2,
@@ -176,7 +182,31 @@ def _weights(command: ArgumentParser) -> None:
 def _replay(command: ArgumentParser) -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="folder of the run")
     _overrides(command)
+    _loudness(command)
     command.add_argument("--out", type=Path, metavar="FOLDER", help="takes model and metrics (RUN/replays/...)")
+
+
+def _run_folder(command: ArgumentParser) -> None:
+    command.add_argument(
+        "run", type=Path, nargs="?", default=LATEST.parent, metavar="RUN", help="folder of the run (runs/latest)"
+    )
+
+
+def _transcripts(command: ArgumentParser) -> None:
+    command.add_argument("--step", type=_positive, metavar="N", help="only what this step used")
+    command.add_argument("--ticket", type=_positive, metavar="K", help="only this ticket's")
+    verdict = command.add_mutually_exclusive_group()
+    verdict.add_argument("--right", action="store_const", const=True, help="only right answers")
+    verdict.add_argument("--wrong", dest="right", action="store_const", const=False, help="only wrong ones, or none")
+    command.add_argument("--code", action="store_true", help="only those that had code executed")
+    command.add_argument(
+        "--filtered", metavar="REASON", help="only what was left out for this reason, such as 'no signal'"
+    )
+    command.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _trace(command: ArgumentParser) -> None:
+    command.add_argument("--ticket", type=_positive, required=True, metavar="K", help="number of the ticket")
 
 
 def _scaling(command: ArgumentParser) -> None:
@@ -191,6 +221,7 @@ def _scaling(command: ArgumentParser) -> None:
 def _matrix(command: ArgumentParser) -> None:
     matrix = command.add_argument("matrix", metavar="FILE", help="a YAML file or the name of a shipped matrix")
     matrix.completer = _complete_matrix  # type: ignore[attr-defined]
+    _loudness(command)
     _overrides(command, "override a field of every run")
     command.add_argument(
         "--list", action="store_true", help="say which runs there are and how far they got, run nothing"
@@ -244,6 +275,13 @@ COMMANDS = (
         "launch.weights_command:start",
         (_weights,),
     ),
+    Command(
+        "transcripts",
+        "read what a run was trained on, and what it left out",
+        "launch.transcripts:start",
+        (_run_folder, _transcripts),
+    ),
+    Command("trace", "the life of one ticket, from its issue to its step", "launch.trace:start", (_run_folder, _trace)),
     Command(
         "replay",
         "train again from a run's archive, without actors or bus",
@@ -328,6 +366,10 @@ def _run(arguments: Namespace) -> int:
     from configs.errors import UserError
     from configs.loading import load_config
 
+    if getattr(arguments, "quiet", False):
+        from launch.screen import be_quiet
+
+        be_quiet()
     try:
         if getattr(arguments, "config", None) is not None:
             arguments.config = load_config(arguments.config, arguments.set)

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import re
 import secrets
@@ -20,7 +21,7 @@ from configs.schema import RunConfig
 from grading.reward_source import with_digest
 from launch.processes import STOPPED
 from launch.roles import guarded, join, model_of_run, new_id
-from launch.views import say
+from launch.screen import is_live, live_line, say
 from learner.training.plan import require_model
 from runtime.files import make_folder
 from runtime.logs import set_up_logs
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from evaluation.scoring import Scores
 
 log = structlog.get_logger()
+
+LIVE_EVERY_S = 0.5
+"""How often a line that changes in its place is set anew."""
 
 
 def start(arguments: argparse.Namespace) -> int:
@@ -44,7 +48,9 @@ def start(arguments: argparse.Namespace) -> int:
     config = config.model_copy(update={"evaluation": chosen})
     if arguments.checkpoint:
         out = arguments.out or _folder_for(config, arguments.checkpoint)
-        return guarded(lambda stop: _evaluate_checkpoint(config, arguments.checkpoint, out, stop))
+        return guarded(
+            lambda stop: _evaluate_checkpoint(config, arguments.checkpoint, out, stop, verbose=arguments.verbose)
+        )
 
     # One that follows leaves with the run; to evaluate a run's newest weights once it may be done.
     ended = asyncio.Event() if arguments.follow else None
@@ -54,7 +60,9 @@ def start(arguments: argparse.Namespace) -> int:
         await _evaluate_run(config, bus, announcer, out, stop, ended)
 
     id = arguments.id or new_id("evaluator")
-    return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop, ended))
+    # One that follows is a role like others.
+    terminal = logging.INFO if arguments.verbose or (arguments.follow and not arguments.quiet) else logging.WARNING
+    return guarded(lambda stop: join("evaluator", play, id, config, arguments.bus, stop, ended, terminal))
 
 
 def _folder_for(config: RunConfig, checkpoint: str) -> Path:
@@ -63,10 +71,13 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
     return Path(config.launch.runs_dir) / f"evaluation-{config.name}-{name}"
 
 
-async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event) -> None:
+async def _evaluate_checkpoint(
+    config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event, *, verbose: bool
+) -> None:
     from actors.vllm_engine import VllmEngine
     from bus.messages import WeightVersion
     from evaluation.checkpoint import CheckpointImage
+    from evaluation.evaluator import PROGRESS_EVERY_S
     from evaluation.plan import make_plan, refuse_known
     from evaluation.runner import LocalRunner
     from evaluation.scoring import score
@@ -77,15 +88,16 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
     from tasks.prompts import load_template
 
     # The user's mistakes come first: they leave no folder behind.
-    set_up_logs("evaluator", "evaluator", out.name)
-    model = await asyncio.to_thread(model_folder, checkpoint)
+    terminal = logging.INFO if verbose else logging.WARNING
+    set_up_logs("evaluator", "evaluator", out.name, terminal=terminal)
+    model = await asyncio.to_thread(model_folder, checkpoint, "--checkpoint")
     await asyncio.to_thread(require_model, config, model)
     template = load_template(config.tasks.prompt.template)
     plan = await asyncio.to_thread(make_plan, config, config.evaluation, template)
     # A checkpoint may be evaluated where its training problems are not.
     await asyncio.to_thread(partial(refuse_known, config, plan, required=False))
     make_folder(out, "--out")
-    set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl")
+    set_up_logs("evaluator", "evaluator", out.name, out / "eval.jsonl", terminal=terminal)
     jail = Jail(config.sandbox)
     await check(jail)
     if jail.weaker:
@@ -100,17 +112,20 @@ async def _evaluate_checkpoint(config: RunConfig, checkpoint: str, out: Path, st
             try:
                 await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
                 async with Pool(jail) as pool:
-                    scores = await score(
-                        plan,
-                        f"{Path(checkpoint).name} {image.digest}",
-                        out,
-                        engine,
-                        LocalRunner(pool, config.sandbox),
-                        grader,
-                        config.actor.max_rollouts,
-                        stop,
-                        say,
-                    )
+                    live = is_live()
+                    with live_line() as show:
+                        scores = await score(
+                            plan,
+                            f"{Path(checkpoint).name} {image.digest}",
+                            out,
+                            engine,
+                            LocalRunner(pool, config.sandbox),
+                            grader,
+                            config.actor.max_rollouts,
+                            stop,
+                            show if live else say,
+                            LIVE_EVERY_S if live else PROGRESS_EVERY_S,
+                        )
             finally:
                 await engine.stop()
     _conclude(scores, out, "the same command goes on")
@@ -153,17 +168,17 @@ def _conclude(scores: "Scores", out: Path, remedy: str) -> None:
 
     if scores.rows:
         sys.stdout.write(aligned(table(scores.rows)) + "\n")
-    say(f"read the transcripts in {out / 'index.html'}; numbers: results.md and results.json beside it")
+    say(f"read the transcripts in {out / 'index.html'}; numbers: results.md and results.json beside it", matters=True)
     for reason, count in scores.missing.most_common():
-        say(f"{count} samples are missing: {reason}")
+        say(f"{count} samples are missing: {reason}", matters=True)
     if not scores.finished:
-        say(f"stopped; what is finished is kept, {remedy}")
+        say(f"stopped; what is finished is kept, {remedy}", matters=True)
         sys.exit(STOPPED)
     if not scores.rows and not scores.missing:
-        say("nothing was evaluated: no problem could be asked, results.json says why (left_out)")
+        say("nothing was evaluated: no problem could be asked, results.json says why (left_out)", matters=True)
         sys.exit(1)
     if scores.missing:
-        say(f"{scores.missing.total()} samples are missing; {remedy}")
+        say(f"{scores.missing.total()} samples are missing; {remedy}", matters=True)
         sys.exit(1)
 
 

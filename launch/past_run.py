@@ -13,7 +13,9 @@ from bus.connection import BusError
 from bus.metrics import records_of, steps_of
 from configs.errors import UserError
 from configs.loading import load_config
-from launch.views import how_long, summary, values_line
+from configs.schema import RunConfig
+from launch.views import summary, values_line
+from runtime.durations import how_long
 
 ANSWER_S = 2.0
 """Seconds in which a server takes a connection, and greets, if it is up."""
@@ -72,12 +74,18 @@ def status_of(folder: Path) -> str:
 
 def _wanted_steps(folder: Path) -> int | None:
     """Returns `learner.steps` of the run; None where its configuration is not there, or another version's."""
-    path = folder / "up.yaml"
-    path = path if path.exists() else folder / "config.yaml"
     try:
-        return load_config(str(path)).learner.steps if path.exists() else None
+        return config_of(folder).learner.steps
     except UserError:
         return None
+
+
+def config_of(folder: Path) -> RunConfig:
+    """Returns the configuration of the run in `folder` as it was last started. Raises UserError where that is not there."""
+    for path in (folder / "up.yaml", folder / "config.yaml"):
+        if path.exists():
+            return load_config(str(path))
+    raise UserError(f"{quote(str(folder))} is no folder of a run: it has no config.yaml")
 
 
 def print_metrics(folder: Path, role: str | None, *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from configs.schema import RunConfig
 from evaluation.plan import make_plan, refuse_known
 from grading.grader import Grader
-from runtime.models import ModelError
+from runtime.models import require_folder
 from tasks.problems import ProblemOrder, load_problems
 from tasks.prompts import KEPT, load_template
 
@@ -18,7 +18,7 @@ def require_inputs(config: RunConfig, folder: Path) -> None:
 
     Reads the problems once more than the roles do: seconds for a hundred thousand of them.
     """
-    require_folder(config.model.path)
+    require_folder(config.model.path, "model.path")
     kept = folder / KEPT
     template = load_template(str(kept) if kept.exists() else config.tasks.prompt.template)
     ProblemOrder(load_problems(config.tasks.problems, config.seed), config.seed)
@@ -26,12 +26,6 @@ def require_inputs(config: RunConfig, folder: Path) -> None:
         asyncio.run(_load_reward_function(config))
     if config.launch.evaluator:
         refuse_known(config, make_plan(config, config.evaluation, template))
-
-
-def require_folder(model: str) -> None:
-    """Raises ModelError where `model` looks like a folder's path and there is none; names of the hub are not looked up."""
-    if model.startswith(("/", "./", "../", "~")) and not Path(model).expanduser().is_dir():
-        raise ModelError(f"model.path: there is no folder {model}")
 
 
 async def _load_reward_function(config: RunConfig) -> None:

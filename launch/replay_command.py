@@ -13,7 +13,8 @@ from configs.agreement import require_effect
 from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from launch.rank_launcher import end_with_launcher, rank, run_rank, start_ranks
-from launch.views import say
+from launch.screen import say
+from runtime.durations import time_left
 from runtime.logs import set_up_logs
 
 if TYPE_CHECKING:
@@ -49,14 +50,21 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
     from learner.training.trainer import make_trainer
     from runtime.models import model_folder
 
-    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=False)
+    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=None)
     say(f"replay of {run.name}: metrics and model in {out}")
+
+    begun = time.monotonic()
+
+    def left_after(step: int) -> str:
+        left = config.learner.steps - step
+        return f"  {time_left((time.monotonic() - begun) / step * left)}" if step and left else ""
 
     def report(metrics: Metrics) -> None:
         value = metrics.values.get
         say(
             f"step {metrics.step:>3}/{config.learner.steps}  accuracy {value('accuracy', 0):4.0%}  "
             f"loss {value('loss', 0):.6f}  KL {value('behaviour_kl', 0):.6f}  {value('train_seconds', 0):.1f} s"
+            f"{left_after(metrics.step or 0)}"
         )
 
     trainer = make_trainer(config, model_folder(config.model.path))

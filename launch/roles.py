@@ -34,9 +34,9 @@ from launch.ending import is_over, wait_for_end
 from launch.extras import missing_extra
 from launch.processes import STOPPED
 from launch.rank_launcher import end_with_launcher, rank, rank_count, run_rank, start_ranks
-from launch.views import how_long
 from learner.training.plan import require_memory, require_model
-from runtime.logs import log_emulated, set_up_logs
+from runtime.durations import how_long
+from runtime.logs import log_emulated, no_more_on_terminal, set_up_logs
 from runtime.model_digests import model_digests
 from runtime.models import model_folder
 from runtime.waiting import any_set
@@ -133,10 +133,10 @@ def _report(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and (text := missing_extra(error)):
         error = UserError(text)
     code = 2 if isinstance(error, UserError) else 1
-    if code == 2 and not logging.getLogger().handlers:
+    if code == 2:
         sys.stderr.write(f"zerotir: {error}\n")
-    else:
-        logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
+        no_more_on_terminal()
+    logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
     return code
 
 
@@ -148,15 +148,17 @@ async def join(
     address_file: Path,
     stop: asyncio.Event,
     ended: asyncio.Event | None,
+    terminal: int = logging.INFO,
 ) -> None:
     """Joins the run of `address_file` as `role` and plays it until it is done or told to stop.
 
     `ended` is set once the run is done. Where it is done already, actors and sandboxes leave at once, and evaluators once
-    they have scored the last version; but those that are for more steps wait. None: the role does not care.
+    they have scored the last version; but those that are for more steps wait. None: the role does not care. `terminal` is
+    the lowest level that is logged to stderr.
     """
     address = BusAddress.read(address_file).for_role(role)
     folder = run_folder(address_file)
-    set_up_logs(role, id, address.run, folder / "logs" / f"{id}.jsonl")
+    set_up_logs(role, id, address.run, folder / "logs" / f"{id}.jsonl", terminal=terminal)
     if config.emulated:
         log_emulated()
     async with open_bus(address, config.bus, id) as bus:

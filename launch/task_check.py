@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import structlog
 
@@ -12,7 +11,7 @@ from configs.schema import RunConfig
 from grading.errors import NoRewardError, RewardFunctionError, UngradableError
 from grading.grader import Grade, Grader, gold_turns
 from grading.reward_function import Call
-from runtime.models import PREPARED, ModelError, model_folder
+from runtime.models import PREPARED, ModelError, load_tokenizer, model_folder
 from tasks.problems import Problem, ProblemError, ProblemOrder, load_problems
 from tasks.prompts import PromptError, load_template, render_prompt
 
@@ -64,7 +63,7 @@ async def require_usable_tasks(config: RunConfig, template: str, order: ProblemO
 
 def _unusable_prompts(config: RunConfig, template: str, problems: Sequence[Problem], model: Path) -> dict[int, str]:
     """Returns why some problems cannot be asked, by their positions."""
-    tokenizer, limit = _tokenizer(model), config.rollout.max_prompt_tokens
+    tokenizer, limit = load_tokenizer(model), config.rollout.max_prompt_tokens
     found = {}
     for number, problem in enumerate(problems):
         try:
@@ -77,16 +76,6 @@ def _unusable_prompts(config: RunConfig, template: str, problems: Sequence[Probl
     return found
 
 
-def _tokenizer(model: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ModelError(f"{model} has no usable tokenizer: {reason}") from error
-
-
 def prompt_sample(config: RunConfig) -> str:
     """Returns the run's first prompt for people, and its last tokens one by one: what the model reads before it writes.
 
@@ -96,7 +85,7 @@ def prompt_sample(config: RunConfig) -> str:
     template = load_template(config.tasks.prompt.template)
     path = config.model.path
     try:
-        tokenizer = _tokenizer(model_folder(path) if path in PREPARED else Path(path).expanduser())
+        tokenizer = load_tokenizer(model_folder(path) if path in PREPARED else Path(path).expanduser())
     except ModelError as error:
         return f"  prompt     not shown: {error}"
     tokens = render_prompt(template, problem.text, tokenizer, chat=config.tasks.prompt.chat)

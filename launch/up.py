@@ -18,14 +18,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
 
-import nats.js.errors
 import structlog
 
 from bus.address import CREDENTIALS, BusAddress
-from bus.connection import TRANSIENT_ERRORS, Bus, BusError, open_bus
-from bus.messages import Metrics, Presence
-from bus.metrics import follow_metrics, steps_of
-from bus.presence import who_is_alive
+from bus.connection import Bus, BusError, open_bus
+from bus.metrics import steps_of
 from configs.agreement import Change, require_effect
 from configs.errors import UserError
 from configs.loading import ConfigError, dump_config, load_config
@@ -38,14 +35,14 @@ from launch.preflight import require_inputs
 from launch.processes import STOPPED, RoleProcess
 from launch.roles import new_run_id
 from launch.run_plots import plot_run
-from launch.views import say, step_line, summary
-from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
+from launch.screen import live_line, say
+from launch.up_screen import RunScreen, alive, relay
+from launch.views import summary
 from learner.tickets.ledger import BalanceError
 from runtime.files import make_folder
 from runtime.locks import HeldError, held
 from runtime.logs import set_up_logs
 from runtime.retry import Restarts
-from runtime.terminal import printable
 
 log = structlog.get_logger()
 
@@ -54,7 +51,6 @@ RESTARTS = 5
 PROGRESS_STEPS = 3
 """New steps in the life of a role after which its death is the first one again."""
 BUS_TIMEOUT_S = 60.0
-STILL_WAITING_S = 20.0
 OTHERS_S = 60.0
 """Bounds how long the bus of a run that is done stays for roles that were started by hand."""
 
@@ -74,10 +70,10 @@ def start(arguments: argparse.Namespace) -> int:
         if arguments.resume is None:
             raise ConfigError("up needs a CONFIG, or --resume with the folder of a run")
         arguments.config = load_config(str(arguments.resume / "config.yaml"), arguments.set)
-    return _up(with_digest(arguments.config), arguments.resume)
+    return _up(with_digest(arguments.config), arguments.resume, verbose=arguments.verbose)
 
 
-def _up(config: RunConfig, resume: Path | None) -> int:
+def _up(config: RunConfig, resume: Path | None, *, verbose: bool) -> int:
     given = shares(config, [] if config.emulated else visible_gpus())
     if resume and not resume.is_dir():
         raise UserError(f"--resume {quote(str(resume))}: there is no such folder of a run")
@@ -90,34 +86,40 @@ def _up(config: RunConfig, resume: Path | None) -> int:
     make_folder(folder / "logs", "launch.runs_dir")
     try:
         with held(folder / "up.lock"):
-            return _supervise(config, folder, given, changed)
+            return _supervise(config, folder, given, changed, verbose=verbose)
     except HeldError as error:
         raise UserError(
             f"the run in {folder} is on already: `zerotir up` is {error.holder}; stop that one first"
         ) from error
 
 
-def _supervise(config: RunConfig, folder: Path, given: Mapping[str, Share], changed: Sequence[Change]) -> int:
-    set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=False)
+def _supervise(
+    config: RunConfig, folder: Path, given: Mapping[str, Share], changed: Sequence[Change], *, verbose: bool
+) -> int:
+    set_up_logs("up", "up", folder.name, folder / "logs" / "up.jsonl", terminal=None)
     for change in changed:
         say(f"changed: {change}")
     try:
-        code = asyncio.run(_Supervisor(config, folder, given).run())
+        with live_line() as show:
+            screen = RunScreen(config, steps_of(folder), show)
+            code = asyncio.run(_Supervisor(config, folder, given, screen).run(verbose=verbose))
     except (RunFailedError, BusError) as error:
         log.error("run failed", error=str(error))
-        say(f"FAILED: {error}")
-        say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md")
-        say(f"once that is fixed, {f'go on with: {_resume_hint(folder)}' if steps_of(folder) else 'start a new run'}")
+        say(f"FAILED: {error}", matters=True)
+        say(f"each role's log: {folder / 'logs'}; what an error means: docs/troubleshooting.md", matters=True)
+        again = f"go on with: {_resume_hint(folder)}" if steps_of(folder) else "start a new run"
+        say(f"once that is fixed, {again}", matters=True)
         return error.code if isinstance(error, RunFailedError) else 1
     plots = plot_run(folder)
     try:
-        say(summary(folder, plots))
+        say(summary(folder, plots), matters=True)
     except BalanceError as error:
-        say(f"FAILED: {error}")
+        say(f"FAILED: {error}", matters=True)
         return 1
     if code == STOPPED:
         begun = (folder / "config.yaml").exists()
-        say(f"stopped; go on with: {_resume_hint(folder)}" if begun else "stopped before the run had begun")
+        again = f"stopped; go on with: {_resume_hint(folder)}" if begun else "stopped before the run had begun"
+        say(again, matters=True)
     return code
 
 
@@ -125,34 +127,24 @@ def _resume_hint(folder: Path) -> str:
     return f"zerotir up --resume {quote(str(folder))}"
 
 
-def _untrained(metrics: Metrics) -> dict[str, float]:
-    """Returns how many of a step's results were not trained on, by reason."""
-    reasons = {name: name.partition("_by_")[2].replace("_", " ") for name in metrics.values}
-    return {
-        reason: metrics.values[name]
-        for name, reason in reasons.items()
-        if name.startswith(("filtered_by_", "failed_by_"))
-    }
-
-
 class _Supervisor:
-    def __init__(self, config: RunConfig, folder: Path, given: Mapping[str, Share]) -> None:
+    def __init__(self, config: RunConfig, folder: Path, given: Mapping[str, Share], screen: RunScreen) -> None:
         self._config = config
         self._folder = folder
         self._given = given
+        self._screen = screen
         self._roles: dict[str, RoleProcess] = {}
         self._restarts: dict[str, Restarts] = {}
         self._started_at_step: dict[str, int] = {}
         self._url = ""
-        self._last_step = 0
-        """The highest that was measured: what a learner does again after a restart is no progress."""
         self._stop = asyncio.Event()
 
-    async def run(self) -> int:
+    async def run(self, *, verbose: bool) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         say(f"run {self._folder.name}: logs, metrics and results in {self._folder}")
         (self._folder / "up.yaml").write_text(dump_config(self._config))
+        relaying = asyncio.create_task(relay(self._folder / "logs")) if verbose else None
         try:
             address = await self._start_bus()
             if address is None:
@@ -162,7 +154,6 @@ class _Supervisor:
                 # On resume the log holds what was measured before.
                 first_new = (await bus.js.stream_info(bus.names.stream("METRICS"))).state.last_seq + 1
                 if done := steps_of(self._folder):
-                    self._last_step = int(done[-1]["step"])
                     say(
                         f"goes on with a run of which {len(done)} steps were measured, the last: step {done[-1]['step']}"
                     )
@@ -178,6 +169,8 @@ class _Supervisor:
             await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
             if "bus" in self._roles:
                 await self._roles["bus"].stop()
+            if relaying is not None:
+                relaying.cancel()
 
     async def _start(self, name: str, role: str, *, joins: bool) -> None:
         own = self._folder / CREDENTIALS / f"{role}.json"
@@ -198,7 +191,7 @@ class _Supervisor:
             self._config.bus.reconnect_s,
         )
         self._restarts.setdefault(name, Restarts(RESTARTS, 2 * max(waits)))
-        self._started_at_step[name] = self._last_step
+        self._started_at_step[name] = self._screen.last_step
 
     async def _start_bus(self) -> BusAddress | None:
         """Waits for the bus to answer; None when told to stop meanwhile."""
@@ -226,8 +219,8 @@ class _Supervisor:
 
     async def _watch(self, bus: Bus, first_new: int) -> int:
         tasks = {
-            asyncio.create_task(self._show_steps(bus, first_new)),
-            asyncio.create_task(self._show_presence(bus)),
+            asyncio.create_task(self._screen.show_steps(bus, first_new)),
+            asyncio.create_task(self._screen.show_presence(bus)),
             asyncio.create_task(self._until_done()),
             asyncio.create_task(self._stop.wait()),
         }
@@ -242,7 +235,10 @@ class _Supervisor:
 
     async def _until_done(self) -> None:
         """Returns once the learner has done its steps or was told to stop; restarts what may be restarted."""
+        begun = time.monotonic()
         while True:
+            if time.monotonic() - begun > self._config.launch.start_timeout_s:
+                self._require_signs_of_life()
             for name, role in list(self._roles.items()):
                 if role.code is None:
                     continue
@@ -271,6 +267,11 @@ class _Supervisor:
                 )
             await asyncio.sleep(0.2)
 
+    def _require_signs_of_life(self) -> None:
+        if missing := set(self._roles) - self._screen.seen:
+            names = ", ".join(sorted(missing))
+            raise RunFailedError(f"not ready after {self._config.launch.start_timeout_s:.0f} s: {names}")
+
     async def _make_room_for_evaluator(self) -> None:
         """Ends what training needs: the evaluator takes the last version, and leaves by itself once it has scored it."""
         say("training is done; the evaluator scores the last version (Ctrl-C ends it)")
@@ -286,27 +287,21 @@ class _Supervisor:
         deadline = time.monotonic() + OTHERS_S
         said = False
         while not self._stop.is_set():
-            alive = [presence for presence in await self._alive(bus) if presence.role in LEAVING]
-            strangers = [presence for presence in alive if presence.id not in self._roles]
+            there = await alive(bus)
+            leaving = [presence for presence in there or () if presence.role in LEAVING]
+            strangers = [presence for presence in leaving if presence.id not in self._roles]
             others = ", ".join(sorted(presence.id for presence in strangers))
-            if not others:
+            if there is not None and not others:
                 return
             if any(presence.role == "evaluator" for presence in strangers):
                 deadline = time.monotonic() + OTHERS_S
             if time.monotonic() > deadline:
-                say(f"still there after {OTHERS_S:.0f} s: {others}; they lose their bus now")
+                say(f"still there after {OTHERS_S:.0f} s: {others or 'nobody knows who'}; they lose their bus now")
                 return
-            if not said:
+            if others and not said:
                 say(f"waits for roles that were started elsewhere: {others} (Ctrl-C does not wait)")
                 said = True
             await asyncio.sleep(0.5)
-
-    async def _alive(self, bus: Bus) -> list[Presence]:
-        try:
-            return await who_is_alive(bus)
-        except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
-            log.warning("presence not readable", error=str(error))
-            return []
 
     async def _restart(self, name: str, role: RoleProcess) -> None:
         if name == "evaluator" and role.code != 2:
@@ -323,41 +318,8 @@ class _Supervisor:
         if role.code == 2:
             raise RunFailedError(f"{name} {role.ending()}", code=2)
         restarts = self._restarts[name]
-        if not restarts.died(progress=self._last_step - self._started_at_step[name] >= PROGRESS_STEPS):
+        if not restarts.died(progress=self._screen.last_step - self._started_at_step[name] >= PROGRESS_STEPS):
             raise RunFailedError(f"{name} {role.ending()}, and so {RESTARTS} times before with nothing done")
         say(f"{name} {role.ending()}; it is started again ({restarts.count} of {RESTARTS} restarts in a row)")
         await role.stop()
         await self._start(name, name.partition("-")[0], joins=name != "bus")
-
-    async def _show_presence(self, bus: Bus) -> None:
-        """Says what each role is doing whenever that changes, and now and then while nothing does."""
-        states: dict[str, str] = {}
-        spoken = time.monotonic()
-        begun = spoken
-        while True:
-            alive = await self._alive(bus)
-            bus.require_connection()
-            for presence in alive:
-                # Counts change all the time: they are told only when it was quiet for long.
-                headline = presence.state.partition(":")[0]
-                if states.get(presence.id) != headline:
-                    states[presence.id] = headline
-                    say(f"{presence.id:<10} {printable(presence.state)}")
-                    spoken = time.monotonic()
-                elif presence.role == "learner" and time.monotonic() - spoken > STILL_WAITING_S:
-                    say(f"{presence.id:<10} {printable(presence.state)}")
-                    spoken = time.monotonic()
-            if len(states) < len(self._roles) and time.monotonic() - begun > self._config.launch.start_timeout_s:
-                missing = ", ".join(sorted(set(self._roles) - set(states)))
-                raise RunFailedError(f"not ready after {self._config.launch.start_timeout_s:.0f} s: {missing}")
-            await asyncio.sleep(0.5)
-
-    async def _show_steps(self, bus: Bus, first_new: int) -> None:
-        untrained = 0
-        async for _, metrics in follow_metrics(bus, first_new):
-            if metrics.role == "learner" and metrics.step is not None:
-                self._last_step = max(self._last_step, metrics.step)
-                say(step_line(metrics, self._config.learner.steps))
-                untrained = 0 if metrics.values.get("trained_trajectories") else untrained + 1
-                if untrained and untrained % UNTRAINED_STEPS == 0:
-                    say(f"the last {untrained} steps had nothing to train on: {why_untrained(_untrained(metrics))}")

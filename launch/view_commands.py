@@ -18,8 +18,9 @@ from bus.run_record import recorded_end
 from configs.bus import BusConfig
 from launch.accounts import account_lines
 from launch.past_run import folder_alone, print_metrics, status_of
-from launch.views import how_long, presence_line, progress_lines, sandbox_line, values_line
+from launch.views import presence_line, progress_lines, sandbox_line, values_line
 from learner.tickets.ledger import BalanceError
+from runtime.durations import how_long
 from runtime.logs import set_up_logs
 from sandbox.client import statistics
 from weights.codec import WeightsError

@@ -1,44 +1,28 @@
-"""Says things of a run to people: a line a step, who is alive, lengths of time, the summary at the end."""
+"""Puts what is known of a run into words: a line a step, who is alive, the summary at the end."""
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from statistics import fmean
 from typing import Any
 
 from bus.messages import Metrics, Presence
 from bus.metrics import steps_of
 from launch.accounts import account_lines
+from runtime.durations import time_left
 from runtime.terminal import printable
 from sandbox.client import ServiceStatistics
 
-
-def say(text: str) -> None:
-    """Prints progress, a line or more; drops it where it cannot be written, on a full disk for one: the work goes on."""
-    try:
-        lines = "\n".join(map(printable, text.split("\n")))
-        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {lines}\n")
-        sys.stdout.flush()
-    except OSError:
-        # This one would keep the line, and try it again with the next ones and at the process's end.
-        sys.stdout = os.fdopen(1, "w", closefd=False)
+PACE_STEPS = 10
+"""Steps that say how long one takes."""
 
 
-def how_long(seconds: float) -> str:
-    """Returns a length of time for people, in its two largest units."""
-    left = max(0, round(seconds))
-    parts: list[str] = []
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
-        count, left = divmod(left, size)
-        if count or parts or unit == "s":
-            parts.append(f"{count} {unit}")
-    return " ".join(parts[:2])
+def step_line(metrics: Metrics, steps: int, left_s: float | None = None) -> str:
+    """Returns one training step for people; a dash for what the step did not measure.
 
-
-def step_line(metrics: Metrics, steps: int) -> str:
-    """Returns one training step for people; a dash for what the step did not measure."""
+    `left_s`: seconds that the rest of the run is estimated to take.
+    """
 
     def value(name: str, form: str) -> str:
         width = int(form.partition(".")[0] or 0)
@@ -51,7 +35,20 @@ def step_line(metrics: Metrics, steps: int) -> str:
         f"calls ok {value('successful_call_ratio', '4.0%')}  tokens {value('response_length', '4.0f')}  "
         f"staleness {value('staleness_mean', '.1f')}  KL {value('behaviour_kl', '.4f')}  "
         f"{value('step_seconds', '.0f')} s (waited {value('wait_seconds', '.0f')} s)"
+        f"{'' if left_s is None else f'  {time_left(left_s)}'}"
     )
+
+
+def seconds_left(steps: Sequence[Mapping[str, Any]], wanted: int) -> float | None:
+    """Returns the seconds that a run is estimated to take yet, by its last ten steps; None where nothing is known or left.
+
+    Args:
+        steps: records of its steps, in order (`bus.metrics.steps_of`).
+        wanted: how many there will be.
+    """
+    measured = [record["step_seconds"] for record in steps[-PACE_STEPS:] if "step_seconds" in record]
+    left = wanted - steps[-1]["step"] if steps else 0
+    return left * fmean(measured) if measured and left > 0 else None
 
 
 def summary(folder: Path, plots: list[Path]) -> str:
@@ -68,6 +65,8 @@ def summary(folder: Path, plots: list[Path]) -> str:
         **{plot.stem: plot for plot in plots},
     }
     lines += [f"  {name:<18} {path}" for name, path in paths.items() if path.exists()]
+    if (folder / "results").is_dir():
+        lines.append(f"  {'transcripts':<18} read them with: zerotir transcripts {quote(str(folder))}")
     return "\n".join(lines)
 
 

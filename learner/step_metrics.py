@@ -80,9 +80,9 @@ def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
         if taken_at is not None:
             values["failed_age_seconds"] = _age(failed, taken_at)
     for reason, left_out in batch.filtered.items():
-        values[f"filtered_by_{_slug(reason)}"] = len(left_out)
+        values[f"filtered_by_{slug(reason)}"] = len(left_out)
     for reason, count in Counter(failure.reason for failure in failed).most_common(MOST_KINDS):
-        values[f"failed_by_{_slug(reason)}"] = count
+        values[f"failed_by_{slug(reason)}"] = count
     return values
 
 
@@ -91,5 +91,6 @@ def _age(results: Sequence[Trajectory | Failure], taken_at: float) -> float:
     return fmean(max(0.0, taken_at - result.published_at) for result in results)
 
 
-def _slug(reason: str) -> str:
+def slug(reason: str) -> str:
+    """Returns a reason as it stands in a metric's name."""
     return re.sub(r"[^a-z0-9]+", "_", reason.lower())[:40].strip("_")

@@ -16,7 +16,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from learner.checkpoints import CheckpointError
 from learner.tickets.archive import Archive
-from learner.tickets.filters import UNTRAINED_STEPS, Filters, may_be_chance, why_untrained
+from learner.tickets.filters import UNTRAINED_STEPS, may_be_chance, why_untrained
 from learner.tickets.ledger import Batch, Ledger
 
 if TYPE_CHECKING:
@@ -39,17 +39,10 @@ class Steps:
 
     def __init__(self, config: RunConfig, trainer: "Trainer", folder: Path) -> None:
         """`folder` takes the batch on which training had to stop."""
-        settings = config.learner
-        self.ledger = Ledger(
-            settings.batch_groups,
-            settings.group_size,
-            settings.max_staleness,
-            settings.steps,
-            Filters(settings.filters, settings.algorithm.group_relative),
-        )
+        self.ledger = Ledger.of(config.learner)
         self._trainer = trainer
         self._folder = folder
-        self._limit = settings.max_skipped_updates
+        self._limit = config.learner.max_skipped_updates
         self._skipped = 0
         self._untrained: list[dict[str, int]] = []
         """Why results were not trained on, in each of the latest steps that could train on none."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import structlog
 
 from runtime.log_rate import RateFilter
-from runtime.terminal import printable
+from runtime.terminal import printable, takes_colours
 
 PACKAGES = (
     *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "runtime"),
@@ -44,8 +44,8 @@ _SHARED: list[structlog.typing.Processor] = [
 ]
 
 
-def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, terminal: bool = True) -> None:
-    """Sends all logs of this process to `file` (appended) and, if asked, to the terminal's stderr."""
+def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, terminal: int | None = logging.INFO) -> None:
+    """Sends all logs of this process to `file` (appended), and those from the level `terminal` on to stderr; None: none."""
     handlers: list[logging.Handler] = []
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -61,15 +61,16 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
             )
         )
         handlers.append(to_file)
-    if terminal:
+    if terminal is not None:
         to_terminal = logging.StreamHandler(sys.stderr)
+        to_terminal.setLevel(terminal)
         to_terminal.setFormatter(
             structlog.stdlib.ProcessorFormatter(
                 processors=[
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     structlog.processors.format_exc_info,
                     _escape,
-                    structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=40),
+                    structlog.dev.ConsoleRenderer(colors=takes_colours(sys.stderr), pad_event_to=40),
                 ],
                 foreign_pre_chain=_SHARED,
             )
@@ -94,6 +95,14 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
     )
     _context.clear()
     _context.update(role=role, id=id, run=run)
+
+
+def no_more_on_terminal() -> None:
+    """Sends what is logged from now on to the file alone."""
+    root = logging.getLogger()
+    root.handlers = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)] or [
+        logging.NullHandler()
+    ]
 
 
 def log_emulated() -> None:

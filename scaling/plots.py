@@ -57,10 +57,8 @@ def plot_analysis(analysis: Analysis, folder: Path) -> list[Path]:
                 figure = axes[0].get_figure(root=True)
                 assert figure is not None
                 label = setting.setting.label
-                figure.suptitle(
-                    f"{label}: fitted left of the dotted line; solid: least error, with its 95 % band", fontsize=8
-                )
-                lines = [Line2D([], [], color=colour, label=name) for name, colour in FORM_COLOURS.items()]
+                figure.suptitle(f"{label}: fitted left of the dotted line", fontsize=8)
+                lines = _forecast_lines(setting)
                 figure.legend(handles=lines, loc="outside lower center", ncols=len(lines))
         with _figure(folder / "relations", 1, 3, (6.6, 2.3), written) as axes:
             _relations(analysis, axes)
@@ -123,6 +121,22 @@ def _forecast(growth: Growth, ax: Axes) -> None:
         # Forms that run away must not flatten what was measured.
         room = 0.25 * max(float(np.ptp(growth.points.y)), 1e-3)
         ax.set_ylim(growth.points.y.min() - room, growth.points.y.max() + room)
+
+
+def _forecast_lines(setting: SettingAnalysis) -> list[Line2D]:
+    """Returns the legend of the setting's forecasts: what `_forecast` draws, and nothing else."""
+    found = [setting.growth("step", quantity).forecasts for quantity in QUANTITIES]
+    forecasts = [each for each in found if isinstance(each, Forecasts)]
+    drawn = {forecast.fit.form.name for each in forecasts for forecast in each.forecasts}
+    lines = [Line2D([], [], color="0.25", marker="o", markersize=3, linewidth=0, label="measured")]
+    lines += [
+        Line2D([], [], color=colour, linestyle="--", linewidth=1.0, label=name)
+        for name, colour in FORM_COLOURS.items()
+        if name in drawn
+    ]
+    if any(each.weighted is not None for each in forecasts):
+        lines.append(Line2D([], [], color="0.2", label="all, weighted, and 95 %"))
+    return lines
 
 
 def _relations(analysis: Analysis, axes: list[Axes]) -> None:

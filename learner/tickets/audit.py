@@ -1,8 +1,39 @@
-"""Forms the batches to which an archive's results lead, for comparison with those of the run."""
+"""Reads an archive as the learner read its results: the batches to which they lead, and what became of each."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
+from bus.messages import Failure
 from learner.tickets.ledger import Batch, Ledger, Result
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What became of a result."""
+
+    sequence: int
+    """Its position in the result stream."""
+    result: Result
+    step: int | None
+    """The step that used its group up; None while its group or batch waits."""
+    reason: str | None
+    """Why it was not trained on: a filter's reason or a failure's."""
+
+    @property
+    def end(self) -> str:
+        """Returns the end of its ticket: `trained`, `filtered`, `failed` or, where that is open, `waiting`."""
+        if isinstance(self.result, Failure):
+            return "failed"
+        if self.step is None:
+            return "waiting"
+        return "filtered" if self.reason else "trained"
+
+    @property
+    def staleness(self) -> int | None:
+        """Returns by how many versions its oldest weights were behind those that the step trained from."""
+        if self.step is None or isinstance(self.result, Failure):
+            return None
+        return max(0, self.step - 1 - self.result.lowest_version)
 
 
 def batches_of(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterator[Batch]:
@@ -21,3 +52,27 @@ def batches_of(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterato
             yield ledger.take(step)
             step += 1
             ledger.admit(step)
+
+
+def endings(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterator[Ending]:
+    """Yields what became of `results`, taken as `batches_of` takes them: step by step by ticket, then those that wait.
+
+    At most the results of (max_staleness + 1) batches are in memory. Raises ValueError as `batches_of` does.
+    """
+    sequences: dict[int, int] = {}
+    waiting: dict[int, Result] = {}
+
+    def noted() -> Iterator[tuple[int, Result]]:
+        for sequence, result in results:
+            sequences[result.ticket], waiting[result.ticket] = sequence, result
+            yield sequence, result
+
+    for batch in batches_of(noted(), ledger):
+        reasons = {member.ticket: reason for reason, left_out in batch.filtered.items() for member in left_out}
+        for result in (result for group in batch.taken for result in group):
+            del waiting[result.ticket]
+            reason = result.reason if isinstance(result, Failure) else reasons.get(result.ticket)
+            yield Ending(sequences.pop(result.ticket), result, batch.step, reason)
+    for ticket in sorted(waiting):
+        result = waiting[ticket]
+        yield Ending(sequences[ticket], result, None, result.reason if isinstance(result, Failure) else None)

@@ -17,12 +17,13 @@ leave more old groups than the next batch holds.
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import xxhash
 
 from bus.codec import MessageError, decode, encode
 from bus.messages import Failure, Trajectory
+from configs.schema import LearnerConfig
 from learner.tickets.filters import Filters
 
 Result = Trajectory | Failure
@@ -78,6 +79,12 @@ class Ledger:
     """Results that changed nothing, by reason."""
     _open: dict[int, dict[int, Result]] = field(default_factory=dict)
     """Groups that are issued and not taken: ticket to result."""
+
+    @classmethod
+    def of(cls, learner: LearnerConfig) -> Self:
+        """Returns the ledger at the beginning of a run with this configuration."""
+        filters = Filters(learner.filters, learner.algorithm.group_relative)
+        return cls(learner.batch_groups, learner.group_size, learner.max_staleness, learner.steps, filters)
 
     def admit(self, version: int) -> range:
         """Issues what the current version allows; returns the new groups' numbers."""

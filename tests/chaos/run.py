@@ -19,7 +19,6 @@ from bus.log_reader import LogReader
 from configs.loading import dump_config, load_config
 from learner.tickets.archive import read_archive
 from learner.tickets.audit import batches_of
-from learner.tickets.filters import Filters
 from learner.tickets.ledger import Ledger
 from tests.chaos.tap import Tap
 
@@ -213,10 +212,7 @@ class Run:
         assert balance == {"issued": issued, "trained": issued, "filtered": 0, "failed": 0, "open": 0}
         results = list(read_archive(self.folder / "results"))
         assert sorted(result.ticket for _, result in results) == list(range(1, issued + 1))
-        ledger = Ledger(
-            settings.batch_groups, settings.group_size, settings.max_staleness, settings.steps,
-            Filters(settings.filters, settings.algorithm.group_relative),
-        )  # fmt: skip
+        ledger = Ledger.of(settings)
         replayed = {batch.step: batch.digest for batch in batches_of(results, ledger)}
         taken: dict[int, set[str]] = {}
         for record in self.logs("batch taken"):

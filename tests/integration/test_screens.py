@@ -13,7 +13,8 @@ from bus.codec import encode
 from bus.connection import open_bus
 from bus.presence import Announcer, who_is_alive
 from configs.bus import BusConfig
-from launch import view_commands, views
+from launch import view_commands
+from launch.screen import say
 from runtime.logs import set_up_logs
 from runtime.terminal import printable
 from sandbox.program import SERVICE_NAME
@@ -36,7 +37,7 @@ def test_lines_of_the_console_and_of_progress_are_lines(capfd: pytest.CaptureFix
     set_up_logs("actor", "a", "r", tmp_path / "log")
     try:
         structlog.get_logger("bus").warning("result ignored " + HOSTILE, reason=HOSTILE)
-        views.say(f"a1  {printable(HOSTILE)}")
+        say(f"a1  {printable(HOSTILE)}")
         out, err = capfd.readouterr()
     finally:
         logging.getLogger().handlers = []
@@ -45,7 +46,7 @@ def test_lines_of_the_console_and_of_progress_are_lines(capfd: pytest.CaptureFix
         assert text.count("\n") == 1
         assert printable(text.rstrip("\n")) == text.rstrip("\n")
         assert "run FAILED" in text
-    views.say("two\nlines\x1b[2J")
+    say("two\nlines\x1b[2J")
     assert capfd.readouterr().out.endswith("  two\nlines\\x1b[2J\n")
     # The file is for programs, and has what was said.
     assert json.loads((tmp_path / "log").read_text())["reason"] == HOSTILE

@@ -53,6 +53,7 @@ def test_a_baseline_differs_in_tools_and_prompt_alone(name: str):
         ("learner.algorithm={loss: ppo, token_weights: false}", "token_weights has no effect with loss ppo"),
         ("learner.steps", "write it as field.name=value"),
         ("name=2024-13-45", "the value is not YAML"),
+        ("learner.steps=010", "learner.steps=010: 010 is the number 8 in YAML"),
         ("name=" + "[" * 5000, "the value is not YAML"),
         ("name.x=1", "name is a value, not a section"),
         ("tasks.problems.file=x.jsonl", "name exactly one of recipe, mix, file and dataset"),
@@ -123,6 +124,14 @@ def test_a_field_that_is_missing_and_misspelt_nowhere_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (
+            "seed: 010\n",
+            "line 1: 010 is the number 8 in YAML: write that, or the one that is meant, or quotes for text",
+        ),
+        (
+            "seed: 1:30\n",
+            "line 1: 1:30 is the number 90 in YAML: write that, or the one that is meant, or quotes for text",
+        ),
         ("name: x\nname: y\n", "line 2: the key 'name' is there twice"),
         ("learner:\n  steps: 3\n  critic: {lr: 1}\n  steps: 4\n", "line 4: the key 'steps' is there twice"),
         ("name: [x\n", "line 2: expected ',' or ']', but got '<stream end>'"),

@@ -12,9 +12,10 @@ from bus.messages import FinishReason, Outcome, ToolCall
 from configs.schema import RolloutConfig
 from configs.tasks import GradingConfig, PromptConfig
 from evaluation import page as page_module
-from evaluation.page import inert_json, page, pieces
+from evaluation.page import inert_json, page
+from evaluation.passages import Passage, pieces
 from evaluation.plan import DataSet, Plan
-from evaluation.records import Passage, Sample
+from evaluation.records import Sample
 from tasks.problems import Problem
 from tests.unit.samples import sample
 
@@ -121,17 +122,14 @@ def test_a_transcript_s_pieces_tell_code_output_and_made_up_output_apart():
     call = ToolCall(
         code="print(6)", output="6 ```python\nx\n```", outcome=Outcome.EXITED, success=True, start=30, seconds=0.25
     )
-    given = sample(
-        passages=(
-            Passage(sampled=True, start=0, text="Let me see ```python\nprint(6)\n```"),
-            Passage(sampled=False, start=30, text="\n```output\n6 ```python\nx\n```\n```\n"),
-            Passage(sampled=True, start=60, text="so ```output\n7\n``` then ```python\nprint(7)"),
-            Passage(sampled=False, start=90, text="\n```output\nno more\n```\n"),
-            Passage(sampled=True, start=99, text="6"),
-        ),
-        tool_calls=(call,),
+    given = (
+        Passage(sampled=True, start=0, text="Let me see ```python\nprint(6)\n```"),
+        Passage(sampled=False, start=30, text="\n```output\n6 ```python\nx\n```\n```\n"),
+        Passage(sampled=True, start=60, text="so ```output\n7\n``` then ```python\nprint(7)"),
+        Passage(sampled=False, start=90, text="\n```output\nno more\n```\n"),
+        Passage(sampled=True, start=99, text="6"),
     )
-    assert list(pieces(given)) == [
+    assert list(pieces(given, [call])) == [
         ("text", "Let me see ", ""),
         ("code", "```python\nprint(6)\n```", ""),
         # What a program printed is one piece, whatever fences are in it.

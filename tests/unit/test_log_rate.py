@@ -14,7 +14,7 @@ from runtime.logs import set_up_logs
 
 @pytest.fixture
 def file(tmp_path: Path) -> Iterator[Path]:
-    set_up_logs("sandbox", "s", "r", tmp_path / "log", terminal=False)
+    set_up_logs("sandbox", "s", "r", tmp_path / "log", terminal=None)
     yield tmp_path / "log"
     logging.getLogger().handlers = []
     structlog.reset_defaults()

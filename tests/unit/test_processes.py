@@ -93,7 +93,7 @@ async def test_a_role_that_reported_none_is_quoted_by_what_it_printed(start, tmp
 def test_lines_that_cannot_be_written_are_dropped_and_the_work_goes_on(tmp_path: Path):
     done = tmp_path / "done"
     work = (
-        "import pathlib, sys; from launch.views import say\n"
+        "import pathlib, sys; from launch.screen import say\n"
         "for number in range(3000): say(f'line {number} of a long run')\n"
         "pathlib.Path(sys.argv[1]).touch()\n"
     )

@@ -105,7 +105,7 @@ def test_the_extra_of_every_package_beyond_the_base_is_known():
     # Packages that those of the base are made of.
     base |= {"nkeys", "pydantic_core"}
     assert needed - set(MAY_IMPORT) - set(sys.stdlib_module_names) - base - of_extras == set()
-    assert of_extras <= needed | {"sympy", "accelerate"}
+    assert of_extras <= needed | {"sympy"}
 
 
 def test_help_imports_nothing_heavy():

@@ -1,0 +1,71 @@
+"""What a command shows while it works, and in which colours.
+
+A pipe gets plain lines. A terminal gets the same, and below them one line that says what is going on just now. `NO_COLOR`,
+`FORCE_COLOR` and `TERM=dumb` are obeyed.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from runtime.terminal import printable
+
+_quiet = False
+"""Of the whole process: `--quiet` was given."""
+
+
+def be_quiet() -> None:
+    """Leaves out, from now on, what `say` is told while things go well."""
+    global _quiet
+    _quiet = True
+
+
+def say(text: str, *, matters: bool = False) -> None:
+    """Prints progress, a line or more; with `--quiet` only what `matters`: errors and results.
+
+    Drops it where it cannot be written, on a full disk for one: the work goes on.
+    """
+    if _quiet and not matters:
+        return
+    try:
+        lines = "\n".join(map(printable, text.split("\n")))
+        sys.stdout.write(f"{time.strftime('%H:%M:%S')}  {lines}\n")
+        sys.stdout.flush()
+    except OSError:
+        # This one would keep the line, and try it again with the next ones and at the process's end.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+
+
+def is_live() -> bool:
+    """Returns whether standard output takes a line that changes: it is a terminal, and nobody asked to be left in peace."""
+    console = Console(file=sys.stdout)
+    return console.is_terminal and not console.is_dumb_terminal and not _quiet
+
+
+@contextlib.contextmanager
+def live_line() -> Iterator[Callable[[str], None]]:
+    """Yields what sets the line below everything that is said, while the body runs; it does nothing in a pipe."""
+    if not is_live():
+        yield lambda text: None
+        return
+    console = Console(file=sys.stdout, highlight=False)
+    with console.status("", spinner="line") as status:
+        yield lambda text: status.update(Text(printable(text), no_wrap=True, overflow="ellipsis"))
+
+
+def coloured(*texts: tuple[str, str]) -> str:
+    """Returns texts, each beginning a line and with its style, for standard output; styles are those of `rich`.
+
+    Whatever in them a terminal would obey is escaped.
+    """
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    with console.capture() as captured:
+        for text, style in texts:
+            lines = (printable(line.expandtabs(4)) for line in text.split("\n"))
+            console.print(Text("\n".join(lines), style))
+    return captured.get()

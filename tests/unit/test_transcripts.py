@@ -1,0 +1,215 @@
+"""What a run was trained on, as people and programs read it from its archive."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bus.messages import Failure, Outcome, ToolCall, Trajectory
+from configs.errors import UserError
+from configs.loading import dump_config, load_config
+from launch import trace, transcripts
+from launch.cli import parser
+from learner.tickets.archive import Archive
+from runtime.models import load_tokenizer, model_folder
+from tests.factories import spans, trajectory
+
+SETTINGS = ["learner.batch_groups=2", "learner.group_size=2", "learner.steps=3"]
+CONFIG = load_config("tiny", [*SETTINGS, "learner.filters.no_signal=true"])
+BAD = "\x1b[2J\r"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return load_tokenizer(model_folder("random-tiny"))
+
+
+def answered(tokenizer: Any, ticket: int, *, right: bool, code: bool = False, **fields: Any) -> Trajectory:
+    """Returns a trajectory of ticket `ticket`, with or without a call."""
+    prompt = tokenizer.encode("1+2=", add_special_tokens=False)
+    written = [("```python\nprint(3)\n```", 1), ("\n```output\n3\n```\n", 0)] if code else []
+    passages = [(tokenizer.encode(text, add_special_tokens=False), mask) for text, mask in [*written, ("so 3 ", 1)]]
+    response = [token for tokens, _ in passages for token in tokens]
+    mask = [mask for tokens, mask in passages for _ in tokens]
+    call = ToolCall(
+        code="print(3)", output="3", outcome=Outcome.EXITED, success=True, start=len(passages[0][0]), seconds=0.25
+    )
+    values: dict[str, Any] = {
+        "ticket": ticket, "group": (ticket - 1) // 2, "reward": float(right), "reward_parts": {"correct": float(right)},
+        "versions": spans((0, 0, len(response))), "tool_calls": (call,) * code, "problem_id": "p7", "gold_answer": "3",
+        "answer": "3" if right else "4", "issued_at": 10.0, "started_at": 11.0, "first_token_at": 12.0, "published_at": 13.5,
+    }  # fmt: skip
+    return trajectory(
+        len(prompt), len(response), mask=mask, tokens=np.array(prompt + response, np.int32), **(values | fields)
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path, tokenizer: Any) -> Path:
+    """A run after two steps of two groups of two tickets each; the third step waits for its last result."""
+    (tmp_path / "config.yaml").write_text(dump_config(CONFIG))
+    archive = Archive(tmp_path / "results")
+    failed = Failure(
+        ticket=5, group=2, reason="deadline passed", detail="300 s" + BAD, attempts=3, actor="a1", published_at=9.0
+    )
+    results: list[Trajectory | Failure] = [
+        answered(tokenizer, 2, right=False, gold_answer="3" + BAD, attempts=2),
+        answered(tokenizer, 1, right=True, code=True),
+        answered(tokenizer, 3, right=True),
+        answered(tokenizer, 4, right=True),
+        failed,
+        answered(tokenizer, 6, right=True, versions=spans((0, 0, 2), (1, 2, 5))),
+        answered(tokenizer, 8, right=True, code=True),
+        answered(tokenizer, 7, right=False, versions=spans((1, 0, 5))),
+        answered(tokenizer, 9, right=False, versions=spans((1, 0, 5))),
+    ]
+    for sequence, result in enumerate(results, 1):
+        archive.append(0, sequence, result)
+    archive.sync()
+    steps = [
+        {"step": 1, "filtered_by_no_signal": 2.0, "time": 14.0},
+        {"step": 2, "filtered_by_group_too_small": 1.0, "time": 15.0},
+    ]
+    common = {"run": "r", "seq": 1, "role": "learner", "id": "learner"}
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(common | step) + "\n" for step in steps))
+    return tmp_path
+
+
+def zerotir(*arguments: Any) -> int:
+    parsed = parser().parse_args([str(each) for each in arguments])
+    return {"transcripts": transcripts.start, "trace": trace.start}[parsed.command](parsed)
+
+
+def shown(capsys: pytest.CaptureFixture[str], run: Path, *options: Any) -> list[dict[str, Any]]:
+    assert zerotir("transcripts", run, "--json", *options) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def test_each_result_says_what_became_of_it(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert [(each["ticket"], each["step"], each["end"], each["reason"]) for each in shown(capsys, run)] == [
+        (1, 1, "trained", None),
+        (2, 1, "trained", None),
+        (3, 1, "filtered", "no signal"),
+        (4, 1, "filtered", "no signal"),
+        (5, 2, "failed", "deadline passed"),
+        (6, 2, "filtered", "group too small"),
+        (7, 2, "trained", None),
+        (8, 2, "trained", None),
+        (9, None, "waiting", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "tickets"),
+    [
+        (["--step", 2], [5, 6, 7, 8]),
+        (["--right"], [1, 3, 4, 6, 8]),
+        (["--wrong"], [2, 7, 9]),
+        (["--code"], [1, 8]),
+        (["--step", 1, "--code", "--right"], [1]),
+        (["--filtered", "no signal"], [3, 4]),
+        (["--filtered", "No_Signal"], [3, 4]),
+        (["--filtered", "deadline passed"], [5]),
+        (["--ticket", 6], [6]),
+    ],
+)
+def test_options_select(run: Path, capsys: pytest.CaptureFixture[str], options: list[Any], tickets: list[int]):
+    assert [each["ticket"] for each in shown(capsys, run, *options)] == tickets
+
+
+def test_json_has_what_was_trained_on(run: Path, capsys: pytest.CaptureFixture[str]):
+    [first] = shown(capsys, run, "--ticket", 1)
+    assert first["prompt"] == "1+2="
+    assert [(each["sampled"], each["text"]) for each in first["response"]] == [
+        (True, "```python\nprint(3)\n```"),
+        (False, "\n```output\n3\n```\n"),
+        (True, "so 3 "),
+    ]
+    assert (first["problem_id"], first["gold_answer"], first["answer"], first["right"]) == ("p7", "3", "3", True)
+    assert (first["tool_calls"][0]["code"], first["emulated"]) == ("print(3)", False)
+    [sixth] = shown(capsys, run, "--ticket", 6)
+    assert (sixth["staleness"], [each["version"] for each in sixth["versions"]]) == (1, ["0.0", "0.1"])
+    [failed] = shown(capsys, run, "--ticket", 5)
+    assert (failed["detail"], failed["attempts"]) == ("300 s" + BAD, 3)
+
+
+def test_text_is_what_people_read_and_nothing_that_a_terminal_obeys(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert zerotir("transcripts", run) == 0
+    out = capsys.readouterr().out
+    assert all(line.isprintable() for line in out.split("\n"))
+    assert "ticket 1 · step 1 · trained on · right · reward 1\n" in out
+    assert "right answer: 3 · taken for the answer: 3\n--- prompt\n1+2=\n--- response\n--- code\n```python\n" in out
+    assert "```\n--- output (exited, 0.2 s)\n```output\n3\n```\nso 3 \n\nticket 2 · step 1 · trained on · wrong" in out
+    assert "right answer: 3\\x1b[2J\\r" in out
+    assert "ticket 5 · step 2 · failed: deadline passed\na1, attempt 3, 300 s\\x1b[2J\\r\n" in out
+    assert "weights 0.0 and 0.1, 1 version behind" in out
+    assert "ticket 9 · waits for its batch · wrong" in out
+
+
+def test_a_line_that_is_cut_off_ends_what_is_read(run: Path, capsys: pytest.CaptureFixture[str]):
+    """A learner may be writing it just now."""
+    path = run / "results" / "000000.results"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert [each["ticket"] for each in shown(capsys, run)][-2:] == [7, 8]
+
+
+def test_filters_that_were_changed_meanwhile_are_said(run: Path, capsys: pytest.CaptureFixture[str]):
+    changed = load_config("tiny", [*SETTINGS, "learner.filters.no_signal=false"])
+    (run / "up.yaml").write_text(dump_config(changed))
+    assert zerotir("transcripts", run, "--json") == 0
+    assert "learner.filters was changed on resume: 1 step was filtered" in capsys.readouterr().err
+
+
+def test_what_is_not_there_is_said(run: Path, tmp_path_factory: pytest.TempPathFactory):
+    with pytest.raises(
+        UserError, match=r"'overlong'; the reasons here are: no signal \(2\), deadline passed \(1\), group"
+    ):
+        zerotir("transcripts", run, "--filtered", "overlong")
+    with pytest.raises(UserError, match="none of its results is like that"):
+        zerotir("transcripts", run, "--step", 7)
+    empty = tmp_path_factory.mktemp("empty")
+    with pytest.raises(UserError, match=r"no folder of a run: it has no config\.yaml"):
+        zerotir("transcripts", empty)
+    (empty / "config.yaml").write_text(dump_config(CONFIG))
+    with pytest.raises(UserError, match="they lie on the learner's host"):
+        zerotir("transcripts", empty)
+    path = run / "results" / "000000.results"
+    path.write_bytes(path.read_bytes().replace(b"Trajectory", b"Trajectorx", 1))
+    with pytest.raises(UserError, match="damaged, or another version's: kind 'Trajectorx'"):
+        zerotir("transcripts", run)
+
+
+def test_a_ticket_s_life(run: Path, capsys: pytest.CaptureFixture[str]):
+    (run / "logs").mkdir()
+    records = [
+        {"event": "ticket handed back", "ticket": 2, "reason": "infrastructure failed" + BAD, "id": "a0"},
+        {"event": "ticket handed back", "ticket": 22, "reason": "another", "id": "a0"},
+    ]
+    at = {"timestamp": "1970-01-01T00:00:10.500Z", "level": "info", "role": "actor"}
+    lines = [json.dumps(record | at) for record in records]
+    (run / "logs" / "a0.jsonl").write_text("\n".join([*lines, '{"ticket": 2, "eve', '"ticket": 2']) + "\n")
+    assert zerotir("trace", run, "--ticket", 2) == 0
+    first, *events = capsys.readouterr().out.splitlines()
+    assert first == "ticket 2 of group 0 (tickets 1 to 2), problem p7"
+    assert [event.split("  ", 2)[2].split(maxsplit=2)[0] for event in events] == [
+        "+0.000", "+0.500", "+0.500", "+1.000", "+1.500", "+0.500",
+    ]  # fmt: skip
+    assert [" ".join(event.split()[4:]) for event in events] == [
+        "learner issued, for weights 0 or newer",
+        "a0 log: ticket handed back, reason infrastructure failed\\x1b[2J\\r",
+        "a begins (attempt 2)",
+        "a first token, of weights 0.0",
+        "a result stored: 5 tokens, weights 0.0 (5 tokens); reward 0; calls: none",
+        "learner step 1 is done: trained on, 0 versions behind",
+    ]
+
+
+def test_the_life_of_one_that_failed_or_is_open(run: Path, capsys: pytest.CaptureFixture[str]):
+    assert zerotir("trace", run, "--ticket", 5) == 0
+    assert "a1                 failed: deadline passed, attempt 3 (300 s\\x1b[2J\\r)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="knows nothing of ticket 10: its archive has no result of it"):
+        zerotir("trace", run, "--ticket", 10)
