@@ -17,10 +17,14 @@ from typing import Any
 from evaluation.passages import pieces
 from evaluation.plan import Plan
 from evaluation.records import Key, Sample
+from evaluation.typeset import Mark, formulas, highlights
 
 TEMPLATE = Path(__file__).with_name("page.html")
 MAX_CHARACTERS = 24_000_000
-"""Most characters of all transcripts together: browsers are slow to open more."""
+"""Most characters of all transcripts together, as JSON: browsers are slow to open more."""
+
+_Piece = tuple[str, str, str, list[Mark]]
+"""Kind, text and label, see `evaluation.passages.pieces`; how it is drawn, see `evaluation.typeset`."""
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
@@ -54,9 +58,15 @@ def inert_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _problems(plan: Plan) -> list[dict[str, str]]:
+def _problems(plan: Plan) -> list[dict[str, Any]]:
     return [
-        {"data": data.name, "id": problem.id, "text": problem.text, "answer": problem.answer}
+        {
+            "data": data.name,
+            "id": problem.id,
+            "text": problem.text,
+            "marks": formulas(problem.text),
+            "answer": problem.answer,
+        }
         for data in plan.data
         for problem in data.problems
     ]
@@ -69,14 +79,15 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
         for index, key in enumerate((data.name, problem.id) for data in plan.data for problem in data.problems)
     }
     there = [samples[job.key] for job in plan.jobs() if job.key in samples]
-    shown: list[Sample] = []
+    shown: list[tuple[Sample, list[_Piece]]] = []
     characters = 0
     for sample in sorted(there, key=lambda sample: sample.number):
-        characters += sum(len(passage.text) for passage in sample.passages)
+        drawn = [_piece(*piece) for piece in pieces(sample.passages, sample.tool_calls)]
+        characters += len(json.dumps(drawn))
         if characters > MAX_CHARACTERS and shown:
             break
-        shown.append(sample)
-    shown.sort(key=lambda sample: (order[sample.key[:2]], sample.max_tool_calls, sample.number))
+        shown.append((sample, drawn))
+    shown.sort(key=lambda each: (order[each[0].key[:2]], each[0].max_tool_calls, each[0].number))
     return [
         {
             "problem": order[sample.key[:2]],
@@ -90,10 +101,17 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
             "answer": sample.answer,
             "finish": sample.finish_reason,
             "tokens": sample.response_tokens,
-            "pieces": list(pieces(sample.passages, sample.tool_calls)),
+            "pieces": drawn,
         }
-        for sample in shown
+        for sample, drawn in shown
     ], len(there)
+
+
+def _piece(kind: str, text: str, label: str) -> _Piece:
+    # Blank lines at a block's edge are no part of what is read.
+    text = text.strip("\n")
+    marks = highlights(text) if kind == "code" else formulas(text) if kind == "text" else []
+    return kind, text, label, marks
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -85,6 +85,7 @@ def test_hostile_text_is_inert_wherever_it_stands():
     assert {name for _, name, _ in parsed.attributes} == {name for _, name, _ in clean.attributes}
     data = json.loads(parsed.scripts[0])
     assert data["samples"][0]["pieces"][0][1] == HOSTILE
+    assert data["samples"][0]["pieces"][0][3] == []
     assert data["problems"][0]["text"] == HOSTILE
     assert data["samples"][0]["answer"] == HOSTILE
     # Title (twice), table and note show it as it is; nothing in it was taken for a placeholder.
@@ -157,7 +158,7 @@ def test_filters_find_what_the_samples_say():
 
 
 def test_transcripts_that_are_too_long_together_are_thinned_evenly_and_said_so(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(page_module, "MAX_CHARACTERS", 25)
+    monkeypatch.setattr(page_module, "MAX_CHARACTERS", 70)
     given = [sample(number, problem=problem, text="x" * 10) for problem in ("p0", "p1") for number in range(2)]
     parsed = Parsed(rendered(*given))
     shown = json.loads(parsed.scripts[0])["samples"]
