@@ -19,8 +19,8 @@ from bus.run_record import recorded_template
 from configs.errors import UserError
 from configs.schema import RunConfig
 from grading.reward_source import with_digest
+from launch.joining import guarded, join, model_of_run, new_id, start_engine
 from launch.processes import STOPPED
-from launch.roles import guarded, join, model_of_run, new_id
 from launch.screen import is_live, live_line, say
 from learner.training.plan import require_model
 from runtime.files import make_folder
@@ -74,7 +74,6 @@ def _folder_for(config: RunConfig, checkpoint: str) -> Path:
 async def _evaluate_checkpoint(
     config: RunConfig, checkpoint: str, out: Path, stop: asyncio.Event, *, verbose: bool
 ) -> None:
-    from actors.vllm_engine import VllmEngine
     from bus.messages import WeightVersion
     from evaluation.checkpoint import CheckpointImage
     from evaluation.evaluator import PROGRESS_EVERY_S
@@ -108,7 +107,7 @@ async def _evaluate_checkpoint(
     async with Grader(grading=config.tasks.grading) as grader:
         with await asyncio.to_thread(CheckpointImage.read, model) as image:
             seed = secrets.randbits(31)
-            engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), seed)
+            engine = await start_engine(config, model, seed, stop)
             try:
                 await engine.load(WeightVersion(epoch=0, n=0), image.tensors, image.path)
                 async with Pool(jail) as pool:
@@ -135,7 +134,6 @@ async def _evaluate_run(
     config: RunConfig, bus: Bus, announcer: Announcer, out: Path, stop: asyncio.Event, ended: asyncio.Event | None
 ) -> None:
     """Evaluates versions as they come until `ended` and the last one are; without `ended`, the newest one."""
-    from actors.vllm_engine import VllmEngine
     from evaluation.following import Following
     from evaluation.plan import make_plan, refuse_known
     from grading.grader import Grader
@@ -149,7 +147,7 @@ async def _evaluate_run(
     await asyncio.to_thread(require_model, config, model)
     async with Grader(grading=config.tasks.grading) as grader:
         seed = secrets.randbits(31)
-        engine = await VllmEngine.start(model, config.model, config.actor.engine, _length(config), seed)
+        engine = await start_engine(config, model, seed, stop, announcer)
         try:
             async with open_bus(bus.address, bus.config, f"{announcer.id}-weights") as weights_bus:
                 following = Following(config, plan, bus, weights_bus, engine, grader, announcer, out, say)
@@ -194,7 +192,3 @@ def _description(plan: "Plan") -> str:
     sets = ", ".join(f"{len(data.problems)} of {data.name}" for data in plan.data)
     limits = ", ".join(map(str, plan.max_tool_calls))
     return f"evaluating {len(plan.jobs())} samples: {sets}; {plan.samples} each with {limits} calls allowed"
-
-
-def _length(config: RunConfig) -> int:
-    return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from bus.messages import Failure
 from bus.metrics import steps_of
 from configs.errors import UserError
-from launch.transcripts import archive_of
+from launch.transcripts import archive_of, counted
 from learner.tickets.audit import Ending
 from learner.tickets.ledger import Ledger
 from runtime.terminal import printable
@@ -80,7 +80,7 @@ def _of_result(ending: Ending, ledger: Ledger, steps: dict[int, float]) -> Itera
         yield Event(result.published_at, result.actor, what + (calls or "none"))
     if ending.step in steps:
         end = {"trained": "trained on", "filtered": f"filtered: {ending.reason}", "failed": "ended as failed"}
-        behind = "" if ending.staleness is None else f", {ending.staleness} versions behind"
+        behind = "" if ending.staleness is None else f", {counted(ending.staleness, 'version')} behind"
         yield Event(steps[ending.step], "learner", f"step {ending.step} is done: {end[ending.end]}{behind}")
 
 

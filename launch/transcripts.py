@@ -173,9 +173,10 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     facts = [
         f"problem {result.problem_id} (group {result.group})",
         f"{result.actor}, attempt {result.attempts}",
-        f"weights {versions}" + ("" if ending.staleness is None else f", {_count(ending.staleness, 'version')} behind"),
-        _count(result.response_length, "token") + ", cut by the limit" * (result.finish_reason is FinishReason.LENGTH),
-        _count(len(result.tool_calls), "call") + f", {failed} failed" * bool(failed),
+        f"weights {versions}"
+        + ("" if ending.staleness is None else f", {counted(ending.staleness, 'version')} behind"),
+        counted(result.response_length, "token") + ", cut by the limit" * (result.finish_reason is FinishReason.LENGTH),
+        counted(len(result.tool_calls), "call") + f", {failed} failed" * bool(failed),
     ]
     taken = "no answer" if result.answer is None else f"taken for the answer: {result.answer}"
     lines = [
@@ -195,7 +196,8 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     return coloured(*lines, ("", ""))
 
 
-def _count(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """Returns a number of things in words."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 

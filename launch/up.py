@@ -31,9 +31,9 @@ from grading.reward_source import with_digest
 from launch.bus_role import LOCK
 from launch.cores import Share, shares, visible_gpus
 from launch.ending import LEAVING
+from launch.joining import new_run_id
 from launch.preflight import require_inputs
 from launch.processes import STOPPED, RoleProcess
-from launch.roles import new_run_id
 from launch.run_plots import plot_run
 from launch.screen import live_line, say
 from launch.up_screen import RunScreen, alive, relay
