@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import some
+from runtime.hub import look_for_hub
 from runtime.models import ModelError
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -47,6 +48,8 @@ def skeleton(path: str | Path) -> Any:
 
     Raises ModelError where the configuration cannot be read.
     """
+    if not Path(path).is_dir():
+        look_for_hub()
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 

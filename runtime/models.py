@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from configs.errors import UserError
+from runtime.hub import look_for_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -94,6 +95,7 @@ def _prepare(name: str, write: Callable[[Path], None]) -> Path:
 
 
 def _download(name: str, named_by: str) -> Path:
+    look_for_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import nearest
+from runtime.hub import look_for_hub
 from tasks.json_rows import Row, parse_json_rows
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
@@ -101,6 +102,8 @@ def parse_csv_rows(text: str) -> list[Row]:
 
 def read_dataset(name: str, subset: str | None, split: str | None) -> Any:
     """Returns the rows of a data set: one of the hub, a folder of files, or a folder that a data set was saved to."""
+    if not Path(name).is_dir():
+        look_for_hub()
     from datasets import disable_progress_bars, load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -125,6 +128,8 @@ def _in_our_words(text: str, subset: str | None) -> str:
     if names:
         known = re.findall(r"'([^']*)'", names[1])
         return f"no subset {subset!r}{nearest(subset, known)}" if subset else _subsets(known)
+    if "OfflineModeIsEnabled" in text:
+        return "the hub cannot be reached from here, and this host has not loaded it before: check the name and the network"
     return text.strip().splitlines()[0] if text.strip() else "it cannot be read"
 
 

@@ -61,7 +61,8 @@ MISTAKES: dict[str, tuple[Sequence[str], str]] = {
     "an evaluation of data that are not there": (
         ["eval", "tiny", "--checkpoint", "random-tiny", "--data", "absent.jsonl"], "absent.jsonl: there is no such file"
     ),
-    "an evaluation of nothing": (["eval", "tiny", "--checkpoint", "/absent"], "'/absent' is neither a folder here nor"),
+    "an evaluation of nothing": (["eval", "tiny", "--checkpoint", "/absent"], "--checkpoint: there is no folder /absent"),
+    "a number that YAML takes for another": (up("learner.steps=010"), "010 is the number 8 in YAML"),
 }  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def home(tmp_path: Path) -> Path:
 def test_a_mistake(home: Path, arguments: Sequence[str], message: str):
     done = subprocess.run([*ZEROTIR, *arguments], capture_output=True, text=True, timeout=120, check=False, cwd=home)
     assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("zerotir: "), done.stderr
     assert done.stderr.count(message) == 1, done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr

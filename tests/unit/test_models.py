@@ -2,12 +2,14 @@
 
 import asyncio
 import os
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime.hub import look_for_hub
 from runtime.models import ModelError, model_folder
 
 
@@ -81,6 +83,31 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path):
 def test_an_unknown_name_says_what_to_do():
     with pytest.raises(ModelError, match=r"Check the name and the network.*random-tiny"):
         model_folder("no such/model name")
+
+
+@pytest.mark.parametrize(
+    ("environment", "answer", "offline"),
+    [
+        ({}, socket.EAI_NONAME, "1"),
+        ({}, socket.EAI_AGAIN, None),
+        ({}, None, None),
+        ({"HF_HUB_OFFLINE": "0"}, socket.EAI_NONAME, "0"),
+        ({"https_proxy": "http://proxy:3128"}, socket.EAI_NONAME, None),
+    ],
+)
+def test_a_hub_that_the_network_does_not_know_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], answer: int | None, offline: str | None
+):
+    def look_up(host: str, port: None) -> list[Any]:
+        assert host == "hub.example"
+        if answer is not None:
+            raise socket.gaierror(answer, "no answer")
+        return []
+
+    monkeypatch.setattr(os, "environ", {"HF_ENDPOINT": "https://hub.example", **environment})
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    look_for_hub()
+    assert os.environ.get("HF_HUB_OFFLINE") == offline
 
 
 @pytest.mark.slow
