@@ -117,7 +117,9 @@ def _left(folder: Path, runs: list[PlannedRun]) -> str:
         if "step_seconds" in record
     ]
     steps = sum(run.config.learner.steps - len(steps_of(folder / run.name)) for run in runs)
-    return f"; {time_left(steps * fmean(measured))} for {len(runs)} runs" if measured else ""
+    return (
+        f"; {time_left(steps * fmean(measured))} for {len(runs)} run{'' if len(runs) == 1 else 's'}" if measured else ""
+    )
 
 
 def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int, loudness: list[str]) -> int:

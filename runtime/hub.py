@@ -5,10 +5,6 @@ import socket
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import structlog
-
-log = structlog.get_logger()
-
 
 def look_for_hub() -> None:
     """Has the hub's libraries look into their caches alone where this network does not know the hub's name.
@@ -24,4 +20,3 @@ def look_for_hub() -> None:
     except socket.gaierror as error:
         if error.errno == socket.EAI_NONAME:
             os.environ["HF_HUB_OFFLINE"] = "1"
-            log.info("the hub is not known on this network: what was loaded before is looked for", host=host)
