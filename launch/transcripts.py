@@ -116,7 +116,7 @@ def _filtered_otherwise(run: Path, used: dict[int, Counter[str]]) -> int:
 
 
 def as_json(ending: Ending, tokenizer: Any) -> dict[str, Any]:
-    """Returns a result for programs; `docs/running.md` lists the fields."""
+    """Returns a result for programs; `docs/transcripts.md` lists the fields."""
     result = ending.result
     values: dict[str, Any] = {
         "ticket": result.ticket,

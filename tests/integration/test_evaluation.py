@@ -136,7 +136,7 @@ def shown_on(page: Path) -> list[list[str]]:
     for sample in json.loads(parser.found)["samples"]:
         passages: list[str] = []
         before = "output"
-        for kind, text, _ in sample["pieces"]:
+        for kind, text, *_ in sample["pieces"]:
             if kind == "output":
                 passages.append(f"\n{text}\n")
             elif before == "output":
