@@ -108,8 +108,6 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
 
 
 def _piece(kind: str, text: str, label: str) -> _Piece:
-    # Blank lines at a block's edge are no part of what is read.
-    text = text.strip("\n")
     marks = highlights(text) if kind == "code" else formulas(text) if kind == "text" else []
     return kind, text, label, marks
 
