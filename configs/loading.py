@@ -4,6 +4,7 @@ Whatever is wrong (no file, no YAML, unknown fields, bad values) gives one `Conf
 where there is one, the nearest valid name.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -117,10 +118,14 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Refuses what YAML reads as nobody means it: of a key that is there twice the last, 010 as 8, 1:30 as 90."""
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
         """Raises ConstructorError where the number is of base 8 or 60 by the way it is written."""
-        number, text = super().construct_yaml_int(node), node.value.lstrip("+-")
-        if ":" in text or (text[0] == "0" and text.isdecimal() and len(text) > 1):
+        read = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
+        text = node.value.replace("_", "").lstrip("+-")
+        if not text:
+            raise yaml.constructor.ConstructorError(None, None, "an empty text is no number", node.start_mark)
+        number = read(node)
+        if ":" in text or (isinstance(number, int) and text[0] == "0" and text.isdecimal() and len(text) > 1):
             raise yaml.constructor.ConstructorError(
                 None,
                 None,
@@ -140,7 +145,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -154,21 +160,13 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(target, dict):
             raise ConfigError(f"--set {override}: {parent} is a value, not a section")
     try:
-        target[leaf] = _number(yaml.load(text, _Loader))  # noqa: S506 (a safe one)
+        # YAML reads a string where a number has an exponent and no point.
+        exponent = re.fullmatch(r"\s*[-+]?\d+[eE][-+]?\d+\s*", text)
+        target[leaf] = float(text) if exponent else yaml.load(text, _Loader)  # noqa: S506 (a safe one)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(f"--set {override}: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
-
-
-def _number(value: Any) -> Any:
-    """Returns as a number what YAML reads as a string, 1e-6 for one."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

@@ -4,7 +4,8 @@ A mark is (begin, end, what) of a text, in the units in which JavaScript counts.
 program, or a formula as a tree of MathML: [tag, attributes, child or text, ...]. The page makes elements of these and text
 nodes of everything else, so only tags and attributes that are listed here may stand in a tree.
 
-Formulas: `$x$`, `$$x$$`, `\(x\)`, `\[x\]`. One that cannot be drawn whole stays as it was written.
+Formulas: `$x$`, `$$x$$`, `\(x\)`, `\[x\]`. A reader takes what is drawn for what the model wrote: a formula with a command
+that is not listed here, or with what TeX would read in another way than `latex2mathml` does, stays as it was written.
 """
 
 import re
@@ -20,7 +21,7 @@ from pygments.token import Comment, Keyword, Name, Number, Operator, String, _To
 
 Mark = tuple[int, int, Any]
 
-LONGEST_PROGRAM = 20_000
+LONGEST_PROGRAM = 10_000
 """Characters of a program that is coloured: the text is hostile, and a lexer's time may grow faster than with its length."""
 LONGEST_FORMULA = 1_000
 DEEPEST_FORMULA = 50
@@ -36,39 +37,61 @@ CLASSES = (
     (Name.Class, "name"),
     (Name.Namespace, "name"),
 )
+# The lexer looks for a docstring behind each of them.
+_MUCH_SPACE = re.compile(r"\s{100}")
+
 # As pandoc has it: no space inside the dollars and no digit behind them, so that prices are none.
 _FORMULA = re.compile(
     r"\$\$(?P<display>[^$]{1,1000})\$\$|\\\[(?P<bracket>.{1,1000}?)\\\]|\\\((?P<inline>.{1,1000}?)\\\)"
-    r"|\$(?P<dollar>(?![\s$])[^$\n]{0,999}[^\s$\\])\$(?!\d)",
+    r"|(?<!\\)\$(?P<dollar>(?![\s$])[^$\n]{0,999}[^\s$\\])\$(?!\d)",
     re.DOTALL,
 )
-TAGS = frozenset(
-    (
-        *("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "msub", "msup", "msubsup"),
-        *("munder", "mover", "munderover", "mtable", "mtr", "mtd", "mstyle", "mpadded", "mphantom", "menclose"),
-    )
+_NAMES = """
+alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi
+varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega ell infty partial nabla emptyset
+frac dfrac tfrac binom sqrt boxed overline underline hat bar vec dot tilde mathbb mathbf mathcal mathrm mathit text
+cdot times div pm mp ast star circ cup cap setminus wedge vee oplus otimes le leq ge geq lt gt ne neq approx equiv cong sim
+simeq propto in notin ni subset subseteq supset supseteq mid nmid parallel perp angle triangle forall exists neg to
+rightarrow leftarrow Rightarrow Leftarrow leftrightarrow Leftrightarrow implies iff mapsto prime degree
+sum prod int oint lim log ln exp sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh min max sup inf gcd det
+left right lfloor rfloor lceil rceil langle rangle vert ldots cdots dots vdots ddots quad qquad begin end
+"""
+"""Letters; what takes arguments; operators and relations; sums and functions; brackets, dots, spaces."""
+COMMANDS = frozenset(_NAMES.split()) | frozenset(r"{}|,;:!%\ ")
+"""Those that are drawn, without their backslash; of one character: brackets, spaces, a per cent, a new row."""
+_ENVIRONMENTS = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "cases"))
+_COMMAND = re.compile(r"\\([a-zA-Z]+|.)", re.DOTALL)
+# TeX takes one digit, the library the whole number; the text of a comment is gone; a text's own markup is not read.
+_READ_IN_ANOTHER_WAY = re.compile(
+    r"(?:[\^_}\]]|\\(?:[dt]?frac|binom|sqrt|boxed|overline|underline|hat|bar|vec|dot|tilde|math[a-z]+))\s*\d\d"
+    r"|(?<!\\)%|\\text\{[^{}]*[\\&<>$#][^{}]*\}|\\text(?!\{)|&(?=\w+;)"
 )
+CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "mroot": 2, "msubsup": 3, "munderover": 3}
+"""How many a tag must have to be drawn."""
+TAGS = frozenset(
+    ("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msqrt", "mtable", "mtr", "mtd", "mstyle", "menclose")
+)
+TAGS |= CHILDREN.keys()
 ATTRIBUTES = frozenset(
     (
         *(
             "accent",
             "columnalign",
-            "columnlines",
             "display",
             "displaystyle",
             "fence",
             "form",
             "linethickness",
             "lspace",
+            "mathvariant",
         ),
-        *("mathvariant", "maxsize", "minsize", "movablelimits", "notation", "rowlines", "rspace", "scriptlevel"),
-        *("separator", "stretchy", "width"),
+        *("maxsize", "minsize", "movablelimits", "notation", "rspace", "scriptlevel", "separator", "stretchy", "width"),
     )
 )
 
 
 class _UndrawableError(Exception):
-    """The formula has something that no page could draw."""
+    """The formula has something that would not be drawn as it was meant."""
 
 
 _FAILURES: tuple[type[Exception], ...] = (
@@ -79,17 +102,18 @@ _FAILURES: tuple[type[Exception], ...] = (
 
 
 def highlights(program: str) -> list[Mark]:
-    """Returns the marks of Python source, or of what a model took for it; none where it is too long."""
-    if len(program) > LONGEST_PROGRAM:
+    """Returns the marks of Python source, or of what a model took for it; none where it takes too long to read."""
+    if len(program) > LONGEST_PROGRAM or _MUCH_SPACE.search(program):
         return []
     marks = []
-    place = 0
-    # It would otherwise leave out blank lines at the edges.
-    for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(program):
-        end = place + _units(text)
+    place = before = 0
+    # The other method reads the text without the ends of its lines and its first mark.
+    for index, kind, text in PythonLexer().get_tokens_unprocessed(program):
+        place += _units(program[before:index])
+        before = index + len(text)
+        begin, place = place, place + _units(text)
         if name := _class_of(kind):
-            marks.append((place, end, name))
-        place = end
+            marks.append((begin, place, name))
     return marks
 
 
@@ -110,17 +134,28 @@ def _formulas(text: str) -> Iterator[Mark]:
         begin = place + _units(text[before : found.start()])
         place, before = begin + _units(found[0]), found.end()
         try:
-            tree = _tree(convert_to_element(found[kind].strip(), display=display), 0)
+            yield begin, place, _drawn(found[kind].strip(), display)
         except _FAILURES:
             continue
-        yield begin, place, tree
+
+
+def _drawn(formula: str, display: str) -> list[Any]:
+    commands = set(_COMMAND.findall(formula))
+    environments = set(re.findall(r"\\(?:begin|end)\{?([^}]*)", formula))
+    rows = bool(environments) and environments <= _ENVIRONMENTS
+    if not commands <= COMMANDS or (environments and not rows) or _READ_IN_ANOTHER_WAY.search(formula):
+        raise _UndrawableError
+    if not rows and ("\\" in commands or "&" in formula):
+        raise _UndrawableError
+    return _tree(convert_to_element(formula, display=display), 0)
 
 
 def _tree(element: Element, depth: int) -> list[Any]:
     tag, text = element.tag, unescape(element.text or "")
+    wrong = CHILDREN.get(tag, len(element)) != len(element) or "linebreak" in element.attrib
     # What it does not know, it shows as it was written.
     unknown = tag == "mi" and (text.startswith("\\") or text in ("&", "{", "}"))
-    if tag not in TAGS or depth > DEEPEST_FORMULA or unknown:
+    if tag not in TAGS or depth > DEEPEST_FORMULA or wrong or unknown:
         raise _UndrawableError
     attributes = {name: value for name, value in element.attrib.items() if name in ATTRIBUTES}
     return [tag, attributes, *([text] if text else []), *(_tree(child, depth + 1) for child in element)]

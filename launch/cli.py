@@ -4,6 +4,7 @@ Heavy imports happen inside the command that needs them, so that `--help` answer
 """
 
 import argparse
+import errno
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -356,6 +357,13 @@ def main() -> None:
             raise
         sys.stderr.write(f"zerotir: {text}\n")
         code = 2
+    except OSError as error:
+        # Of a disk: others say which file they are about.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or error.filename is not None:
+            raise
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is not tried again at the process's end)
+        sys.stderr.write(f"zerotir: the output cannot be written: {error.strerror}\n")
+        code = 1
     except KeyboardInterrupt:
         code = 130
     sys.exit(code)

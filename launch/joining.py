@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +84,13 @@ def _report(error: Exception) -> int:
     if isinstance(error, ModuleNotFoundError) and (text := missing_extra(error)):
         error = UserError(text)
     code = 2 if isinstance(error, UserError) else 1
+    file = no_more_on_terminal()
     if code == 2:
         sys.stderr.write(f"zerotir: {error}\n")
-        no_more_on_terminal()
+    elif file is not None:
+        sys.stderr.write(f"zerotir: {type(error).__name__}: {error} (where it happened: {file})\n")
+    else:
+        traceback.print_exception(error)
     logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)
     return code
 

@@ -76,18 +76,21 @@ def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
         raise
     (out / "config.yaml").write_text(dump_config(config))
     if steps < config.learner.steps:
-        say(f"the archive ends after step {steps}: the run had not collected more")
+        say(f"the archive ends after step {steps}: the run had not collected more", matters=True)
     elif not (run / "model").is_dir():
-        say("the run has exported no model: nothing to compare the weights with")
+        say("the run has exported no model: nothing to compare the weights with", matters=True)
     else:
         found = difference(run / "model", out / "model")
         if found.different == 0:
-            say(f"weights: the same {found.weights} as the run's, bit for bit")
+            say(f"weights: the same {found.weights} as the run's, bit for bit", matters=True)
         else:
             why = "" if same else " (the configuration differs)"
-            say(f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}")
+            say(
+                f"weights: {found.different} of {found.weights} differ, by at most {found.largest:.2g}{why}",
+                matters=True,
+            )
     if same:
-        say(f"optimiser state: {_compare_state(trainer, config, run, steps)}")
+        say(f"optimiser state: {_compare_state(trainer, config, run, steps)}", matters=True)
     trainer.close()
     return 0
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from runtime.terminal import printable
@@ -53,9 +54,10 @@ def live_line() -> Iterator[Callable[[str], None]]:
     if not is_live():
         yield lambda text: None
         return
-    console = Console(file=sys.stdout, highlight=False)
-    with console.status("", spinner="line") as status:
-        yield lambda text: status.update(Text(printable(text), no_wrap=True, overflow="ellipsis"))
+    # What is said meanwhile is broken by the terminal alone: a path stays a path.
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    with Live(Text(), console=console, transient=True, refresh_per_second=2) as live:
+        yield lambda text: live.update(Text(printable(text), "dim", no_wrap=True, overflow="ellipsis"))
 
 
 def coloured(*texts: tuple[str, str]) -> str:

@@ -17,7 +17,8 @@ from typing import NamedTuple
 from bus.messages import Failure
 from bus.metrics import steps_of
 from configs.errors import UserError
-from launch.transcripts import archive_of, counted
+from launch.archive_view import archive_of
+from launch.transcripts import counted
 from learner.tickets.audit import Ending
 from learner.tickets.ledger import Ledger
 from runtime.terminal import printable
@@ -60,6 +61,10 @@ def start(arguments: argparse.Namespace) -> int:
         before = event.time
     if ending is None:
         lines.append("  no result of it is in the archive: it is open")
+    elif ending.step is None:
+        lines.append("  it waits for the rest of its group, or of its batch")
+    elif ending.step not in steps:
+        lines.append(f"  step {ending.step} used it: {_end(ending)}")
     sys.stdout.write("\n".join(map(printable, lines)) + "\n")
     return 0
 
@@ -79,9 +84,18 @@ def _of_result(ending: Ending, ledger: Ledger, steps: dict[int, float]) -> Itera
         what = f"result stored: {result.response_length} tokens, weights {versions}; reward {result.reward:g}; calls: "
         yield Event(result.published_at, result.actor, what + (calls or "none"))
     if ending.step in steps:
-        end = {"trained": "trained on", "filtered": f"filtered: {ending.reason}", "failed": "ended as failed"}
-        behind = "" if ending.staleness is None else f", {counted(ending.staleness, 'version')} behind"
-        yield Event(steps[ending.step], "learner", f"step {ending.step} is done: {end[ending.end]}{behind}")
+        yield Event(steps[ending.step], "learner", f"step {ending.step} is done: {_end(ending)}")
+
+
+def _end(ending: Ending) -> str:
+    ends = {
+        "trained": "trained on",
+        "filtered": f"filtered: {ending.reason}",
+        "failed": "ended as failed",
+        "unknown": "trained on or filtered, which is not known: learner.filters was changed on resume",
+    }
+    behind = "" if ending.staleness is None else f", {counted(ending.staleness, 'version')} behind"
+    return ends[ending.end] + behind
 
 
 def _logged(folder: Path, ticket: int) -> Iterator[Event]:

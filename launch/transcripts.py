@@ -5,46 +5,44 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from shlex import quote
+from textwrap import indent
 from typing import Any
 
-from bus.codec import MessageError
 from bus.messages import Failure, FinishReason, Trajectory
-from bus.metrics import steps_of
 from configs.errors import UserError
-from configs.schema import RunConfig
 from evaluation.passages import Passage, passages, pieces
-from launch.past_run import config_of
+from launch.archive_view import archive_of
 from launch.screen import coloured
 from learner.step_metrics import slug
-from learner.tickets.archive import read_archive
-from learner.tickets.audit import Ending, endings
-from learner.tickets.ledger import Ledger
+from learner.tickets.audit import Ending
 from runtime.models import load_tokenizer, model_folder
+from runtime.terminal import printable
 
 STYLES = {"text": "", "code": "cyan", "output": "green", "hallucinated": "red"}
 """Colour of each kind of piece, see `evaluation.passages.pieces`."""
 NAMES = {"code": "code", "output": "output", "hallucinated": "output that the model made up"}
+INDENT = "  | "
 
 
 def start(arguments: argparse.Namespace) -> int:
     """Prints the results that the command line asks for, in the order in which they were used; returns the exit status.
 
-    The tokens become text only for those. Raises UserError where there is no archive, or nothing in it is like that.
+    The tokens become text only for those. Raises UserError where there is no archive, where it is damaged, and where nothing
+    in it is like that.
     """
     config, found = archive_of(arguments.run)
-    reason = arguments.filtered.replace("_", " ").lower() if arguments.filtered else None
+    reason = None if arguments.filtered is None else slug(arguments.filtered)
     tokenizer: Any = None
-    shown, reasons = 0, Counter[str]()
-    used: dict[int, Counter[str]] = {}
+    seen = shown = 0
+    reasons = Counter[str]()
+    uncertain: set[int | None] = set()
     for ending in found:
+        seen += 1
         if ending.reason is not None:
             reasons[ending.reason] += 1
-        if ending.step is not None:
-            of_step = used.setdefault(ending.step, Counter())
-            if ending.end == "filtered":
-                of_step[slug(str(ending.reason))] += 1
+        if ending.by_other_filters:
+            uncertain.add(ending.step)
         if not _wanted(ending, arguments, reason):
             continue
         if tokenizer is None:
@@ -55,46 +53,31 @@ def start(arguments: argparse.Namespace) -> int:
             text = as_text(ending, tokenizer, emulated=config.emulated)
         sys.stdout.write(text)
         shown += 1
-    if not shown:
-        what = "none of its results is like that"
-        if reason is not None and reason not in {each.lower() for each in reasons}:
-            there = ", ".join(f"{name} ({count})" for name, count in reasons.most_common()) or "none at all"
-            what = f"no result was left out for {reason!r}; the reasons here are: {there}"
-        raise UserError(f"{quote(str(arguments.run))}: {what}")
     sys.stdout.flush()
-    if differing := _filtered_otherwise(arguments.run, used):
-        was = "step was" if differing == 1 else "steps were"
+    if uncertain:
         sys.stderr.write(
-            f"zerotir: learner.filters was changed on resume: {differing} {was} filtered by other settings than today's, by "
-            "which it says here what was trained on\n"
+            f"zerotir: learner.filters was changed on resume: of {counted(len(uncertain), 'step')} it is not known which "
+            "results were trained on\n"
         )
+    if not shown:
+        raise UserError(f"{quote(str(arguments.run))}: {_why_nothing(seen, reason, reasons)}")
     return 0
 
 
-def archive_of(run: Path) -> tuple[RunConfig, Iterator[Ending]]:
-    """Returns a run's configuration, and what became of each result in its archive.
-
-    Works while the run is on as well. Raises UserError where there is no archive; the iterator does where one is damaged.
-    """
-    config = config_of(run)
-    folder = run / "results"
-    if not folder.is_dir():
-        raise UserError(f"{quote(str(run))} holds no results: they lie on the learner's host, from the first one on")
-
-    def found() -> Iterator[Ending]:
-        try:
-            yield from endings(read_archive(folder), Ledger.of(config.learner))
-        except (MessageError, ValueError) as error:
-            raise UserError(f"{quote(str(folder))} is damaged, or another version's: {error}") from error
-
-    return config, found()
+def _why_nothing(seen: int, reason: str | None, reasons: Counter[str]) -> str:
+    if not seen:
+        return "it has no results yet"
+    if reason is not None and reason not in map(slug, reasons):
+        there = ", ".join(f"{name} ({count})" for name, count in reasons.most_common()) or "none at all"
+        return f"no result was left out for {reason!r}; the reasons here are: {there}"
+    return "none of its results is like that"
 
 
 def _wanted(ending: Ending, arguments: argparse.Namespace, reason: str | None) -> bool:
     result = ending.result
     if arguments.step not in (None, ending.step) or arguments.ticket not in (None, result.ticket):
         return False
-    if reason is not None and (ending.reason or "").lower() != reason:
+    if reason is not None and slug(ending.reason or "") != reason:
         return False
     if isinstance(result, Failure):
         return arguments.right is None and not arguments.code
@@ -103,16 +86,6 @@ def _wanted(ending: Ending, arguments: argparse.Namespace, reason: str | None) -
 
 def _right(result: Trajectory) -> bool:
     return result.reward_parts.get("correct", 0.0) > 0
-
-
-def _filtered_otherwise(run: Path, used: dict[int, Counter[str]]) -> int:
-    """Returns in how many steps the learner, by its metrics, left out others than today's configuration does."""
-    prefix = "filtered_by_"
-    differing = 0
-    for record in steps_of(run):
-        measured = {name.removeprefix(prefix): count for name, count in record.items() if name.startswith(prefix)}
-        differing += record["step"] in used and measured != used[record["step"]]
-    return differing
 
 
 def as_json(ending: Ending, tokenizer: Any) -> dict[str, Any]:
@@ -155,7 +128,12 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     """Returns a result for people, in colours where standard output is a terminal."""
     result = ending.result
     used = "waits for its batch" if ending.step is None else f"step {ending.step}"
-    end = {"trained": "trained on", "filtered": f"filtered: {ending.reason}", "failed": f"failed: {ending.reason}"}
+    end = {
+        "trained": "trained on",
+        "filtered": f"filtered: {ending.reason}",
+        "failed": f"failed: {ending.reason}",
+        "unknown": "trained on or filtered, which is not known",
+    }
     head = [
         *["EMULATED"] * emulated,
         f"ticket {result.ticket}",
@@ -164,7 +142,7 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     ]
     if isinstance(result, Failure):
         failure = f"{result.actor}, attempt {result.attempts}, {result.detail}"
-        return coloured((" \u00b7 ".join(head), "bold red"), (failure, ""), ("", ""))
+        return coloured((printable(" \u00b7 ".join(head)), "bold red"), (printable(failure), ""), ("", ""))
     right = _right(result)
     head += ["right" if right else "wrong", f"reward {result.reward:g}"]
     parts = ", ".join(f"{name} {value:g}" for name, value in result.reward_parts.items())
@@ -179,20 +157,21 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
         counted(len(result.tool_calls), "call") + f", {failed} failed" * bool(failed),
     ]
     taken = "no answer" if result.answer is None else f"taken for the answer: {result.answer}"
+    # What a model or an actor wrote is indented, or in a line with what it is: it cannot look like a line of ours.
     lines = [
-        (" \u00b7 ".join(head), "bold green" if right else "bold yellow"),
-        (" \u00b7 ".join(facts), ""),
-        (f"reward parts: {parts or 'none'}", ""),
-        (f"right answer: {result.gold_answer} \u00b7 {taken}", ""),
-        ("--- prompt", "dim"),
-        (_prompt(result, tokenizer).strip("\n"), "dim"),
-        ("--- response", "dim"),
+        (printable(" \u00b7 ".join(head)), "bold green" if right else "bold yellow"),
+        (printable(" \u00b7 ".join(facts)), ""),
+        (printable(f"reward parts: {parts or 'none'}"), ""),
+        (printable(f"right answer: {result.gold_answer} \u00b7 {taken}"), ""),
+        ("prompt", "dim"),
+        (indent(_prompt(result, tokenizer).strip("\n"), INDENT), "dim"),
+        ("response", "dim"),
     ]
     for kind, text, label in pieces(_passages(result, tokenizer), result.tool_calls):
         if kind in NAMES:
-            lines.append((f"--- {NAMES[kind]}{f' ({label})' * bool(label)}", "dim"))
+            lines.append((f"{NAMES[kind]}{f' ({label})' * bool(label)}", "dim"))
         if body := text.strip("\n"):
-            lines.append((body, STYLES[kind]))
+            lines.append((indent(body, INDENT), STYLES[kind]))
     return coloured(*lines, ("", ""))
 
 

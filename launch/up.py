@@ -165,7 +165,7 @@ class _Supervisor:
                     await self._let_others_leave(bus)
                 return code
         finally:
-            say("stopping every role")
+            self._screen.stopping()
             await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
             if "bus" in self._roles:
                 await self._roles["bus"].stop()

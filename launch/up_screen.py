@@ -46,6 +46,11 @@ class RunScreen:
         """Returns the ids of all roles that have given a sign of life."""
         return set(self._states)
 
+    def stopping(self) -> None:
+        """Says that the run ends."""
+        say("stopping every role")
+        self._show("stopping every role")
+
     async def show_presence(self, bus: Bus) -> None:
         """Says what each role is doing whenever that changes, and now and then while nothing does. Raises BusError."""
         spoken = time.monotonic()

@@ -65,7 +65,7 @@ def summary(folder: Path, plots: list[Path]) -> str:
         **{plot.stem: plot for plot in plots},
     }
     lines += [f"  {name:<18} {path}" for name, path in paths.items() if path.exists()]
-    if (folder / "results").is_dir():
+    if any((folder / "results").glob("*.results")):
         lines.append(f"  {'transcripts':<18} read them with: zerotir transcripts {quote(str(folder))}")
     return "\n".join(lines)
 

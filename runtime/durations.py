@@ -1,5 +1,7 @@
 """Lengths of time for people."""
 
+import re
+
 
 def how_long(seconds: float) -> str:
     """Returns a length of time in its two largest units."""
@@ -14,6 +16,9 @@ def how_long(seconds: float) -> str:
 
 def time_left(seconds: float) -> str:
     """Returns what a task is estimated to take yet, no more exact than estimates are."""
+    if seconds < 8:
+        return "a few seconds left"
     if seconds < 115:
-        return f"about {max(10, round(seconds / 10) * 10)} s left"
-    return f"about {how_long(round(seconds / 60) * 60).removesuffix(' 0 s')} left"
+        return f"about {round(seconds / 10) * 10} s left"
+    # The second unit is left out where there is none of it.
+    return f"about {re.sub(' 0 [a-z]+$', '', how_long(round(seconds / 60) * 60))} left"

@@ -97,12 +97,12 @@ def set_up_logs(role: str, id: str, run: str, file: Path | None = None, *, termi
     _context.update(role=role, id=id, run=run)
 
 
-def no_more_on_terminal() -> None:
-    """Sends what is logged from now on to the file alone."""
+def no_more_on_terminal() -> str | None:
+    """Sends what is logged from now on to the file alone; returns its path, None where there is none."""
     root = logging.getLogger()
-    root.handlers = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)] or [
-        logging.NullHandler()
-    ]
+    files = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    root.handlers = [*files] or [logging.NullHandler()]
+    return files[0].baseFilename if files else None
 
 
 def log_emulated() -> None:

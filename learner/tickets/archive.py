@@ -1,7 +1,8 @@
 """The archive of accepted results: `runs/<id>/results/`, one file of length-prefixed messages for every step.
 
 Results are appended in the order in which the learner took them, and reach the disk before they are purged from the bus.
-Replay reads nothing else. If a crash left half a message at the end, it is cut off when the archive is opened.
+Replay reads nothing else. If a crash left half a message at the end, it is cut off when the archive is opened. Each message
+has a checksum: what the disk has changed is an error for whoever reads it.
 """
 
 import os
@@ -10,12 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import xxhash
+
 from bus.codec import decode, encode
 from bus.messages import Failure, Trajectory
 from configs.errors import UserError
 from runtime.files import sync
 
-_HEADER = struct.Struct("<QI")
+_HEADER = struct.Struct("<QIQ")
+"""Of an entry: sequence, length, and xxh3-64 of its data."""
 
 
 class CheckpointError(UserError):
@@ -66,7 +70,7 @@ class Archive:
         data = encode(result)
         path = self._folder / f"{version:06d}.results"
         with path.open("ab") as file:
-            file.write(_HEADER.pack(sequence, len(data)) + data)
+            file.write(_HEADER.pack(sequence, len(data), xxhash.xxh3_64_intdigest(data)) + data)
         self.last = sequence
         self._unsynced.add(path)
 
@@ -97,13 +101,20 @@ class Archive:
 
 
 def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Yields all results beyond sequence `after` as (sequence, packed message), in order."""
+    """Yields all results beyond sequence `after` as (sequence, packed message), in order.
+
+    Raises CheckpointError where something is wrong that no learner leaves: only the last entry of all may be cut short.
+    """
     last = 0
-    for path in sorted(folder.glob("*.results")):
+    paths = sorted(folder.glob("*.results"))
+    for path in paths:
+        end = 0
         for entry in _entries(path, last):
-            last = entry.sequence
+            last, end = entry.sequence, entry.end
             if entry.sequence > after:
                 yield entry.sequence, entry.data
+        if path != paths[-1] and end < path.stat().st_size:
+            raise CheckpointError(f"{path} is damaged from byte {end} on")
 
 
 def last_archived(folder: Path, run: str) -> int:
@@ -124,7 +135,10 @@ def last_archived(folder: Path, run: str) -> int:
 
 
 def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
-    """Yields all results as (sequence, result), in order. Raises MessageError where one is damaged."""
+    """Yields all results as (sequence, result), in order.
+
+    Raises CheckpointError as `raw_archive` does, MessageError where one is of another version.
+    """
     for sequence, data in raw_archive(folder):
         yield sequence, decode(data, Trajectory, Failure)
 
@@ -134,10 +148,10 @@ def _entries(path: Path, last: int) -> Iterator[_Entry]:
     with path.open("rb") as file:
         begin = 0
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            sequence, length = _HEADER.unpack(header)
+            sequence, length, digest = _HEADER.unpack(header)
             data = file.read(length)
             # A file system that lost its power may leave zeros at the end.
-            if len(data) < length or sequence == 0:
+            if len(data) < length or sequence == 0 or xxhash.xxh3_64_intdigest(data) != digest:
                 return
             if sequence > last:
                 yield _Entry(sequence, begin, data)

@@ -18,14 +18,18 @@ class Ending:
     """The step that used its group up; None while its group or batch waits."""
     reason: str | None
     """Why it was not trained on: a filter's reason or a failure's."""
+    by_other_filters: bool = False
+    """The step left out others than these filters do: whether this result was trained on is not known."""
 
     @property
     def end(self) -> str:
-        """Returns the end of its ticket: `trained`, `filtered`, `failed` or, where that is open, `waiting`."""
+        """Returns the end of its ticket: `trained`, `filtered`, `failed`, `unknown`, or `waiting` where that is open."""
         if isinstance(self.result, Failure):
             return "failed"
         if self.step is None:
             return "waiting"
+        if self.by_other_filters:
+            return "unknown"
         return "filtered" if self.reason else "trained"
 
     @property

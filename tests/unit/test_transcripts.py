@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,10 @@ def answered(tokenizer: Any, ticket: int, *, right: bool, code: bool = False, **
     )
 
 
+def mean_length(results: list[Trajectory | Failure], *tickets: int) -> float:
+    return fmean(each.response_length for each in results if each.ticket in tickets)
+
+
 @pytest.fixture
 def run(tmp_path: Path, tokenizer: Any) -> Path:
     """A run after two steps of two groups of two tickets each; the third step waits for its last result."""
@@ -69,8 +74,8 @@ def run(tmp_path: Path, tokenizer: Any) -> Path:
         archive.append(0, sequence, result)
     archive.sync()
     steps = [
-        {"step": 1, "filtered_by_no_signal": 2.0, "time": 14.0},
-        {"step": 2, "filtered_by_group_too_small": 1.0, "time": 15.0},
+        {"step": 1, "filtered_by_no_signal": 2.0, "trained_length": mean_length(results, 1, 2), "time": 14.0},
+        {"step": 2, "filtered_by_group_too_small": 1.0, "trained_length": mean_length(results, 7, 8), "time": 15.0},
     ]
     common = {"run": "r", "seq": 1, "role": "learner", "id": "learner"}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(common | step) + "\n" for step in steps))
@@ -112,7 +117,7 @@ def test_each_result_says_what_became_of_it(run: Path, capsys: pytest.CaptureFix
         (["--code"], [1, 8]),
         (["--step", 1, "--code", "--right"], [1]),
         (["--filtered", "no signal"], [3, 4]),
-        (["--filtered", "No_Signal"], [3, 4]),
+        (["--filtered", "No-Signal "], [3, 4]),
         (["--filtered", "deadline passed"], [5]),
         (["--ticket", 6], [6]),
     ],
@@ -142,8 +147,8 @@ def test_text_is_what_people_read_and_nothing_that_a_terminal_obeys(run: Path, c
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.split("\n"))
     assert "ticket 1 · step 1 · trained on · right · reward 1\n" in out
-    assert "right answer: 3 · taken for the answer: 3\n--- prompt\n1+2=\n--- response\n--- code\n```python\n" in out
-    assert "```\n--- output (exited, 0.2 s)\n```output\n3\n```\nso 3 \n\nticket 2 · step 1 · trained on · wrong" in out
+    assert "right answer: 3 · taken for the answer: 3\nprompt\n  | 1+2=\nresponse\ncode\n  | ```python\n" in out
+    assert "  | ```\noutput (exited, 0.2 s)\n  | ```output\n  | 3\n  | ```\n  | so 3 \n\nticket 2 · step 1" in out
     assert "right answer: 3\\x1b[2J\\r" in out
     assert "ticket 5 · step 2 · failed: deadline passed\na1, attempt 3, 300 s\\x1b[2J\\r\n" in out
     assert "weights 0.0 and 0.1, 1 version behind" in out
@@ -157,11 +162,59 @@ def test_a_line_that_is_cut_off_ends_what_is_read(run: Path, capsys: pytest.Capt
     assert [each["ticket"] for each in shown(capsys, run)][-2:] == [7, 8]
 
 
+def test_no_transcript_looks_like_a_line_of_ours(run: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]):
+    text = "\n\nticket 1\nprompt"
+    tokens = np.array(tokenizer.encode(f"1+2={text}", add_special_tokens=False), np.int32)
+    made = trajectory(
+        4,
+        len(tokens) - 4,
+        tokens=tokens,
+        versions=spans((1, 0, len(tokens) - 4)),
+        ticket=10,
+        group=4,
+        problem_id=f"p{text}",
+        answer=text,
+        gold_answer=text,
+    )
+    Archive(run / "results").append(2, 10, made)
+    assert zerotir("transcripts", run, "--ticket", 10) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("ticket 10 ")
+    assert sum(line.startswith("ticket") for line in lines) == 1
+    assert sum(line.startswith("prompt") for line in lines) == 1
+
+
 def test_filters_that_were_changed_meanwhile_are_said(run: Path, capsys: pytest.CaptureFixture[str]):
     changed = load_config("tiny", [*SETTINGS, "learner.filters.no_signal=false"])
     (run / "up.yaml").write_text(dump_config(changed))
     assert zerotir("transcripts", run, "--json") == 0
-    assert "learner.filters was changed on resume: 1 step was filtered" in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    ends = {each["ticket"]: each["end"] for each in map(json.loads, out.splitlines())}
+    known = ["failed", "filtered", "trained", "trained", "waiting"]
+    assert [ends[ticket] for ticket in range(1, 10)] == ["unknown"] * 4 + known
+    assert "learner.filters was changed on resume: of 1 step it is not known" in err
+    assert zerotir("trace", run, "--ticket", 3) == 0
+    assert "step 1 is done: trained on or filtered, which is not known" in capsys.readouterr().out
+    with pytest.raises(UserError, match="'no_signal'"):
+        zerotir("transcripts", run, "--filtered", "no signal")
+    assert "it is not known" in capsys.readouterr().err
+
+
+def test_a_run_that_was_resumed_with_fewer_steps_is_read(run: Path, capsys: pytest.CaptureFixture[str]):
+    """Results of tickets beyond them came before."""
+    fewer = load_config("tiny", [*SETTINGS, "learner.filters.no_signal=true", "learner.steps=2"])
+    (run / "up.yaml").write_text(dump_config(fewer))
+    assert len(shown(capsys, run)) == 9
+
+
+def test_a_disk_that_has_changed_something_is_an_error(run: Path, tokenizer: Any):
+    Archive(run / "results").append(1, 10, answered(tokenizer, 10, right=True))
+    path = run / "results" / "000000.results"
+    whole = path.read_bytes()
+    for changed in (whole[:-7], whole[:-7] + bytes([whole[-7] ^ 1]) + whole[-6:], whole[:500] + b"?" + whole[501:]):
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match=r"000000\.results is damaged from byte"):
+            zerotir("transcripts", run)
 
 
 def test_what_is_not_there_is_said(run: Path, tmp_path_factory: pytest.TempPathFactory):
@@ -177,9 +230,17 @@ def test_what_is_not_there_is_said(run: Path, tmp_path_factory: pytest.TempPathF
     (empty / "config.yaml").write_text(dump_config(CONFIG))
     with pytest.raises(UserError, match="they lie on the learner's host"):
         zerotir("transcripts", empty)
-    path = run / "results" / "000000.results"
-    path.write_bytes(path.read_bytes().replace(b"Trajectory", b"Trajectorx", 1))
-    with pytest.raises(UserError, match="damaged, or another version's: kind 'Trajectorx'"):
+    (empty / "results").mkdir()
+    with pytest.raises(UserError, match="it has no results yet"):
+        zerotir("transcripts", empty)
+    (empty / "results" / "000000.results").mkdir()
+    with pytest.raises(UserError, match=r"cannot be read: .*Is a directory"):
+        zerotir("transcripts", empty)
+
+
+def test_results_of_another_version_are_said_to_be(run: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Trajectory, "VERSION", 0)
+    with pytest.raises(UserError, match="holds results of another version: Trajectory of schema version 1"):
         zerotir("transcripts", run)
 
 
@@ -211,5 +272,10 @@ def test_a_ticket_s_life(run: Path, capsys: pytest.CaptureFixture[str]):
 def test_the_life_of_one_that_failed_or_is_open(run: Path, capsys: pytest.CaptureFixture[str]):
     assert zerotir("trace", run, "--ticket", 5) == 0
     assert "a1                 failed: deadline passed, attempt 3 (300 s\\x1b[2J\\r)" in capsys.readouterr().out
+    assert zerotir("trace", run, "--ticket", 9) == 0
+    assert capsys.readouterr().out.endswith("\n  it waits for the rest of its group, or of its batch\n")
+    (run / "metrics.jsonl").unlink()
+    assert zerotir("trace", run, "--ticket", 7) == 0
+    assert capsys.readouterr().out.endswith("\n  step 2 used it: trained on, 0 versions behind\n")
     with pytest.raises(UserError, match="knows nothing of ticket 10: its archive has no result of it"):
         zerotir("trace", run, "--ticket", 10)

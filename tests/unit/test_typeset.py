@@ -32,10 +32,27 @@ def leaves(tree: list[Any]) -> str:
         (r"$\begin{aligned}a&=b\end{aligned}$", []),
         ("$" + "{" * 900 + "x" + "}" * 900 + "$", []),
         (r"\(broken off", []),
+        (r"\$5 or $6$", [("$6$", "6")]),
+        (r"$\begin{matrix}1 & 2 \\ 3 & 4\end{matrix}$", [(r"$\begin{matrix}1 & 2 \\ 3 & 4\end{matrix}$", "1234")]),
+        (r"$10 \times 12 = 5\%$", [(r"$10 \times 12 = 5\%$", "10×12=5%")]),
     ],
-)
+)  # fmt: skip
 def test_formulas_are_found_and_those_that_cannot_be_drawn_are_left(text: str, drawn: list[tuple[str, str]]):
     assert [(written, leaves(tree)) for written, tree in cut(text, formulas(text))] == drawn
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        r"\newcommand{\a}[1]{\a{#1#1}}\a{x}", r"\def\a{1}\a", r"12 \\ 34", r"\begin{gather}x\\y\end{gather}",
+        r"\begin{align}x&=1\\y&=2\end{align}", r"a & b", r"\sqrt23", r"\frac{1}23", r"\frac12", r"\sqrt[3]27", r"\boxed42",
+        r"\overline12", r"2^10", r"\binom 52 3", r"\text{5\%}", r"\text{&lt;}", r"\frac{1}", r"x % comment", r"\unicode{65}",
+        r"\sideset{1}{2}x", r"\phantom{42}", r"\rlap{12}34", r"\hspace{-3em}7", r"\href{//evil}{x}",
+        r"\begin{matrix}&lt;\end{matrix}",
+    ],
+)  # fmt: skip
+def test_what_would_be_drawn_as_something_else_stays_as_it_was_written(formula: str):
+    assert formulas(f"${formula}$") == []
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,13 @@ def test_programs_are_coloured_where_their_words_stand():
     assert "".join(text for text, name in cut(program, highlights(program)) if name == "string") == "'a😀'"
 
 
+@pytest.mark.parametrize("before", ["\ufeff", "\r\n", "\n\n", "\f"])
+def test_words_are_where_they_are_whatever_begins_a_line(before: str):
+    program = f"{before}import os\r\nx = 1\r\n"
+    assert cut(program, highlights(program)) == [("import", "keyword"), ("os", "name"), ("1", "number")]
+
+
 def test_a_program_that_is_too_long_or_broken_off_is_text():
     assert highlights("1" * (LONGEST_PROGRAM + 1)) == []
+    assert highlights(" \n" * 50 + "1") == []
     assert cut("'''x", highlights("'''x"))[0][1] in ("string", "comment")
