@@ -43,7 +43,7 @@ class Archive:
     def __init__(self, folder: Path, synced: int = 0) -> None:
         """Opens the archive in `folder`; what a crash cut short is removed, or what is appended would not be found.
 
-        Up to sequence `synced` it is known to be on the disk.
+        Up to sequence `synced` it is known to be on the disk: raises CheckpointError where that is damaged.
         """
         self._folder = folder
         self._synced = synced
@@ -88,6 +88,11 @@ class Archive:
                 if entry.sequence >= first:
                     break
                 self.last, end = entry.sequence, entry.end
+            if end < path.stat().st_size and 0 < _sequence_at(path, end) <= self._synced:
+                raise CheckpointError(
+                    f"{path} is damaged from byte {end} on, and the checkpoint counts on what is there: put back a copy of "
+                    "the file, or start another run"
+                )
             if end == 0:
                 path.unlink()
                 self._unsynced.discard(path)
@@ -143,8 +148,16 @@ def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
         yield sequence, decode(data, Trajectory, Failure)
 
 
+def _sequence_at(path: Path, begin: int) -> int:
+    with path.open("rb") as file:
+        file.seek(begin)
+        header = file.read(_HEADER.size)
+    return _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+
+
 def _entries(path: Path, last: int) -> Iterator[_Entry]:
-    """Yields the whole entries of one file beyond sequence `last`, up to one that is cut short or was never written."""
+    """Yields the whole entries of one file beyond sequence `last`, up to one that is cut short, was never written, or is not
+    what was written."""
     with path.open("rb") as file:
         begin = 0
         while len(header := file.read(_HEADER.size)) == _HEADER.size:

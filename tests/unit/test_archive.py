@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bus.messages import Failure
-from learner.tickets.archive import Archive, raw_archive, read_archive
+from learner.tickets.archive import Archive, CheckpointError, raw_archive, read_archive
 
 
 def failure(ticket: int) -> Failure:
@@ -71,3 +71,26 @@ def test_it_is_cut_where_the_bus_takes_over(folder, first, left):
     for sequence in range(first, 8):
         archive.append(3, sequence, failure(sequence))
     assert sequences(folder) == list(range(1, 8))
+
+
+@pytest.mark.parametrize("synced", [3, 4, 6])
+def test_what_a_checkpoint_counts_on_is_not_cut_away(folder, synced):
+    """Files of two results: the second one's first, result 3, is changed by the disk."""
+    path = folder / "000001.results"
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"000001\.results is damaged from byte 0 on"):
+        Archive(folder, synced=synced)
+    assert path.read_bytes() == data
+    with pytest.raises(CheckpointError, match=r"000001\.results is damaged from byte 0 on"):
+        sequences(folder)
+
+
+def test_what_no_checkpoint_counts_on_is_cut_away(folder):
+    path = folder / "000001.results"
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(data)
+    Archive(folder, synced=2)
+    assert sequences(folder) == [1, 2, 5, 6]
