@@ -80,3 +80,13 @@ def test_a_command_whose_extra_is_missing_names_it(zerotir: Path, tmp_path: Path
     assert f"`pip install 'zerotir[{extra}]'`" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["transcripts RUN", "trace RUN --ticket 1"])
+def test_what_reads_a_run_s_folder_needs_no_extra_for_that(zerotir: Path, tmp_path: Path, command: str):
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "config.yaml").write_text(call(zerotir, tmp_path, "config", "tiny").stdout)
+    done = call(zerotir, tmp_path, *command.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "zerotir: RUN holds no results" in done.stderr
