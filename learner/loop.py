@@ -31,6 +31,7 @@ from learner.checkpoints import CheckpointError, Checkpoints
 from learner.folder_lock import sole_learner
 from learner.step_metrics import batch_metrics
 from learner.steps import Steps
+from learner.tickets.archive import START, Mark
 from learner.tickets.dispatcher import Dispatcher
 from learner.tickets.ledger import Batch
 from learner.tickets.lost import LostTickets
@@ -135,8 +136,8 @@ class Learner:
         """Takes the run over and trains all steps that are left; returns False where it was stopped before."""
         await self._take_over()
         async with sole_learner(self._folder, self._config.learner.batch_timeout_s):
-            version = await asyncio.to_thread(self._resume)
-            await self._results.open()
+            version, archived = await asyncio.to_thread(self._resume)
+            await self._results.open(archived)
             if version < self._config.learner.steps:
                 await forget_end(self._bus)
             await self._announcer.say(f"publishing weights of step {version}")
@@ -206,21 +207,28 @@ class Learner:
         if found is None:
             return Path(), None
         newest, state = found
+        if "archived" not in state:
+            raise CheckpointError(
+                f"{newest} was written by another version of this project, which has to go on with it"
+            )
         if state["run"] != self._bus.address.run:
             raise CheckpointError(
                 f"{newest} is of run {state['run']}, this is {self._bus.address.run}: use that run's own folder"
             )
         return newest, state
 
-    def _resume(self) -> int:
-        """Goes back to the newest checkpoint, if there is one; returns the number of steps done."""
+    def _resume(self) -> tuple[int, Mark]:
+        """Goes back to the newest checkpoint, if there is one; returns the steps that were done, and where the archive was.
+
+        Raises CheckpointError as `_newest_checkpoint` does.
+        """
         newest, state = self._newest_checkpoint()
         if state is None:
-            return 0
+            return 0, START
         self._steps.restore(state)
         self._trainer.load(newest)
         log.info("resumed", checkpoint=str(newest), step=state["step"], position=self._ledger.position)
-        return int(state["step"])
+        return int(state["step"]), Mark(*state["archived"])
 
     async def _next_batch(self, version: int, release: asyncio.Task[None], stop: asyncio.Event) -> Batch | None:
         """Takes results in log order until the batch of `version` is ready; returns None when told to stop.
@@ -274,8 +282,8 @@ class Learner:
     async def _checkpoint(self, version: int, metrics: dict[str, float]) -> None:
         await self._weights.require_head()
         await self._announcer.say(f"writing the checkpoint of step {version}")
-        self._results.sync()
-        state = {"run": self._bus.address.run, **self._steps.state()}
+        archived = self._results.sync()
+        state = {"run": self._bus.address.run, "archived": list(archived), **self._steps.state()}
         await asyncio.to_thread(self._checkpoints.write, version, self._trainer.save, state, metrics)
         await self._results.purge()
 

@@ -1,8 +1,13 @@
 """The archive of accepted results: `runs/<id>/results/`, one file of length-prefixed messages for every step.
 
 Results are appended in the order in which the learner took them, and reach the disk before they are purged from the bus.
-Replay reads nothing else. If a crash left half a message at the end, it is cut off when the archive is opened. Each message
-has a checksum: what the disk has changed is an error for whoever reads it.
+Replay reads nothing else. Each entry names the one before by its checksum, so all entries are one chain, over all files:
+
+    header: sequence | length | checksum of the entry before | own checksum | checksum of this header      data
+
+What a crash or a power loss leaves behind the last whole entry of the chain is removed when the archive is opened. A
+checkpoint says where the chain was (`Mark`): where that entry is missing, the disk has lost or changed what was there, and
+nothing is removed.
 """
 
 import os
@@ -11,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
 import xxhash
 
 from bus.codec import decode, encode
@@ -18,60 +24,106 @@ from bus.messages import Failure, Trajectory
 from configs.errors import UserError
 from runtime.files import sync
 
-_HEADER = struct.Struct("<QIQ")
-"""Of an entry: sequence, length, and xxh3-64 of its data."""
+log = structlog.get_logger()
+
+_FIELDS = struct.Struct("<QIQQ")
+_CHECK = struct.Struct("<I")
+_HEADER_BYTES = _FIELDS.size + _CHECK.size
 
 
 class CheckpointError(UserError):
     """The run cannot go on with what is in its folder; the text says why."""
 
 
-class _Entry(NamedTuple):
+class Mark(NamedTuple):
+    """An entry of the chain, and with it everything before."""
+
     sequence: int
+    digest: int
+    """Checksum of its data, sequence and predecessor; 0 for both stands before the first entry."""
+
+
+START = Mark(0, 0)
+
+
+class _Entry(NamedTuple):
+    mark: Mark
+    previous: int
+    """Digest of the entry before."""
     begin: int
     """Offset of its header."""
     data: bytes
 
     @property
     def end(self) -> int:
-        return self.begin + _HEADER.size + len(self.data)
+        return self.begin + _HEADER_BYTES + len(self.data)
 
 
 class Archive:
     """Appends results with their position in the result stream."""
 
-    def __init__(self, folder: Path, synced: int = 0) -> None:
-        """Opens the archive in `folder`; what a crash cut short is removed, or what is appended would not be found.
+    def __init__(self, folder: Path, mark: Mark = START) -> None:
+        """Reads the archive in `folder` and changes nothing; `mark` is where its checkpoint says that it was.
 
-        Up to sequence `synced` it is known to be on the disk: raises CheckpointError where that is damaged.
+        Reads the whole archive once. Raises CheckpointError where the chain does not come to `mark`. An archive that was
+        moved away begins anew.
         """
         self._folder = folder
-        self._synced = synced
         self._folder.mkdir(parents=True, exist_ok=True)
+        if mark != START and not self._files():
+            log.warning("the archive of results was moved away: replay and transcripts lack what came before")
+            mark = START
+        self._mark = mark
         self._unsynced: set[Path] = set()
-        self.last = 0
-        """Sequence of the last result in it."""
-        self._cut(2**64)
+        self.mark = START
+        """The last result in it."""
+        self._newest = ""
+        """The file that has it."""
+        self._is_cut = False
+        self._follow(2**64)
+
+    @property
+    def last(self) -> int:
+        """Returns the sequence of the last result in it."""
+        return self.mark.sequence
 
     def cut(self, first: int) -> None:
-        """Drops everything from sequence `first` on: what the bus still holds is read, and appended, again.
+        """Drops what is no part of the chain, and everything from sequence `first` on.
 
-        Only what was purged from the bus is known to have reached the disk.
+        What the bus still holds is read, and appended, again. Only what was purged from the bus is known to have reached the
+        disk.
         """
-        self._cut(first)
+        self._is_cut = True
+        ends = self._follow(first)
+        for path in self._files():
+            end = ends.get(path, 0)
+            if end == 0:
+                path.unlink()
+                self._unsynced.discard(path)
+                continue
+            if end < path.stat().st_size:
+                os.truncate(path, end)
+            # It may be of a learner that ended before its next checkpoint.
+            self._unsynced.add(path)
 
     def append(self, version: int, sequence: int, result: Trajectory | Failure) -> None:
-        """Adds a result to the file of `version`'s batch.
+        """Adds a result to the file of `version`'s batch, or to that of a later one if there is one: files are in order.
 
         Adds nothing where the result is there already: a learner reads the log again after it was resumed.
         """
+        if not self._is_cut:
+            # Nobody would find what stands behind something that is torn.
+            self.cut(2**64)
         if sequence <= self.last:
             return
         data = encode(result)
-        path = self._folder / f"{version:06d}.results"
+        digest = _digest(sequence, self.mark.digest, data)
+        fields = _FIELDS.pack(sequence, len(data), self.mark.digest, digest)
+        self._newest = max(self._newest, f"{version:06d}.results")
+        path = self._folder / self._newest
         with path.open("ab") as file:
-            file.write(_HEADER.pack(sequence, len(data), xxhash.xxh3_64_intdigest(data)) + data)
-        self.last = sequence
+            file.write(fields + _CHECK.pack(xxhash.xxh32_intdigest(fields)) + data)
+        self.mark = Mark(sequence, digest)
         self._unsynced.add(path)
 
     def sync(self) -> None:
@@ -80,62 +132,60 @@ class Archive:
             sync(path)
         self._unsynced.clear()
 
-    def _cut(self, first: int) -> None:
-        self.last = 0
-        for path in sorted(self._folder.glob("*.results")):
-            end = 0
-            for entry in _entries(path, self.last):
-                if entry.sequence >= first:
-                    break
-                self.last, end = entry.sequence, entry.end
-            if end < path.stat().st_size and 0 < _sequence_at(path, end) <= self._synced:
-                raise CheckpointError(
-                    f"{path} is damaged from byte {end} on, and the checkpoint counts on what is there: put back a copy of "
-                    "the file, or start another run"
-                )
-            if end == 0:
-                path.unlink()
-                self._unsynced.discard(path)
-                continue
-            if end < path.stat().st_size:
-                os.truncate(path, end)
-                self._unsynced.add(path)
-            if self.last > self._synced:
-                # Written by a learner that ended before its next checkpoint.
-                self._unsynced.add(path)
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*.results"))
+
+    def _follow(self, first: int) -> dict[Path, int]:
+        """Follows the chain up to sequence `first`; returns where it ends in each file that it comes to."""
+        ends: dict[Path, int] = {}
+        self.mark, self._newest = START, ""
+        seen = self._mark == START
+        for path, entry in _chain(self._files()):
+            if entry.mark.sequence >= first:
+                break
+            self.mark, self._newest, ends[path] = entry.mark, path.name, entry.end
+            seen = seen or entry.mark == self._mark
+        if not seen and first > self._mark.sequence:
+            raise CheckpointError(
+                f"the archive in {self._folder} is damaged behind its result {self.last}, before that of the checkpoint, "
+                f"{self._mark.sequence}: put back a copy of its files, or move all of them away to go on without what "
+                "replay and transcripts would need of it"
+            )
+        return ends
 
 
 def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yields all results beyond sequence `after` as (sequence, packed message), in order.
 
-    Raises CheckpointError where something is wrong that no learner leaves: only the last entry of all may be cut short.
+    Raises CheckpointError where something is wrong that no learner at work leaves: all it leaves is a last entry that is cut
+    short.
     """
-    last = 0
     paths = sorted(folder.glob("*.results"))
-    for path in paths:
-        end = 0
-        for entry in _entries(path, last):
-            last, end = entry.sequence, entry.end
-            if entry.sequence > after:
-                yield entry.sequence, entry.data
-        if path != paths[-1] and end < path.stat().st_size:
-            raise CheckpointError(f"{path} is damaged from byte {end} on")
+    last, end, mark = (paths[0] if paths else folder), 0, START
+    for path, entry in _chain(paths):
+        last, end, mark = path, entry.end, entry.mark
+        if entry.mark.sequence > after:
+            yield entry.mark.sequence, entry.data
+    for path in paths[paths.index(last) :] if paths else ():
+        begin = end if path == last else 0
+        if begin < path.stat().st_size and not (path == paths[-1] and _is_being_written(path, begin, mark)):
+            raise CheckpointError(f"{path} is damaged from byte {begin} on")
 
 
 def last_archived(folder: Path, run: str) -> int:
     """Returns the sequence of the last whole result in the archive, 0 where there is none; changes nothing.
 
-    Raises CheckpointError where its results are of another run than `run`.
+    Looks at the last file that has one. Raises CheckpointError where its results are of another run than `run`.
     """
     for path in sorted(folder.glob("*.results"), reverse=True):
-        entries = list(_entries(path, 0))
+        entries = list(_entries(path))
         if entries:
             found = decode(entries[-1].data, Trajectory, Failure).run
             if found != run:
                 raise CheckpointError(
                     f"{folder} holds results of run {found}, this is {run}: use that run's own folder"
                 )
-            return entries[-1].sequence
+            return entries[-1].mark.sequence
     return 0
 
 
@@ -148,25 +198,62 @@ def read_archive(folder: Path) -> Iterator[tuple[int, Trajectory | Failure]]:
         yield sequence, decode(data, Trajectory, Failure)
 
 
-def _sequence_at(path: Path, begin: int) -> int:
-    with path.open("rb") as file:
-        file.seek(begin)
-        header = file.read(_HEADER.size)
-    return _HEADER.unpack(header)[0] if len(header) == _HEADER.size else 0
+def _digest(sequence: int, previous: int, data: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(data + _FIELDS.pack(sequence, len(data), previous, 0)) or 1
 
 
-def _entries(path: Path, last: int) -> Iterator[_Entry]:
-    """Yields the whole entries of one file beyond sequence `last`, up to one that is cut short, was never written, or is not
-    what was written."""
+def _chain(paths: list[Path]) -> Iterator[tuple[Path, _Entry]]:
+    """Yields the entries of all files, with their file, as long as each names the one before."""
+    mark = START
+    for path in paths:
+        end = 0
+        for entry in _entries(path):
+            if entry.previous != mark.digest or entry.mark.sequence <= mark.sequence:
+                return
+            mark, end = entry.mark, entry.end
+            yield path, entry
+        if end < path.stat().st_size:
+            # Entries of later files do not follow: they would be of another chain, or the same one with a gap.
+            return
+
+
+def _entries(path: Path) -> Iterator[_Entry]:
+    """Yields the whole entries of one file, up to one that is cut short, was never written, or was changed."""
     with path.open("rb") as file:
         begin = 0
-        while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            sequence, length, digest = _HEADER.unpack(header)
+        while (header := _header(file.read(_HEADER_BYTES))) is not None:
+            sequence, length, previous, digest = header
             data = file.read(length)
-            # A file system that lost its power may leave zeros at the end.
-            if len(data) < length or sequence == 0 or xxhash.xxh3_64_intdigest(data) != digest:
+            if len(data) < length or _digest(sequence, previous, data) != digest:
                 return
-            if sequence > last:
-                yield _Entry(sequence, begin, data)
-                last = sequence
+            yield _Entry(Mark(sequence, digest), previous, begin, data)
             begin = file.tell()
+
+
+def _header(packed: bytes) -> tuple[int, int, int, int] | None:
+    """Returns sequence, length, checksum of the entry before and own checksum; None where this is no whole header."""
+    if len(packed) < _HEADER_BYTES:
+        return None
+    fields, check = packed[: _FIELDS.size], packed[_FIELDS.size :]
+    sequence, length, previous, digest = _FIELDS.unpack(fields)
+    if sequence == 0 or _CHECK.unpack(check)[0] != xxhash.xxh32_intdigest(fields):
+        return None
+    return sequence, length, previous, digest
+
+
+def _is_being_written(path: Path, begin: int, mark: Mark) -> bool:
+    """Returns whether a file has, from `begin` on, an entry that is not there as a whole, or one that has followed `mark`
+    since it was read."""
+    with path.open("rb") as file:
+        file.seek(begin)
+        packed = file.read(_HEADER_BYTES)
+        if len(packed) < _HEADER_BYTES:
+            return True
+        header = _header(packed)
+        if header is None:
+            # A file system that lost its power may leave zeros.
+            return not any(packed) and not any(file.read())
+        sequence, length, previous, digest = header
+        data = file.read(length)
+        follows = previous == mark.digest and _digest(sequence, previous, data) == digest
+        return len(data) < length or follows

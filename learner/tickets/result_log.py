@@ -25,7 +25,7 @@ from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import Failure, Trajectory
 from configs.schema import RolloutConfig
-from learner.tickets.archive import Archive, CheckpointError, last_archived, raw_archive
+from learner.tickets.archive import Archive, CheckpointError, Mark, last_archived, raw_archive
 from learner.tickets.filters import is_finite
 from learner.tickets.ledger import Ledger
 from runtime.files import write_whole
@@ -68,13 +68,17 @@ class ResultLog:
         """
         self._require_whole(before, position, last_archived(self._folder, self._bus.address.run))
 
-    async def open(self) -> None:
-        """Opens archive and stream behind the ledger's position. Raises CheckpointError as `require_whole` does."""
-        self._archive = Archive(self._folder, synced=self._ledger.position)
+    async def open(self, mark: Mark) -> None:
+        """Opens archive and stream behind the ledger's position; `mark` is where the archive was at the checkpoint.
+
+        Raises CheckpointError as `require_whole` does, and where the archive does not come to `mark`.
+        """
+        self._archive = Archive(self._folder, mark)
         state = await self.state()
         self._require_whole(state, self._ledger.position, self._archive.last)
         known = max(self._ledger.position, self._archive.last, self._lost_up_to())
         if state.last_seq < known:
+            self._archive.cut(2**64)
             await self._skip(state.last_seq, known)
         else:
             # What a checkpoint covers stays, also where it was not purged.
@@ -137,9 +141,10 @@ class ResultLog:
         log.warning("the result stream fills up: a checkpoint before its time", bytes=info.state.bytes)
         return True
 
-    def sync(self) -> None:
-        """Forces the archive to the disk: after this a checkpoint may count on it."""
+    def sync(self) -> Mark:
+        """Forces the archive to the disk; returns where it is: after this a checkpoint may count on it."""
         self._archive.sync()
+        return self._archive.mark
 
     async def purge(self) -> None:
         """Takes the results off the bus that were taken. Only what a checkpoint covers may leave it."""
