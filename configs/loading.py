@@ -107,8 +107,8 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not YAML that can be used: {where}{error.problem}") from error
-    # A date that is none, digits that are no number, brackets without end.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # A date that is none, digits that are no number, brackets without end, a tag that the value is not of.
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not YAML that can be used: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration: its top level must be a mapping")
@@ -118,8 +118,10 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """Refuses what YAML reads as nobody means it: of a key that is there twice the last, 010 as 8, 1:30 as 90."""
 
-    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+    def construct_number(self, node: yaml.Node) -> int | float:
         """Raises ConstructorError where the number is of base 8 or 60 by the way it is written."""
+        if not isinstance(node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "that is no number", node.start_mark)
         read = self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float
         text = node.value.replace("_", "").lstrip("+-")
         if not text:
@@ -136,6 +138,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Raises ConstructorError, which names the key and its line."""
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.constructor.ConstructorError(None, None, "that is no mapping", node.start_mark)
         seen = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None
@@ -165,7 +169,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         target[leaf] = float(text) if exponent else yaml.load(text, _Loader)  # noqa: S506 (a safe one)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(f"--set {override}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
 
 

@@ -60,11 +60,14 @@ left right lfloor rfloor lceil rceil langle rangle vert ldots cdots dots vdots d
 COMMANDS = frozenset(_NAMES.split()) | frozenset(r"{}|,;:!%\ ")
 """Those that are drawn, without their backslash; of one character: brackets, spaces, a per cent, a new row."""
 _ENVIRONMENTS = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "vmatrix", "Vmatrix", "cases"))
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)(?:\{([^}]*)\})?")
 _COMMAND = re.compile(r"\\([a-zA-Z]+|.)", re.DOTALL)
-# TeX takes one digit, the library the whole number; the text of a comment is gone; a text's own markup is not read.
+# TeX takes one sign where the library takes the whole number, or none where it finds one; what is behind a % is gone; the
+# text of a \text is read by nobody.
 _READ_IN_ANOTHER_WAY = re.compile(
-    r"(?:[\^_}\]]|\\(?:[dt]?frac|binom|sqrt|boxed|overline|underline|hat|bar|vec|dot|tilde|math[a-z]+))\s*\d\d"
-    r"|(?<!\\)%|\\text\{[^{}]*[\\&<>$#][^{}]*\}|\\text(?!\{)|&(?=\w+;)"
+    r"\\(?:[dt]?frac|binom|boxed|overline|underline|hat|bar|vec|dot|tilde|text|math[a-z]+)(?![a-zA-Z]|\s*\{)|\\sqrt(?!\s*[\[{])"
+    r"|[\^_]\s*(?:\d[\d.]|\.)|[}\]]\s*\.?\d|(?<!\\)(?:\\\\)*%|\\\\\s*[\[*]|&(?=\w+;)"
+    r"|\\text\{[^{}]*[\\&<>$#][^{}]*\}|(?:[\^_]\s*(?:[^{}\s]|\{[^{}]*\})\s*){3}"
 )
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "mroot": 2, "msubsup": 3, "munderover": 3}
 """How many a tag must have to be drawn."""
@@ -141,18 +144,33 @@ def _formulas(text: str) -> Iterator[Mark]:
 
 def _drawn(formula: str, display: str) -> list[Any]:
     commands = set(_COMMAND.findall(formula))
-    environments = set(re.findall(r"\\(?:begin|end)\{?([^}]*)", formula))
+    environments = set(_ENVIRONMENT.findall(formula))
+    inside = _ENVIRONMENT.sub(" ", formula)
     rows = bool(environments) and environments <= _ENVIRONMENTS
-    if not commands <= COMMANDS or (environments and not rows) or _READ_IN_ANOTHER_WAY.search(formula):
+    if not formula.replace("\n", " ").replace("\t", " ").isprintable() or not _is_closed(formula):
+        raise _UndrawableError
+    if not commands <= COMMANDS or (environments and not rows) or _READ_IN_ANOTHER_WAY.search(inside):
         raise _UndrawableError
     if not rows and ("\\" in commands or "&" in formula):
         raise _UndrawableError
     return _tree(convert_to_element(formula, display=display), 0)
 
 
+def _is_closed(formula: str) -> bool:
+    """Returns whether every brace that is opened is closed."""
+    depth = 0
+    for brace in re.findall(r"\\.|[{}]", formula, re.DOTALL):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def _tree(element: Element, depth: int) -> list[Any]:
     tag, text = element.tag, unescape(element.text or "")
     wrong = CHILDREN.get(tag, len(element)) != len(element) or "linebreak" in element.attrib
+    # Browsers know one variant alone, and would draw a plain letter.
+    wrong = wrong or element.attrib.get("mathvariant", "normal") != "normal"
     # What it does not know, it shows as it was written.
     unknown = tag == "mi" and (text.startswith("\\") or text in ("&", "{", "}"))
     if tag not in TAGS or depth > DEEPEST_FORMULA or wrong or unknown:

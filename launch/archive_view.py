@@ -27,9 +27,9 @@ FILTERED = "filtered_by_"
 def archive_of(run: Path) -> tuple[RunConfig, Iterator[Ending]]:
     """Returns a run's configuration, and what became of each result in its archive.
 
-    Works while the run is on as well. Results of a step that, by its metrics, left out others than `learner.filters` of the
-    run as it was last started, are marked (`Ending.by_other_filters`). Raises UserError where there is no archive; the
-    iterator does where it is damaged. Holds a few batches in memory.
+    Works while the run is on as well. Of a step whose metrics are not there, or which by them left out others than
+    `learner.filters` of the run as it was last started, it is not known what it trained on (`Ending.is_known`). Raises
+    UserError where there is no archive; the iterator does where it is damaged. Holds a few batches in memory.
     """
     config = config_of(run)
     folder = run / "results"
@@ -43,7 +43,7 @@ def archive_of(run: Path) -> tuple[RunConfig, Iterator[Ending]]:
         try:
             for step, group in groupby(endings(read_archive(folder), ledger), key=lambda ending: ending.step):
                 of_step = list(group)
-                if step in measured and _left_out(of_step) != _measured(measured[step]):
+                if step is not None and _left_out(of_step) != _measured(measured.get(step, {})):
                     of_step = [_of_unknown_end(ending) for ending in of_step]
                 yield from of_step
         except MessageError as error:
@@ -56,7 +56,7 @@ def archive_of(run: Path) -> tuple[RunConfig, Iterator[Ending]]:
 
 def _of_unknown_end(ending: Ending) -> Ending:
     reason = ending.reason if isinstance(ending.result, Failure) else None
-    return replace(ending, reason=reason, by_other_filters=True)
+    return replace(ending, reason=reason, is_known=False)
 
 
 def _left_out(of_step: list[Ending]) -> dict[str, float]:

@@ -336,6 +336,9 @@ def _limits(text: str) -> tuple[int, ...]:
 def main() -> None:
     """Runs the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
     isolate_interpreter()
+    # A process may be started without them.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     command_line = parser()
     if "_ARGCOMPLETE" in os.environ:
         # The shell asks what may come next: it is told, and this process ends.

@@ -81,8 +81,11 @@ def _wanted_steps(folder: Path) -> int | None:
 
 
 def config_of(folder: Path) -> RunConfig:
-    """Returns the configuration of the run in `folder` as it was last started. Raises UserError where that is not there."""
-    for path in (folder / "up.yaml", folder / "config.yaml"):
+    """Returns the configuration of the run in `folder` as its bus was last started with it, or was to be.
+
+    Raises UserError where that is not there.
+    """
+    for path in (folder / "config.yaml", folder / "up.yaml"):
         if path.exists():
             return load_config(str(path))
     raise UserError(f"{quote(str(folder))} is no folder of a run: it has no config.yaml")

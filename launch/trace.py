@@ -92,7 +92,7 @@ def _end(ending: Ending) -> str:
         "trained": "trained on",
         "filtered": f"filtered: {ending.reason}",
         "failed": "ended as failed",
-        "unknown": "trained on or filtered, which is not known: learner.filters was changed on resume",
+        "unknown": "trained on or filtered, which is not known (learner.filters was changed, or no metrics of the step)",
     }
     behind = "" if ending.staleness is None else f", {counted(ending.staleness, 'version')} behind"
     return ends[ending.end] + behind

@@ -41,7 +41,7 @@ def start(arguments: argparse.Namespace) -> int:
         seen += 1
         if ending.reason is not None:
             reasons[ending.reason] += 1
-        if ending.by_other_filters:
+        if not ending.is_known:
             uncertain.add(ending.step)
         if not _wanted(ending, arguments, reason):
             continue
@@ -56,8 +56,8 @@ def start(arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     if uncertain:
         sys.stderr.write(
-            f"zerotir: learner.filters was changed on resume: of {counted(len(uncertain), 'step')} it is not known which "
-            "results were trained on\n"
+            f"zerotir: of {counted(len(uncertain), 'step')} it is not known which results were trained on: learner.filters "
+            "was changed on resume, or the step is not in metrics.jsonl (yet)\n"
         )
     if not shown:
         raise UserError(f"{quote(str(arguments.run))}: {_why_nothing(seen, reason, reasons)}")

@@ -14,9 +14,13 @@ def look_for_hub() -> None:
     """
     if "HF_HUB_OFFLINE" in os.environ or getproxies():
         return
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:
-        socket.getaddrinfo(host, None)
+        host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
+        if host is not None:
+            socket.getaddrinfo(host, None)
     except socket.gaierror as error:
         if error.errno == socket.EAI_NONAME:
             os.environ["HF_HUB_OFFLINE"] = "1"
+    except ValueError:
+        # No address, or no name of a host: the libraries say so.
+        pass

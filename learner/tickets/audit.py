@@ -18,8 +18,8 @@ class Ending:
     """The step that used its group up; None while its group or batch waits."""
     reason: str | None
     """Why it was not trained on: a filter's reason or a failure's."""
-    by_other_filters: bool = False
-    """The step left out others than these filters do: whether this result was trained on is not known."""
+    is_known: bool = True
+    """Whether the step is known to have trained on it, or left it out: what its filters were is not in the archive."""
 
     @property
     def end(self) -> str:
@@ -28,7 +28,7 @@ class Ending:
             return "failed"
         if self.step is None:
             return "waiting"
-        if self.by_other_filters:
+        if not self.is_known:
             return "unknown"
         return "filtered" if self.reason else "trained"
 

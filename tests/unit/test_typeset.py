@@ -48,7 +48,10 @@ def test_formulas_are_found_and_those_that_cannot_be_drawn_are_left(text: str, d
         r"\begin{align}x&=1\\y&=2\end{align}", r"a & b", r"\sqrt23", r"\frac{1}23", r"\frac12", r"\sqrt[3]27", r"\boxed42",
         r"\overline12", r"2^10", r"\binom 52 3", r"\text{5\%}", r"\text{&lt;}", r"\frac{1}", r"x % comment", r"\unicode{65}",
         r"\sideset{1}{2}x", r"\phantom{42}", r"\rlap{12}34", r"\hspace{-3em}7", r"\href{//evil}{x}",
-        r"\begin{matrix}&lt;\end{matrix}",
+        r"\begin{matrix}&lt;\end{matrix}", r"\frac\pi12", r"\frac a12", r"\frac-12", r"\binom n10", r"x^.5", r"\sqrt.5x",
+        r"x^2.5", r"\sqrt2cm", r"\begin{matrix}a\\%b\end{matrix}", r"a{b", r"\frac{1}{2", r"\boxed{\frac{1}{2}", r"\text{ab",
+        r"a}b{", r"\sum_1^2_3", r"\begin{matrix}a\\[2pt]b\end{matrix}", r"\begin{cases}a\\*2\end{cases}", r"\mathbb R",
+        "a\u202eb", "a\u200bb", r"\begin{array}{c}1\end{array}",
     ],
 )  # fmt: skip
 def test_what_would_be_drawn_as_something_else_stays_as_it_was_written(formula: str):
