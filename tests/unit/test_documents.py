@@ -1,6 +1,7 @@
 """The documents say what the code does."""
 
 import re
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from configs.field_reference import configuration_reference
 from configs.loading import shipped_names
 from configs.schema import AlgorithmConfig, FiltersConfig
 from configs.training import CriticConfig
+from launch.cli import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +59,28 @@ def test_links_between_documents_lead_somewhere(path: Path):
 def test_the_readme_names_the_shipped_configurations():
     text = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in text for name in shipped_names())
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_commands_in_sentences_exist(path: Path):
+    """Those in blocks are run: tests/newcomer/test_documents_run.py."""
+    known = {command.name: ArgumentParser() for command in COMMANDS}
+    for command in COMMANDS:
+        for add in command.arguments:
+            add(known[command.name])
+    options = {
+        name: {option for action in own._actions for option in action.option_strings} for name, own in known.items()
+    }
+    for written in re.findall(r"`(?:\w+=\S+ )?zerotir ([^`]+)`", path.read_text()):
+        for name in words(written)[0].split("|"):
+            if name.startswith("-"):
+                continue
+            assert name in known, f"{path.name}: zerotir {written}"
+            given = {option.partition("=")[0] for option in words(written) if option.startswith("-") and option != "-"}
+            assert given <= options[name], f"{path.name}: zerotir {written}"
+
+
+def words(command: str) -> list[str]:
+    return [word.strip("[],") for word in command.split()]
