@@ -207,13 +207,13 @@ class Learner:
         if found is None:
             return Path(), None
         newest, state = found
-        if "archived" not in state:
-            raise CheckpointError(
-                f"{newest} was written by another version of this project, which has to go on with it"
-            )
         if state["run"] != self._bus.address.run:
             raise CheckpointError(
                 f"{newest} is of run {state['run']}, this is {self._bus.address.run}: use that run's own folder"
+            )
+        if "archived" not in state:
+            raise CheckpointError(
+                f"{newest} was written by another version of this project, which has to go on with it"
             )
         return newest, state
 
