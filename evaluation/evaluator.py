@@ -27,7 +27,7 @@ from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Sample
 from grading.errors import GradingError, NoRewardError, UngradableError
 from grading.grader import Grade, Grader
-from runtime.durations import time_left
+from runtime.words import time_left
 from sandbox.client import SandboxError
 from tasks.problems import Problem
 from tasks.prompts import render_prompt

@@ -1,4 +1,4 @@
-r"""Marks in a transcript what the page draws in another way: programs in colours, formulas as formulas.
+r"""Marks what the page of transcripts draws in another way than as text: programs in colours, formulas as formulas.
 
 A mark is (begin, end, what) of a text, in the units in which JavaScript counts. `what` is the class of a stretch of a
 program, or a formula as a tree of MathML: [tag, attributes, child or text, ...]. The page makes elements of these and text
@@ -23,7 +23,6 @@ Mark = tuple[int, int, Any]
 
 LONGEST_PROGRAM = 10_000
 """Characters of a program that is coloured: the text is hostile, and a lexer's time may grow faster than with its length."""
-LONGEST_FORMULA = 1_000
 DEEPEST_FORMULA = 50
 
 CLASSES = (
@@ -41,6 +40,7 @@ CLASSES = (
 _MUCH_SPACE = re.compile(r"\s{100}")
 
 # As pandoc has it: no space inside the dollars and no digit behind them, so that prices are none.
+# Of at most 1,000 characters.
 _FORMULA = re.compile(
     r"\$\$(?P<display>[^$]{1,1000})\$\$|\\\[(?P<bracket>.{1,1000}?)\\\]|\\\((?P<inline>.{1,1000}?)\\\)"
     r"|(?<!\\)\$(?P<dollar>(?![\s$])[^$\n]{0,999}[^\s$\\])\$(?!\d)",
@@ -70,7 +70,7 @@ _READ_IN_ANOTHER_WAY = re.compile(
     r"|\\text\{[^{}]*[\\&<>$#][^{}]*\}|(?:[\^_]\s*(?:[^{}\s]|\{[^{}]*\})\s*){3}"
 )
 CHILDREN = {"mfrac": 2, "msub": 2, "msup": 2, "munder": 2, "mover": 2, "mroot": 2, "msubsup": 3, "munderover": 3}
-"""How many a tag must have to be drawn."""
+"""Says how many a tag must have to be drawn."""
 TAGS = frozenset(
     ("math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "msqrt", "mtable", "mtr", "mtd", "mstyle", "menclose")
 )

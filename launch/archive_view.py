@@ -1,4 +1,4 @@
-"""What became of each result of a run, by its folder alone; for people."""
+"""Says what became of each result of a run, by its folder alone."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -24,8 +24,8 @@ from configs.loading import ConfigError, dump_config
 from configs.matrix import PlannedRun, load_matrix
 from grading.reward_source import with_digest
 from launch.screen import say
-from runtime.durations import time_left
 from runtime.files import try_lock, write_whole
+from runtime.words import counted, time_left
 
 
 def report_scaling(arguments: argparse.Namespace) -> int:
@@ -117,9 +117,7 @@ def _left(folder: Path, runs: list[PlannedRun]) -> str:
         if "step_seconds" in record
     ]
     steps = sum(run.config.learner.steps - len(steps_of(folder / run.name)) for run in runs)
-    return (
-        f"; {time_left(steps * fmean(measured))} for {len(runs)} run{'' if len(runs) == 1 else 's'}" if measured else ""
-    )
+    return f"; {time_left(steps * fmean(measured))} for {counted(len(runs), 'run')}" if measured else ""
 
 
 def _up(folder: Path, run: PlannedRun, stop: "_Stop", lock: int, loudness: list[str]) -> int:

@@ -29,11 +29,11 @@ from configs.schema import RunConfig
 from launch.ending import is_over, wait_for_end
 from launch.extras import missing_extra
 from launch.processes import STOPPED
-from runtime.durations import how_long
 from runtime.logs import log_emulated, no_more_on_terminal, set_up_logs
 from runtime.model_digests import model_digests
 from runtime.models import model_folder
 from runtime.waiting import done_or_stopped
+from runtime.words import how_long
 
 if TYPE_CHECKING:
     from actors.vllm_engine import VllmEngine

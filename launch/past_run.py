@@ -15,7 +15,7 @@ from configs.errors import UserError
 from configs.loading import load_config
 from configs.schema import RunConfig
 from launch.views import summary, values_line
-from runtime.durations import how_long
+from runtime.words import how_long
 
 ANSWER_S = 2.0
 """Seconds in which a server takes a connection, and greets, if it is up."""
@@ -81,9 +81,9 @@ def _wanted_steps(folder: Path) -> int | None:
 
 
 def config_of(folder: Path) -> RunConfig:
-    """Returns the configuration of the run in `folder` as its bus was last started with it, or was to be.
+    """Returns the configuration with which the bus of the run in `folder` was last started.
 
-    Raises UserError where that is not there.
+    Where none was started yet, the one that it was to have. Raises UserError where the folder has neither.
     """
     for path in (folder / "config.yaml", folder / "up.yaml"):
         if path.exists():

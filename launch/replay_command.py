@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import secrets
 import sys
 import time
@@ -14,8 +15,8 @@ from configs.loading import dump_config, load_config
 from configs.schema import RunConfig
 from launch.rank_launcher import end_with_launcher, rank, run_rank, start_ranks
 from launch.screen import say
-from runtime.durations import time_left
 from runtime.logs import set_up_logs
+from runtime.words import time_left
 
 if TYPE_CHECKING:
     from learner.training.trainer import Trainer
@@ -38,19 +39,20 @@ def start(arguments: argparse.Namespace) -> int:
             asyncio.run(run_rank(config, asyncio.Event()))
             return 0
         out = arguments.out or run / "replays" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        return _replay(config, run, out.resolve(), same=same)
+        return _replay(config, run, out.resolve(), same=same, verbose=arguments.verbose)
     except (UnstableError, UntrainedError) as error:
         sys.stderr.write(f"zerotir: {error}\n")
         return 1
 
 
-def _replay(config: RunConfig, run: Path, out: Path, *, same: bool) -> int:
+def _replay(config: RunConfig, run: Path, out: Path, *, same: bool, verbose: bool) -> int:
     from learner.replay import difference, replay
     from learner.steps import UnstableError, UntrainedError
     from learner.training.trainer import make_trainer
     from runtime.models import model_folder
 
-    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=None)
+    terminal = logging.INFO if verbose else None
+    set_up_logs("learner", "replay", run.name, out.parent / f"{out.name}.log", terminal=terminal)
     say(f"replay of {run.name}: metrics and model in {out}")
 
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a command shows while it works, and in which colours.
+"""Shows what a command does while it works, in colours where they are wanted.
 
 A pipe gets plain lines. A terminal gets the same, and below them one line that says what is going on just now. `NO_COLOR`,
 `FORCE_COLOR` and `TERM=dumb` are obeyed.
@@ -17,7 +17,7 @@ from rich.text import Text
 from runtime.terminal import printable
 
 _quiet = False
-"""Of the whole process: `--quiet` was given."""
+"""`--quiet` was given to this process."""
 
 
 def be_quiet() -> None:

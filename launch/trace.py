@@ -18,10 +18,10 @@ from bus.messages import Failure
 from bus.metrics import steps_of
 from configs.errors import UserError
 from launch.archive_view import archive_of
-from launch.transcripts import counted
 from learner.tickets.audit import Ending
 from learner.tickets.ledger import Ledger
 from runtime.terminal import printable
+from runtime.words import counted
 
 COMMON = ("timestamp", "level", "logger", "role", "id", "run", "event", "ticket")
 """Fields of a log line that are not shown, or shown elsewhere."""

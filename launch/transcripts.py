@@ -18,6 +18,7 @@ from learner.step_metrics import slug
 from learner.tickets.audit import Ending
 from runtime.models import load_tokenizer, model_folder
 from runtime.terminal import printable
+from runtime.words import counted
 
 STYLES = {"text": "", "code": "cyan", "output": "green", "hallucinated": "red"}
 """Colour of each kind of piece, see `evaluation.passages.pieces`."""
@@ -173,11 +174,6 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
         if body := text.strip("\n"):
             lines.append((indent(body, INDENT), STYLES[kind]))
     return coloured(*lines, ("", ""))
-
-
-def counted(number: int, what: str) -> str:
-    """Returns a number of things in words."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _prompt(result: Trajectory, tokenizer: Any) -> str:

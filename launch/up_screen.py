@@ -1,4 +1,4 @@
-"""What `zerotir up` shows: each role's state as it changes, a line for each step, and what is going on just now.
+"""Shows a run under `zerotir up`: each role's state as it changes, a line for each step, and what is going on just now.
 
 It reads presence and the metrics log, as `zerotir status` and `zerotir metrics` do.
 """
@@ -20,8 +20,8 @@ from configs.schema import RunConfig
 from launch.screen import say
 from launch.views import seconds_left, step_line
 from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
-from runtime.durations import time_left
 from runtime.terminal import printable
+from runtime.words import time_left
 
 log = structlog.get_logger()
 

@@ -20,8 +20,8 @@ from launch.accounts import account_lines
 from launch.past_run import folder_alone, print_metrics, status_of
 from launch.views import presence_line, progress_lines, sandbox_line, values_line
 from learner.tickets.ledger import BalanceError
-from runtime.durations import how_long
 from runtime.logs import set_up_logs
+from runtime.words import how_long
 from sandbox.client import statistics
 from weights.codec import WeightsError
 

@@ -10,8 +10,8 @@ from typing import Any
 from bus.messages import Metrics, Presence
 from bus.metrics import steps_of
 from launch.accounts import account_lines
-from runtime.durations import time_left
 from runtime.terminal import printable
+from runtime.words import time_left
 from sandbox.client import ServiceStatistics
 
 PACE_STEPS = 10

@@ -1,4 +1,4 @@
-"""What a terminal is given: of what others wrote nothing may move the cursor, hide text, or begin a line of its own."""
+"""Makes text fit for a terminal: nothing that others wrote may move its cursor, hide text, or begin a line of its own."""
 
 import os
 from typing import TextIO

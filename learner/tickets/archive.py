@@ -73,7 +73,8 @@ class Archive:
         if mark != START and not self._files():
             log.warning("the archive of results was moved away: replay and transcripts lack what came before")
             mark = START
-        self._mark = mark
+        self._required = mark
+        """Where the chain has to come to."""
         self._unsynced: set[Path] = set()
         self.mark = START
         """The last result in it."""
@@ -139,16 +140,16 @@ class Archive:
         """Follows the chain up to sequence `first`; returns where it ends in each file that it comes to."""
         ends: dict[Path, int] = {}
         self.mark, self._newest = START, ""
-        seen = self._mark == START
+        seen = self._required == START
         for path, entry in _chain(self._files()):
             if entry.mark.sequence >= first:
                 break
             self.mark, self._newest, ends[path] = entry.mark, path.name, entry.end
-            seen = seen or entry.mark == self._mark
-        if not seen and first > self._mark.sequence:
+            seen = seen or entry.mark == self._required
+        if not seen and first > self._required.sequence:
             raise CheckpointError(
                 f"the archive in {self._folder} is damaged behind its result {self.last}, before that of the checkpoint, "
-                f"{self._mark.sequence}: put back a copy of its files, or move all of them away to go on without what "
+                f"{self._required.sequence}: put back a copy of its files, or move all of them away to go on without what "
                 "replay and transcripts would need of it"
             )
         return ends

@@ -9,7 +9,7 @@ from learner.tickets.ledger import Batch, Ledger, Result
 
 @dataclass(frozen=True)
 class Ending:
-    """What became of a result."""
+    """Says what became of a result."""
 
     sequence: int
     """Its position in the result stream."""

@@ -23,6 +23,7 @@ from configs.errors import UserError
 from configs.schema import RunConfig
 from runtime.model_files import require_supported, skeleton
 from runtime.models import ModelError
+from runtime.words import counted
 
 GIB = 2**30
 LOGIT_BYTES = 16
@@ -139,7 +140,7 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
             f"{config.model.path}: {shape.parameters / 1e6:,.1f} million parameters, {shape.positions:,} positions; "
             f"prompt and response take up to {_longest(config):,}",
         ),
-        ("learner", f"{_counted(ranks, 'rank')}{stage}: {memory}"),
+        ("learner", f"{counted(ranks, 'rank')}{stage}: {memory}"),
         *_step_lines(config),
         ("actor", _actor_line(config, shape)),
         (
@@ -154,7 +155,7 @@ def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> 
 def _step_lines(config: RunConfig) -> list[tuple[str, str]]:
     learner = config.learner
     batch = learner.batch_groups * learner.group_size
-    updates = _counted(learner.algorithm.minibatches, "update") + " of the policy"
+    updates = counted(learner.algorithm.minibatches, "update") + " of the policy"
     if learner.algorithm.has_critic:
         updates += f", {learner.critic.minibatches} of the critic"
     return [
@@ -165,7 +166,7 @@ def _step_lines(config: RunConfig) -> list[tuple[str, str]]:
         ),
         (
             "staleness",
-            f"at most {_counted(learner.max_staleness, 'version')}: up to {(learner.max_staleness + 1) * batch:,} tickets "
+            f"at most {counted(learner.max_staleness, 'version')}: up to {(learner.max_staleness + 1) * batch:,} tickets "
             "open",
         ),
     ]
@@ -178,17 +179,13 @@ def _actor_line(config: RunConfig, shape: Shape) -> str:
     slots = min(config.actor.max_rollouts, engine.max_running)
     return (
         f"{shape.parameters * width / engine.tensor_parallel / GIB:.1f} GiB of weights on each of "
-        f"{_counted(engine.tensor_parallel, 'device')}, {token / 1024:.1f} KiB of cache a token: {slots} responses at once "
+        f"{counted(engine.tensor_parallel, 'device')}, {token / 1024:.1f} KiB of cache a token: {slots} responses at once "
         f"take up to {slots * _longest(config) * token / GIB:.1f} GiB, fewer are admitted where there is less"
     )
 
 
 def _longest(config: RunConfig) -> int:
     return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def show_plan(config: RunConfig, ranks: int, gpu_memory_gib: float | None) -> int:
@@ -317,6 +314,6 @@ def _too_large(config: RunConfig, state: int, ranks: int, machine: Machine) -> s
     if machine.cuda and not deepspeed.offload_optimizer:
         advice += ", or set learner.deepspeed.offload_optimizer"
     return (
-        f"the learner's state is {state / GIB:.1f} GiB on each of {_counted(ranks, 'rank')}, a rank has "
+        f"the learner's state is {state / GIB:.1f} GiB on each of {counted(ranks, 'rank')}, a rank has "
         f"{machine.memory / GIB:.1f} GiB: {advice}"
     )

@@ -19,7 +19,7 @@ from configs.loading import dump_config, load_config
 from launch import ending
 from launch.ending import is_over, wait_for_end
 from launch.view_commands import _status
-from runtime.durations import how_long
+from runtime.words import how_long
 from tests.chaos.run import Run, playing
 from tests.processes import ZEROTIR
 

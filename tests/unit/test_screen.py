@@ -12,7 +12,7 @@ import pytest
 from launch import screen
 from launch.up_screen import relay
 from launch.views import seconds_left
-from runtime.durations import time_left
+from runtime.words import time_left
 
 LONG = "a path that is longer than a line " * 5
 PROGRAM = f"""
@@ -30,7 +30,8 @@ print(coloured(("green", "green")), end="")
 def on_terminal(**environment: str) -> str:
     """Returns what PROGRAM writes to a terminal."""
     ours, its = pty.openpty()
-    plain = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    ours_alone = ("NO_COLOR", "FORCE_COLOR", "TERM", "COLUMNS", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    plain = {name: value for name, value in os.environ.items() if name not in ours_alone}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         stdout=its,

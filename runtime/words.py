@@ -1,4 +1,4 @@
-"""Lengths of time for people."""
+"""Puts numbers and lengths of time into words."""
 
 import re
 
@@ -22,3 +22,8 @@ def time_left(seconds: float) -> str:
         return f"about {round(seconds / 10) * 10} s left"
     # The second unit is left out where there is none of it.
     return f"about {re.sub(' 0 [a-z]+$', '', how_long(round(seconds / 60) * 60))} left"
+
+
+def counted(number: int, what: str) -> str:
+    """Returns how many of something there are, such as `1 step` and `2 steps`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
