@@ -47,6 +47,6 @@ def write_run(run: Path, *settings: str, temperature: float = 0.7, groups: tuple
 
 def replay(run: Path, *overrides: str, out: str = "out") -> Path:
     folder = run / out
-    arguments = argparse.Namespace(run=run, set=list(overrides), ranks=None, out=folder)
+    arguments = argparse.Namespace(run=run, set=list(overrides), ranks=None, out=folder, verbose=False)
     assert start(arguments) == 0
     return folder

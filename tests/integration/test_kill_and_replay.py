@@ -115,7 +115,7 @@ def replay(run: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> str:
     """Replays in this process; returns what it says."""
     threads = torch.get_num_threads()
     try:
-        assert start(argparse.Namespace(run=run, set=[], ranks=None, out=out)) == 0
+        assert start(argparse.Namespace(run=run, set=[], ranks=None, out=out, verbose=False)) == 0
     finally:
         torch.set_num_threads(threads)
     return capsys.readouterr().out

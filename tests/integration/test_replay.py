@@ -94,7 +94,7 @@ def test_an_archive_that_ends_early_is_trained_as_far_as_it_goes(record, capsys)
 )
 def test_what_decides_the_results_may_not_be_changed(record, override, message):
     run = record()
-    arguments = argparse.Namespace(run=run, set=[override], ranks=None, out=run / "out")
+    arguments = argparse.Namespace(run=run, set=[override], ranks=None, out=run / "out", verbose=False)
     with pytest.raises(ConfigError, match=message):
         start(arguments)
     assert not (run / "out").exists()
@@ -117,7 +117,7 @@ def test_a_run_without_finite_gradients_stops_and_keeps_the_batch(
     record, capsys, temperature: float, settings: tuple[str, ...], step: int, batch: list[int]
 ):
     run = record("learner.max_skipped_updates=2", *settings, temperature=temperature)
-    arguments = argparse.Namespace(run=run, set=[], ranks=None, out=run / "out")
+    arguments = argparse.Namespace(run=run, set=[], ranks=None, out=run / "out", verbose=False)
     assert start(arguments) == 1
     said = capsys.readouterr().err
     assert f"2 updates up to step {step} were not finite" in said
