@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
-from runtime.child import isolate_interpreter
+from runtime.child import end_process, isolate_interpreter
 
 LATEST = Path("runs/latest/bus.json")
 
@@ -369,7 +369,7 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    sys.exit(code)
+    end_process(code)
 
 
 def _run(arguments: Namespace) -> int:

@@ -1,15 +1,17 @@
-"""Sets up our processes: they end with their parent, write no byte code, and import nothing from the user's folder.
+"""Sets up our processes and ends them: they die with their parent, write no byte code, import nothing of the user's folder.
 
 The kernel signals a process when the thread that started it ends, however that happens. So that thread must live as long as
 the process.
 """
 
+import atexit
 import ctypes
 import multiprocessing
 import os
 import shutil
 import signal
 import sys
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +28,19 @@ def isolate_interpreter() -> None:
     """
     sys.dont_write_bytecode = True
     os.environ.update(PYTHONDONTWRITEBYTECODE="1", PYTHONSAFEPATH="1")
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends this process as `sys.exit` does, but leaves the interpreter as it is: exit functions run, output is written.
+
+    PyTorch's Gloo threads live on, also after their process group was destroyed, while anything refers to it (DeepSpeed's
+    engine does). One that lets go of a tensor while the interpreter is taken apart aborts the process, "terminate called
+    without an active exception": work that was done would have failed (pytorch/pytorch#190489).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def die_with_parent() -> None:

@@ -20,6 +20,7 @@ from learner.training.engine_gap import EngineGapError
 from learner.training.rank_group import RankGroup, serve_rank
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks, join_process_group
+from runtime.child import end_process
 from runtime.models import model_folder
 from tests.factories import random_batch
 from tests.integration.plain import GRADIENT, TRAIN
@@ -177,6 +178,7 @@ def main() -> None:
     if Ranks().rank == 0:
         torch.save(results, folder / "results.pt")
     torch.distributed.destroy_process_group()
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def test_two_ranks_come_to_the_weights_and_metrics_of_one(tmp_path: Path):
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     one = replay(run, out="one")
     steps = list(zip(steps_of(two), steps_of(one), strict=True))
     assert len(steps) == 3

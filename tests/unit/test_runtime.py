@@ -3,6 +3,7 @@
 import asyncio
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,21 @@ from runtime.files import try_lock, write_whole
 from runtime.locks import HeldError, held, held_within
 from runtime.retry import Backoff, Restarts
 from runtime.waiting import any_set, done_or_stopped
+
+
+def test_a_process_ends_with_its_output_and_exit_functions_but_its_interpreter_stays():
+    code = (
+        "import atexit\n"
+        "from runtime.child import end_process\n"
+        "class Kept:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Kept()\n"
+        "atexit.register(print, 'exit function', end='')\n"
+        "print('output ', end='')\n"
+        "end_process(3)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "output exit function", "")
 
 
 class TestFiles:

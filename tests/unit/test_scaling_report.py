@@ -1,6 +1,7 @@
 """From runs' folders to the report: what is read, pooled, compared and written."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -226,8 +227,9 @@ class TestReport:
 class TestCommand:
     @pytest.fixture(autouse=True)
     def in_the_tests_process(self, monkeypatch):
-        """The command sets up the process that it runs in: this one is the tests', and starts other processes later."""
+        """The command sets up and ends the process that it runs in: this one is the tests', and goes on."""
         monkeypatch.setattr(cli, "isolate_interpreter", lambda: None)
+        monkeypatch.setattr(cli, "end_process", sys.exit)
 
     @pytest.mark.slow
     def test_it_writes_beside_several_runs_and_into_one(self, tmp_path, monkeypatch, capsys):
