@@ -334,8 +334,13 @@ def _limits(text: str) -> tuple[int, ...]:
 
 
 def main() -> None:
-    """Runs the console script `zerotir`; exits with 2 for what the user has to fix, 1 for a failure."""
+    """Runs the console script `zerotir`, and ends the process."""
     isolate_interpreter()
+    end_process(command())
+
+
+def command() -> int:
+    """Does what this process's command line asks for; returns 2 for what the user has to fix, 1 for a failure."""
     # A process may be started without them.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
@@ -369,7 +374,7 @@ def main() -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
-    end_process(code)
+    return code
 
 
 def _run(arguments: Namespace) -> int:

@@ -1,5 +1,6 @@
 """Names of runs and processes have one rule; the folders in which they lie have none."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from bus.address import BusAddress
 from bus.connection import open_bus
 from bus.server import embedded_server
 from configs.bus import BusConfig
-from launch.cli import main
+from launch.cli import command
 from tests.processes import zerotir
 
 BAD = ["a.b", "*", ">", "é", "a b", "", "x" * 65, "a\n", "host.example.org", "a/b"]
@@ -20,7 +21,7 @@ def test_a_process_s_name_that_breaks_the_rule_is_a_mistake(
 ):
     monkeypatch.setattr("sys.argv", ["zerotir", "actor", "tiny", "--id", name])
     with pytest.raises(SystemExit) as ended:
-        main()
+        sys.exit(command())
     assert ended.value.code == 2
     assert "is no name of a process: letters (a to z), digits, - and _, 64 at most" in capsys.readouterr().err
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from configs.loading import load_config
 from evaluation.plan import Plan, choose, make_plan, refuse_known
-from launch.cli import main
+from launch.cli import command
 from tasks.problems import ProblemError
 from tests.processes import zerotir
 
@@ -169,7 +169,7 @@ def test_wrong_arguments_end_with_one_line(
 ):
     monkeypatch.setattr(sys, "argv", ["zerotir", "eval", "tiny", *arguments])
     with pytest.raises(SystemExit) as ended:
-        main()
+        sys.exit(command())
     assert ended.value.code == 2
     output = capsys.readouterr()
     assert output.out == ""

@@ -1,7 +1,6 @@
 """From runs' folders to the report: what is read, pooled, compared and written."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import yaml
 
 from configs.loading import dump_config, load_config
-from launch import cli
+from launch.cli import command
 from scaling.analysis import analyse
 from scaling.comparison import compare, pairs
 from scaling.data import TooLittleDataError
@@ -225,26 +224,16 @@ class TestReport:
 
 
 class TestCommand:
-    @pytest.fixture(autouse=True)
-    def in_the_tests_process(self, monkeypatch):
-        """The command sets up and ends the process that it runs in: this one is the tests', and goes on."""
-        monkeypatch.setattr(cli, "isolate_interpreter", lambda: None)
-        monkeypatch.setattr(cli, "end_process", sys.exit)
-
     @pytest.mark.slow
     def test_it_writes_beside_several_runs_and_into_one(self, tmp_path, monkeypatch, capsys):
         folders = [str(write_run(tmp_path / f"run-{seed}", [], seed=seed, steps=6)) for seed in (0, 1)]
         for arguments, target in ((folders, tmp_path / "scaling"), (folders[:1], tmp_path / "run-0" / "scaling")):
             monkeypatch.setattr("sys.argv", ["zerotir", "scaling", *arguments])
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-            assert ended.value.code == 0
+            assert command() == 0
             assert (target / "report.md").exists()
         assert "6 steps are too few" in capsys.readouterr().out
 
     def test_what_is_no_run_ends_with_one_line(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["zerotir", "scaling", str(tmp_path)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 2
+        assert command() == 2
         assert capsys.readouterr().err.count("\n") == 1
