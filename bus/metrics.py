@@ -77,16 +77,13 @@ def measured_by(names: Names, subject: str, data: bytes) -> Metrics:
 
 def metrics_line(metrics: Metrics, sequence: int, run: str) -> str:
     """Returns one line of `metrics.jsonl`, without the line end."""
-    record = {
-        "run": run,
-        "seq": sequence,
-        "time": round(metrics.time, 3),
-        "role": metrics.role,
-        "id": metrics.id,
-        "step": metrics.step,
-        **metrics.values,
-    }
-    return json.dumps(record, allow_nan=False)
+    return json.dumps({"run": run, "seq": sequence, **record_of(metrics)}, allow_nan=False)
+
+
+def record_of(metrics: Metrics) -> dict[str, Any]:
+    """Returns what a line of `metrics.jsonl` says of who measured it and when, and the values."""
+    about = {"time": round(metrics.time, 3), "role": metrics.role, "id": metrics.id, "step": metrics.step}
+    return {**about, **metrics.values}
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
@@ -152,9 +149,11 @@ def last_sequence(path: Path) -> int:
 class MetricsRecorder:
     """Appends the metrics log to a file; goes on where the file ends."""
 
-    def __init__(self, bus: Bus, path: Path) -> None:
+    def __init__(self, bus: Bus, path: Path, see: Callable[[Metrics], None]) -> None:
+        """`see` is called with what was appended."""
         self._bus = bus
         self._path = path
+        self._see = see
         self._sequence = 0
         """Sequence of the message that was recorded last."""
         self._measured_at = 0.0
@@ -172,6 +171,7 @@ class MetricsRecorder:
                 self._sequence = sequence
                 file.write(metrics_line(metrics, sequence, self._bus.address.run) + "\n")
                 file.flush()
+                self._see(metrics)
                 if metrics.role == "learner":
                     self._measured_at = metrics.time
                 self._grown.set()

@@ -92,6 +92,7 @@ TABLE = (
     Rule("see that the run is there and how it is set up", ROLES, publish=_info(TICKETS, RUN) + _get(RUN)),
     Rule("say what its model is", ("learner",), publish=("$KV.{run_bucket}.model", "$KV.{run_bucket}.template")),
     Rule("say that the run is done", ("learner",), publish=("$KV.{run_bucket}.end",)),
+    Rule("raise alarms", ("learner",), publish=("$KV.{run_bucket}.alarms",)),
     Rule("say that it is alive", ROLES[:-1], publish=(*_info(ALIVE), "$KV.{alive_bucket}.{role}.*")),
     Rule("say what it measured", ROLES[:-1], publish=("{metrics}.{role}.*",)),
     Rule(

@@ -84,6 +84,7 @@ EFFECTS: dict[str, dict[Occasion, Effect]] = {
         ("learner.max_engine_gap", A, N),
         ("evaluation", A, N),
         ("launch", A, N),
+        ("alarms", A, N),
         ("launch.runs_dir", N, N),
     )
 }

@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from configs.alarms import AlarmsConfig
 from configs.algorithm import AlgorithmConfig, FiltersConfig
 from configs.bus import BusConfig, WeightsConfig
 from configs.names import Name
@@ -290,6 +291,7 @@ class RunConfig(Section):
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     launch: LaunchConfig = LaunchConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
 
     @property
     def emulated(self) -> bool:

@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 from bus.address import BusAddress, run_folder
 from bus.connection import BusError
 from bus.metrics import records_of, steps_of
+from configs.alarms import AlarmsConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from configs.schema import RunConfig
 from launch.views import summary, values_line
+from learner.alarms import Watch
 from runtime.words import how_long
 
 ANSWER_S = 2.0
@@ -60,7 +62,8 @@ def _answers(url: str, *, greets: bool) -> bool:
 def status_of(folder: Path) -> str:
     """Returns what is known of the run in `folder`, for people. Raises BalanceError where its tickets do not add up."""
     steps = steps_of(folder)
-    wanted = _wanted_steps(folder)
+    config = _config(folder)
+    wanted = config.learner.steps if config else None
     done = f"{len(steps)} steps" if wanted is None else f"{len(steps)} of {wanted} steps"
     ago = f", the last {how_long(time.time() - steps[-1]['time'])} ago" if steps else ""
     if steps and wanted is not None and steps[-1]["step"] >= wanted and (folder / "model").is_dir():
@@ -69,13 +72,23 @@ def status_of(folder: Path) -> str:
         again = f"; go on with: zerotir up --resume {quote(str(folder))}" if (folder / "up.yaml").exists() else ""
         state = f"not finished: {done}{ago}{again}"
     plots = sorted((folder / "plots").glob("*.png"))
-    return f"its servers do not answer; what its folder says:\n{state}\n{summary(folder, plots)}\n"
+    raised = "".join(f"{line}\n" for line in _alarms(folder, config.alarms if config else AlarmsConfig()))
+    return f"its servers do not answer; what its folder says:\n{state}\n{raised}{summary(folder, plots)}\n"
 
 
-def _wanted_steps(folder: Path) -> int | None:
-    """Returns `learner.steps` of the run; None where its configuration is not there, or another version's."""
+def _alarms(folder: Path, bounds: AlarmsConfig) -> list[str]:
+    """Returns the alarms that were raised when the last metrics were recorded, for people."""
+    watch, last = Watch(bounds, "learner", 0.0), 0.0
+    for record in records_of(folder / "metrics.jsonl"):
+        watch.see(record)
+        last = record["time"]
+    return [alarm.line() for alarm in watch.alarms(last)]
+
+
+def _config(folder: Path) -> RunConfig | None:
+    """Returns the run's configuration; None where it is not there, or another version's."""
     try:
-        return config_of(folder).learner.steps
+        return config_of(folder)
     except UserError:
         return None
 

@@ -221,6 +221,7 @@ class _Supervisor:
         tasks = {
             asyncio.create_task(self._screen.show_steps(bus, first_new)),
             asyncio.create_task(self._screen.show_presence(bus)),
+            asyncio.create_task(self._screen.show_alarms(bus)),
             asyncio.create_task(self._until_done()),
             asyncio.create_task(self._stop.wait()),
         }

@@ -9,17 +9,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import nats.errors
 import nats.js.errors
 import structlog
 
+from bus.alarms import Alarm, recorded_alarms
 from bus.connection import TRANSIENT_ERRORS, Bus
-from bus.messages import Metrics, Presence
+from bus.messages import Presence
 from bus.metrics import follow_metrics
 from bus.presence import who_is_alive
 from configs.schema import RunConfig
 from launch.screen import say
 from launch.views import seconds_left, step_line
-from learner.tickets.filters import UNTRAINED_STEPS, why_untrained
 from runtime.terminal import printable
 from runtime.words import time_left
 
@@ -27,6 +28,7 @@ log = structlog.get_logger()
 
 STILL_WAITING_S = 20.0
 LOOK_EVERY_S = 0.5
+ALARMS_EVERY_S = 1.0
 
 
 class RunScreen:
@@ -68,6 +70,22 @@ class RunScreen:
             self._show(self._now(there))
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def show_alarms(self, bus: Bus) -> None:
+        """Says what alarms are raised, once each, and when they are over."""
+        shown: dict[tuple[str, str], Alarm] = {}
+        while True:
+            try:
+                raised = {(alarm.name, alarm.who): alarm for alarm in await recorded_alarms(bus)}
+            except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
+                log.warning("alarms not readable", error=str(error))
+            else:
+                for key in raised.keys() - shown.keys():
+                    say(raised[key].line(), matters=True)
+                for name, who in shown.keys() - raised.keys():
+                    say(f"over: alarm {name} ({who})")
+                shown = raised
+            await asyncio.sleep(ALARMS_EVERY_S)
+
     def _now(self, there: Sequence[Presence]) -> str:
         parts = [f"{self.last_step} of {self._config.learner.steps} steps"]
         if (left := seconds_left(self._steps, self._config.learner.steps)) is not None:
@@ -79,7 +97,6 @@ class RunScreen:
 
     async def show_steps(self, bus: Bus, first_new: int) -> None:
         """Says what each step measured, from message `first_new` of the metrics log on."""
-        untrained = 0
         async for _, metrics in follow_metrics(bus, first_new):
             if metrics.role != "learner" or metrics.step is None:
                 continue
@@ -87,9 +104,6 @@ class RunScreen:
             self._steps.append({"step": metrics.step, **metrics.values})
             steps = self._config.learner.steps
             say(step_line(metrics, steps, seconds_left(self._steps, steps)))
-            untrained = 0 if metrics.values.get("trained_trajectories") else untrained + 1
-            if untrained and untrained % UNTRAINED_STEPS == 0:
-                say(f"the last {untrained} steps had nothing to train on: {why_untrained(_untrained(metrics))}")
 
 
 async def alive(bus: Bus) -> list[Presence] | None:
@@ -99,16 +113,6 @@ async def alive(bus: Bus) -> list[Presence] | None:
     except (*TRANSIENT_ERRORS, nats.js.errors.NotFoundError) as error:
         log.warning("presence not readable", error=str(error))
         return None
-
-
-def _untrained(metrics: Metrics) -> dict[str, float]:
-    """Returns how many of a step's results were not trained on, by reason."""
-    reasons = {name: name.partition("_by_")[2].replace("_", " ") for name in metrics.values}
-    return {
-        reason: metrics.values[name]
-        for name, reason in reasons.items()
-        if name.startswith(("filtered_by_", "failed_by_"))
-    }
 
 
 async def relay(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import nats.js.errors
 
 from bus.address import BusAddress
+from bus.alarms import recorded_alarms
 from bus.codec import MessageError
 from bus.connection import Bus, BusError, open_bus
 from bus.log_reader import LogReader
@@ -58,6 +59,7 @@ async def _status(bus: Bus) -> str:
     end = await recorded_end(bus)
     done = f", finished {how_long(bus.clock.now() - end.ended_at)} ago after {end.steps} steps" if end else ""
     lines = [f"run {bus.address.run} at {bus.address.url}{emulated}{done}"]
+    lines += [f"  {alarm.line(end.ended_at if end else bus.clock.now())}" for alarm in await recorded_alarms(bus)]
     alive = await who_is_alive(bus)
     lines += [f"  {presence_line(presence, bus.clock.now())}" for presence in alive]
     for role in ("learner", "sandbox", "actor") if end is None else ():

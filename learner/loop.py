@@ -12,6 +12,7 @@ batches of trajectories are in memory. What the learner does follows from its ch
 """
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from bus.metrics import MetricsRecorder, MetricsWriter, run_of
 from bus.presence import Announcer, last_sign
 from bus.run_record import forget_end, record_end
 from configs.schema import RunConfig
+from learner.alarm_keeper import AlarmKeeper
 from learner.bus_loss import BusLoss
 from learner.checkpoints import CheckpointError, Checkpoints
 from learner.folder_lock import sole_learner
@@ -88,16 +90,19 @@ class Learner:
         self._reported: float | None = None
         """The time of the last step's metrics."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
-        self._recorder = MetricsRecorder(bus, folder / "metrics.jsonl")
+        self._alarms = AlarmKeeper(bus, config.alarms, announcer)
+        self._recorder = MetricsRecorder(bus, folder / "metrics.jsonl", self._alarms.see)
         self._bus_loss = BusLoss(
             bus, self._results, self._dispatcher, self._lost, self._weights, self._recorder, record
         )
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
+        await asyncio.to_thread(self._alarms.recall, self._folder / "metrics.jsonl")
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._recorder.run()),
+                group.create_task(self._alarms.run()),
                 group.create_task(self._weights.answer_requests()),
             ]
             try:
@@ -112,6 +117,7 @@ class Learner:
                 if done:
                     # One that took the run over meanwhile has more to do.
                     await self._weights.require_head()
+                    await self._alarms.look()
                     await record_end(self._bus, self._done)
             finally:
                 for task in (*background, self._release):
@@ -160,6 +166,7 @@ class Learner:
                 balance = {f"tickets_{name}": float(count) for name, count in self._ledger.balance().items()}
                 values = of_batch | trained | self._weights.metrics() | balance
                 values |= {"wait_seconds": waited, "step_seconds": seconds, "idle_ratio": waited / seconds}
+                values["disk_free_gib"] = shutil.disk_usage(self._folder).free / 2**30
                 await self._report(version, values)
                 if version % self._config.learner.checkpoint.every == 0 or version == self._config.learner.steps:
                     await release

@@ -413,8 +413,9 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
     writer = MetricsWriter(bus, "learner", "l0")
     for step in range(3):
         last = await writer.write({"reward": step, "bad": float("nan")}, step=step)
+    seen: list[Metrics] = []
     for expected in (3, 4):
-        recorder = MetricsRecorder(bus, path)
+        recorder = MetricsRecorder(bus, path, seen.append)
         recording = asyncio.create_task(recorder.run())
         await recorder.recorded(last, 60)
         recording.cancel()
@@ -430,6 +431,7 @@ async def test_metrics_reach_the_file_and_go_on_where_it_ends(bus: Bus, tmp_path
         await recorder.recorded(last + 1, 0.01)
     assert [line["event"] for line in logs] == ["the last metrics are not in the file"]
     assert run_of(path) == bus.address.run
+    assert [metrics.step for metrics in seen] == [0, 1, 2, 3]
     assert '"reward": 0.0' in lines[0]
     assert "bad" not in lines[0]
 

@@ -38,9 +38,10 @@ def lines(path: Path) -> list[dict]:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_emulated_run_closes_its_books_and_never_hides_what_it_is(tmp_path: Path):
-    up, output = start(tmp_path, "learner.steps=8", "actor.engine.emulation.tokens_per_s=80")
+    low = "alarms.disk_free_gib=1000000"
+    up, output = start(tmp_path, "learner.steps=8", "actor.engine.emulation.tokens_per_s=80", low)
     try:
-        wait_for(lambda: "step   2/8" in output.read_text(), up, output)
+        wait_for(lambda: "step   2/8" in output.read_text() and "ALARM disk" in output.read_text(), up, output)
         # The run cannot end before it was looked at, however fast the machine.
         [learner] = [int(line.split()[0]) for line in processes_of(tmp_path) if " learner " in line]
         os.kill(learner, signal.SIGSTOP)
@@ -54,6 +55,7 @@ def test_an_emulated_run_closes_its_books_and_never_hides_what_it_is(tmp_path: P
             up.kill()
             up.wait()
     assert "EMULATED engine" in seen
+    assert "\n  ALARM disk (learner, for " in seen
     for role in ("actor    actor-0", "actor    actor-1", "learner  learner", "sandbox  sandbox", "bus      bus"):
         assert role in seen
     assert "0 filtered + 0 failed" in seen

@@ -127,6 +127,7 @@ PUBLISH = {
     "change the configuration": (f"$KV.{NAMES.run_bucket}.config", set()),
     "say what the model is": (f"$KV.{NAMES.run_bucket}.model", {"learner"}),
     "say what the template is": (f"$KV.{NAMES.run_bucket}.template", {"learner"}),
+    "raise alarms": (f"$KV.{NAMES.run_bucket}.alarms", {"learner"}),
     "ask for an execution": (NAMES.execution, {"actor", "evaluator"}),
     "cancel an execution": (f"{NAMES.execution}.cancel", {"actor", "evaluator"}),
     "ask sandboxes what they did": ("$SRV.STATS.zerotir-sandbox", {"observer"}),

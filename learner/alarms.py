@@ -1,0 +1,231 @@
+"""What a person would want to be told of a run, judged from what its roles measure: alarms, each with what to do.
+
+    metrics log ──▶ Watch.see ──▶ Watch.alarms ──▶ the learner's log, and the run's bucket for `zerotir status` and `up`
+
+An alarm changes nothing: what must not go on ends the run by itself. Held is what the newest `alarms.steps` steps and
+`alarms.minutes` minutes of each process measured, whatever the length of the run.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from statistics import fmean, median
+from typing import Any, NamedTuple
+
+from bus.alarms import Alarm
+from bus.messages import MAX_TEXT
+from configs.alarms import AlarmsConfig
+from learner.tickets.filters import why_untrained
+from runtime.words import how_long
+
+LEAST_TICKETS = 8
+"""Tickets of an actor, or executions of a sandbox, below which a share of them says nothing."""
+LEAST_STALL_S = 60.0
+
+
+class _Found(NamedTuple):
+    name: str
+    who: str
+    text: str
+    do: str
+
+
+class _Counts(NamedTuple):
+    """What a process has counted since it was started."""
+
+    time: float
+    ended: float
+    failed: float
+
+
+class Watch:
+    """Judges one run."""
+
+    def __init__(self, config: AlarmsConfig, learner: str, begun: float) -> None:
+        """Begins without having seen anything, at the time `begun` of the run; `learner` is the learner's id."""
+        self._config = config
+        self._learner = learner
+        self._begun = begun
+        self._steps: deque[Mapping[str, Any]] = deque(maxlen=config.steps)
+        self._trained: int | None = None
+        """The newest step that had something to train on, or the one before the first that was seen."""
+        self._lowest_truncated: float | None = None
+        self._counts: dict[tuple[str, str], deque[_Counts]] = {}
+        self._raised: dict[tuple[str, str], float] = {}
+        """When each alarm that is raised now was raised, by its name and whom it is about."""
+
+    def see(self, record: Mapping[str, Any]) -> None:
+        """Takes in one record of the metrics log, as `bus.metrics.record_of` makes it."""
+        role = record["role"]
+        if role == "learner" and record["step"] is not None:
+            self._see_step(record)
+        elif role == "actor" and {"finished", "failed"} <= record.keys():
+            self._see_counts(record, record["finished"] + record["failed"], record["failed"])
+        elif role == "sandbox" and {"executions", "failures"} <= record.keys():
+            self._see_counts(record, record["executions"], record["failures"])
+
+    def alarms(self, now: float, state: str | None = None) -> list[Alarm]:
+        """Returns what is to be told at the time `now` of the run.
+
+        `state` is what the learner is doing; None: it is not at work, and so not late with a step.
+        """
+        found = [*self._of_training(), *self._of_policy(), *self._of_processes(now)]
+        if state is not None:
+            found += self._of_stalls(now, state)
+        self._raised = {(each.name, each.who): self._raised.get((each.name, each.who), now) for each in found}
+        return [
+            Alarm(
+                name=each.name,
+                who=each.who,
+                text=each.text[:MAX_TEXT],
+                do=each.do[:MAX_TEXT],
+                since=self._raised[each.name, each.who],
+            )
+            for each in found
+        ]
+
+    def _see_step(self, record: Mapping[str, Any]) -> None:
+        while self._steps and self._steps[-1]["step"] >= record["step"]:
+            # The learner has gone back to its checkpoint.
+            self._steps.pop()
+        self._steps.append(record)
+        number = record["step"]
+        if record.get("trained_trajectories"):
+            self._trained = number
+        else:
+            self._trained = number - 1 if self._trained is None else min(self._trained, number - 1)
+        truncated = self._mean("truncated_ratio")
+        if truncated is not None and (self._lowest_truncated is None or truncated < self._lowest_truncated):
+            self._lowest_truncated = truncated
+
+    def _see_counts(self, record: Mapping[str, Any], ended: float, failed: float) -> None:
+        counts = self._counts.setdefault((record["role"], record["id"]), deque())
+        if counts and (ended < counts[-1].ended or failed < counts[-1].failed):
+            # It was started again.
+            counts.clear()
+        counts.append(_Counts(record["time"], ended, failed))
+        while len(counts) > 1 and counts[1].time <= record["time"] - 60 * self._config.minutes:
+            counts.popleft()
+
+    def _mean(self, name: str) -> float | None:
+        """Returns a metric's mean over the newest steps that measured it; None before there are `alarms.steps` steps."""
+        values = [record[name] for record in self._steps if name in record]
+        return fmean(values) if values and len(self._steps) == self._config.steps else None
+
+    def _of_training(self) -> Iterator[_Found]:
+        """Yields what keeps results from being trained on, and the learner from writing."""
+        bounds, newest = self._config, self._steps[-1] if self._steps else {}
+        untrained = newest["step"] - self._trained if self._trained is not None else 0
+        if bounds.untrained_steps is not None and untrained >= bounds.untrained_steps:
+            reasons = _reasons([newest], "filtered_by_", "failed_by_")
+            why = why_untrained(reasons) if reasons else "its tickets have no results"
+            text = f"the last {untrained} steps had nothing to train on"
+            yield _Found("untrained", self._learner, text, f"Of the last one: {why}")
+        no_signal, failed = self._share("filtered_by_no_signal"), self._share("failures")
+        if _beyond(no_signal, bounds.no_signal):
+            yield _Found(
+                "no_signal",
+                self._learner,
+                f"{no_signal:.0%} of the trajectories of {self._last} are in groups that are all right or all wrong",
+                "Take problems that the model solves now and then (tasks.problems), more samples of each "
+                "(learner.group_size), or an example in the prompt (tasks.prompt.template)",
+            )
+        if _beyond(failed, bounds.failed):
+            reasons = _reasons(self._steps, "failed_by_")
+            named = ", ".join(f"{reason} {count:.0f}" for reason, count in reasons.most_common(3))
+            yield _Found(
+                "failed",
+                self._learner,
+                f"{failed:.0%} of the tickets of {self._last} ended as failures ({named})",
+                "The actors' logs say why (`ticket failed`)",
+            )
+        free = newest.get("disk_free_gib")
+        if bounds.disk_free_gib is not None and free is not None and free < bounds.disk_free_gib:
+            yield _Found(
+                "disk",
+                self._learner,
+                f"{free:.1f} GiB are free on the disk of the run's folder",
+                "Make room: a learner whose disk is full ends. Fewer checkpoints (learner.checkpoint.keep) take less",
+            )
+
+    def _of_policy(self) -> Iterator[_Found]:
+        """Yields where the policy drifts off."""
+        bounds = self._config
+        behaviour_kl, clip_fraction = self._mean("behaviour_kl"), self._mean("clip_fraction")
+        if _beyond(behaviour_kl, bounds.behaviour_kl):
+            yield _Found(
+                "behaviour_kl",
+                self._learner,
+                f"behaviour_kl is {behaviour_kl:.3g} over {self._last}: trained on is what another policy sampled",
+                "Lower learner.optimizer.lr, or start a run with a smaller learner.max_staleness",
+            )
+        if _beyond(clip_fraction, bounds.clip_fraction):
+            yield _Found(
+                "clip_fraction",
+                self._learner,
+                f"{clip_fraction:.0%} of the tokens of {self._last} had their gradient clipped",
+                "Lower learner.optimizer.lr, or start a run with fewer learner.algorithm.minibatches",
+            )
+        truncated, lowest = self._mean("truncated_ratio"), self._lowest_truncated
+        if truncated is not None and lowest is not None and _beyond(truncated - lowest, bounds.truncated_rise):
+            yield _Found(
+                "truncated",
+                self._learner,
+                f"{truncated:.0%} of the responses of {self._last} hit their token budget, and {lowest:.0%} did before",
+                "Read some (`zerotir transcripts`). Where they repeat themselves, tasks.grading.overlong_penalty or a lower "
+                "learner.optimizer.lr; where they think longer, a run with a larger rollout.max_response_tokens",
+            )
+
+    def _of_processes(self, now: float) -> Iterator[_Found]:
+        """Yields actors and sandboxes that fail at what they are given; forgets those that have measured nothing of late."""
+        gone = now - 60 * self._config.minutes
+        self._counts = {key: counts for key, counts in self._counts.items() if counts[-1].time > gone}
+        for (role, id), counts in sorted(self._counts.items()):
+            first, last = counts[0], counts[-1]
+            ended, failed = last.ended - first.ended, last.failed - first.failed
+            bound = self._config.actor_failed if role == "actor" else self._config.sandbox_failed
+            if ended < LEAST_TICKETS or not _beyond(failed / ended, bound):
+                continue
+            what, do = {
+                "actor": ("tickets", f"See `ticket failed` in logs/{id}.jsonl; stop this actor if others do better"),
+                "sandbox": ("executions", f"See logs/{id}.jsonl, and `zerotir sandbox CONFIG --check` on its host"),
+            }[role]
+            text = f"it fails at {failed:.0f} of {ended:.0f} {what} in {how_long(last.time - first.time)}"
+            yield _Found(f"{role}_failed", id, text, do)
+
+    def _of_stalls(self, now: float, state: str) -> Iterator[_Found]:
+        seconds = [record["step_seconds"] for record in self._steps if "step_seconds" in record]
+        factor = self._config.stalled_factor
+        if not seconds or factor is None:
+            return
+        usual, since = median(seconds), now - max(self._begun, self._steps[-1]["time"])
+        if since > max(LEAST_STALL_S, factor * usual):
+            yield _Found(
+                "stalled",
+                self._learner,
+                f"no step for {how_long(since)}, and one takes {how_long(usual)}; the learner is {state}",
+                "Are actors and sandboxes alive, and do they have tickets in flight (`zerotir status`)? Their logs say more",
+            )
+
+    @property
+    def _last(self) -> str:
+        return f"the last {len(self._steps)} steps"
+
+    def _share(self, name: str) -> float | None:
+        """Returns the share of the newest steps' results that a metric counts; None as for `_mean`."""
+        results = sum(record.get("trajectories", 0) + record.get("failures", 0) for record in self._steps)
+        count = sum(record.get(name, 0) for record in self._steps)
+        return count / results if results and len(self._steps) == self._config.steps else None
+
+
+def _beyond(value: float | None, bound: float | None) -> bool:
+    return value is not None and bound is not None and value >= bound
+
+
+def _reasons(steps: Iterable[Mapping[str, Any]], *kinds: str) -> Counter[str]:
+    """Returns how many results of `steps` were not trained on, by reason."""
+    found = Counter[str]()
+    for record in steps:
+        for name, count in record.items():
+            if name.startswith(kinds) and count:
+                found[name.partition("_by_")[2].replace("_", " ")] += count
+    return found
