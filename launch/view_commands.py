@@ -59,8 +59,11 @@ async def _status(bus: Bus) -> str:
     end = await recorded_end(bus)
     done = f", finished {how_long(bus.clock.now() - end.ended_at)} ago after {end.steps} steps" if end else ""
     lines = [f"run {bus.address.run} at {bus.address.url}{emulated}{done}"]
-    lines += [f"  {alarm.line(end.ended_at if end else bus.clock.now())}" for alarm in await recorded_alarms(bus)]
     alive = await who_is_alive(bus)
+    alarms = await recorded_alarms(bus)
+    lines += [f"  {alarm.line(end.ended_at if end else bus.clock.now())}" for alarm in alarms]
+    if alarms and end is None and "learner" not in {presence.role for presence in alive}:
+        lines.append("  (alarms are those of the learner that is gone: nobody looks any more)")
     lines += [f"  {presence_line(presence, bus.clock.now())}" for presence in alive]
     for role in ("learner", "sandbox", "actor") if end is None else ():
         if role not in {presence.role for presence in alive}:

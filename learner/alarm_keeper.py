@@ -50,9 +50,12 @@ class AlarmKeeper:
                 await asyncio.wait_for(self._stepped.wait(), LOOK_EVERY_S)
             self._stepped.clear()
 
-    async def look(self) -> None:
-        """Logs what was raised and what is over since the last time, and writes the list down where it has changed."""
-        alarms = self._watch.alarms(self._bus.clock.now(), self._announcer.state)
+    async def look(self, *, done: bool = False) -> None:
+        """Logs what was raised and what is over since the last time, and writes the list down where it has changed.
+
+        `done`: no step is to come.
+        """
+        alarms = self._watch.alarms(self._bus.clock.now(), None if done else self._announcer.state)
         before, now = ({(each.name, each.who): each for each in some} for some in (self._raised, alarms))
         for key in now.keys() - before.keys():
             log.warning(now[key].line(), alarm=now[key].name, who=now[key].who)

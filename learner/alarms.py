@@ -66,7 +66,7 @@ class Watch:
     def alarms(self, now: float, state: str | None = None) -> list[Alarm]:
         """Returns what is to be told at the time `now` of the run.
 
-        `state` is what the learner is doing; None: it is not at work, and so not late with a step.
+        `state` is what the learner is doing; None: no step is to come, and so none is late.
         """
         found = [*self._of_training(), *self._of_policy(), *self._of_processes(now)]
         if state is not None:
@@ -126,8 +126,8 @@ class Watch:
                 "no_signal",
                 self._learner,
                 f"{no_signal:.0%} of the trajectories of {self._last} are in groups that are all right or all wrong",
-                "Take problems that the model solves now and then (tasks.problems), more samples of each "
-                "(learner.group_size), or an example in the prompt (tasks.prompt.template)",
+                "If it stays so, start a run with problems that the model solves now and then (tasks.problems), more "
+                "samples of each (learner.group_size), or an example in the prompt (tasks.prompt.template)",
             )
         if _beyond(failed, bounds.failed):
             reasons = _reasons(self._steps, "failed_by_")
@@ -156,14 +156,15 @@ class Watch:
                 "behaviour_kl",
                 self._learner,
                 f"behaviour_kl is {behaviour_kl:.3g} over {self._last}: trained on is what another policy sampled",
-                "Lower learner.optimizer.lr, or start a run with a smaller learner.max_staleness",
+                "Go on with a lower learner.optimizer.lr (`--resume`), or start a run with a smaller learner.max_staleness",
             )
         if _beyond(clip_fraction, bounds.clip_fraction):
             yield _Found(
                 "clip_fraction",
                 self._learner,
                 f"{clip_fraction:.0%} of the tokens of {self._last} had their gradient clipped",
-                "Lower learner.optimizer.lr, or start a run with fewer learner.algorithm.minibatches",
+                "Go on with a lower learner.optimizer.lr (`--resume`), or start a run with fewer "
+                "learner.algorithm.minibatches",
             )
         truncated, lowest = self._mean("truncated_ratio"), self._lowest_truncated
         if truncated is not None and lowest is not None and _beyond(truncated - lowest, bounds.truncated_rise):
@@ -171,8 +172,9 @@ class Watch:
                 "truncated",
                 self._learner,
                 f"{truncated:.0%} of the responses of {self._last} hit their token budget, and {lowest:.0%} did before",
-                "Read some (`zerotir transcripts`). Where they repeat themselves, tasks.grading.overlong_penalty or a lower "
-                "learner.optimizer.lr; where they think longer, a run with a larger rollout.max_response_tokens",
+                "Read some (`zerotir transcripts`). Where they repeat themselves, go on with a lower learner.optimizer.lr "
+                "(`--resume`), or start a run with tasks.grading.overlong_penalty; where they think longer, one with a "
+                "larger rollout.max_response_tokens",
             )
 
     def _of_processes(self, now: float) -> Iterator[_Found]:

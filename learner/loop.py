@@ -100,14 +100,16 @@ class Learner:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
         await asyncio.to_thread(self._alarms.recall, self._folder / "metrics.jsonl")
         async with asyncio.TaskGroup() as group:
+            alarms = group.create_task(self._alarms.run())
             background = [
+                alarms,
                 group.create_task(self._recorder.run()),
-                group.create_task(self._alarms.run()),
                 group.create_task(self._weights.answer_requests()),
             ]
             try:
                 done = await self._train_until(stop)
                 if done:
+                    alarms.cancel()
                     await self._announcer.say("exporting the model")
                     await asyncio.to_thread(self._trainer.export, self._folder / "model")
                 if self._reported is not None:
@@ -117,7 +119,7 @@ class Learner:
                 if done:
                     # One that took the run over meanwhile has more to do.
                     await self._weights.require_head()
-                    await self._alarms.look()
+                    await self._alarms.look(done=True)
                     await record_end(self._bus, self._done)
             finally:
                 for task in (*background, self._release):

@@ -40,7 +40,13 @@ async def test_an_alarm_is_logged_once_and_every_view_has_it_until_it_is_over(bu
             await keeper.look()
         [alarm] = await recorded_alarms(bus)
         assert (alarm.name, alarm.who, alarm.text[:7]) == ("disk", "l0", "2.0 GiB")
-        assert "\n  ALARM disk (l0, for 0 s): 2.0 GiB are free" in await _status(bus)
+        seen = await _status(bus)
+        assert "\n  ALARM disk (l0, for 0 s): 2.0 GiB are free" in seen
+        assert "nobody looks any more" in seen
+        announcer = Announcer(bus, "learner", "l0")
+        await announcer.announce()
+        assert "nobody looks any more" not in await _status(bus)
+        await announcer.leave()
         keeper.see(step(3, 50.0))
         await keeper.look()
     assert await recorded_alarms(bus) == []
