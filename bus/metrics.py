@@ -21,6 +21,10 @@ from bus.streams import Names
 
 log = structlog.get_logger()
 
+FLOAT_LIMIT = 1e300
+LATEST = 1e11
+"""As `bus.messages.Time`."""
+
 
 def measured(role: str, id: str, values: dict[str, float], step: int | None, now: float) -> Metrics:
     """Returns what `values` hold at the time `now`; those that are not finite are left out."""
@@ -116,11 +120,13 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
 def _is_record(record: dict[str, Any]) -> bool:
     step = record.get("step", "")
     values = (value for name, value in record.items() if name not in ("run", "role", "id", "step"))
+    # What a float holds: whoever reads computes with it.
+    numbers = all(isinstance(value, int | float) and abs(value) < FLOAT_LIMIT for value in values)
     return (
         all(isinstance(record.get(name), str) for name in ("role", "id"))
         and (step is None or isinstance(step, int))
-        and "time" in record
-        and all(isinstance(value, int | float) for value in values)
+        and numbers
+        and 0 <= record.get("time", -1) <= LATEST
     )
 
 

@@ -78,7 +78,7 @@ def status_of(folder: Path) -> str:
 
 def _alarms(folder: Path, bounds: AlarmsConfig) -> list[str]:
     """Returns the alarms that were raised when the last metrics were recorded, for people."""
-    watch, last = Watch(bounds, "learner", 0.0), 0.0
+    watch, last = Watch(bounds, "learner"), 0.0
     for record in records_of(folder / "metrics.jsonl"):
         watch.see(record)
         last = record["time"]

@@ -71,11 +71,14 @@ class RunScreen:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def show_alarms(self, bus: Bus) -> None:
-        """Says what alarms are raised, once each, and when they are over."""
+        """Says what alarms are raised from now on, once each, and when they are over."""
+        begun = bus.clock.now()
         shown: dict[tuple[str, str], Alarm] = {}
         while True:
             try:
-                raised = {(alarm.name, alarm.who): alarm for alarm in await recorded_alarms(bus)}
+                # Those before are the last life's.
+                alarms = [alarm for alarm in await recorded_alarms(bus) if alarm.since >= begun]
+                raised = {(alarm.name, alarm.who): alarm for alarm in alarms}
             except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
                 log.warning("alarms not readable", error=str(error))
             else:

@@ -2,8 +2,8 @@
 
     metrics log ──▶ Watch.see ──▶ Watch.alarms ──▶ the learner's log, and the run's bucket for `zerotir status` and `up`
 
-An alarm changes nothing: what must not go on ends the run by itself. Held is what the newest `alarms.steps` steps and
-`alarms.minutes` minutes of each process measured, whatever the length of the run.
+An alarm changes nothing: what must not go on ends the run by itself. Held are the newest `alarms.steps` steps, and some
+`2 * PIECES` counts of `MOST_PROCESSES` other processes at most, whatever the length of the run and whatever they send.
 """
 
 from collections import Counter, deque
@@ -20,6 +20,12 @@ from runtime.words import how_long
 LEAST_TICKETS = 8
 """Tickets of an actor, or executions of a sandbox, below which a share of them says nothing."""
 LEAST_STALL_S = 60.0
+MOST_PROCESSES = 1000
+"""Actors and sandboxes that are looked at."""
+PIECES = 60
+"""Parts of `alarms.minutes`, of each of which one or two counts are held."""
+MOST_ALARMS = 20
+"""Alarms of one kind that are raised: the first processes stand for the others."""
 
 
 class _Found(NamedTuple):
@@ -33,15 +39,20 @@ class _Counts(NamedTuple):
     """What a process has counted since it was started."""
 
     time: float
-    ended: float
+    done: float
     failed: float
 
 
 class Watch:
     """Judges one run."""
 
-    def __init__(self, config: AlarmsConfig, learner: str, begun: float) -> None:
-        """Begins without having seen anything, at the time `begun` of the run; `learner` is the learner's id."""
+    def __init__(self, config: AlarmsConfig, learner: str, begun: float = 0.0) -> None:
+        """Begins without having seen anything.
+
+        Args:
+            learner: the learner's id.
+            begun: when it began to wait for results, in the run's time: a step before says nothing of how late it is.
+        """
         self._config = config
         self._learner = learner
         self._begun = begun
@@ -59,16 +70,24 @@ class Watch:
         if role == "learner" and record["step"] is not None:
             self._see_step(record)
         elif role == "actor" and {"finished", "failed"} <= record.keys():
-            self._see_counts(record, record["finished"] + record["failed"], record["failed"])
+            self._see_counts(record, record["finished"], record["failed"])
         elif role == "sandbox" and {"executions", "failures"} <= record.keys():
-            self._see_counts(record, record["executions"], record["failures"])
+            self._see_counts(record, record["executions"] - record["failures"], record["failures"])
 
-    def alarms(self, now: float, state: str | None = None) -> list[Alarm]:
+    def alarms(self, now: float, state: str | None = None, disk_free_gib: float | None = None) -> list[Alarm]:
         """Returns what is to be told at the time `now` of the run.
 
-        `state` is what the learner is doing; None: no step is to come, and so none is late.
+        Args:
+            state: what the learner is doing; None: no step is to come, and so none is late.
+            disk_free_gib: GiB that are free on the disk of the run's folder; None: as the newest step found it.
         """
-        found = [*self._of_training(), *self._of_policy(), *self._of_processes(now)]
+        found = [
+            *self._of_training(),
+            *self._of_disk(disk_free_gib),
+            *self._of_policy(),
+            *self._of_processes("actor", self._config.actor_failed, now),
+            *self._of_processes("sandbox", self._config.sandbox_failed, now),
+        ]
         if state is not None:
             found += self._of_stalls(now, state)
         self._raised = {(each.name, each.who): self._raised.get((each.name, each.who), now) for each in found}
@@ -97,22 +116,32 @@ class Watch:
         if truncated is not None and (self._lowest_truncated is None or truncated < self._lowest_truncated):
             self._lowest_truncated = truncated
 
-    def _see_counts(self, record: Mapping[str, Any], ended: float, failed: float) -> None:
-        counts = self._counts.setdefault((record["role"], record["id"]), deque())
-        if counts and (ended < counts[-1].ended or failed < counts[-1].failed):
+    def _see_counts(self, record: Mapping[str, Any], done: float, failed: float) -> None:
+        key, time = (record["role"], record["id"]), record["time"]
+        if key not in self._counts and len(self._counts) >= MOST_PROCESSES:
+            return
+        counts = self._counts.setdefault(key, deque())
+        if counts and (done < counts[-1].done or failed < counts[-1].failed):
             # It was started again.
             counts.clear()
-        counts.append(_Counts(record["time"], ended, failed))
-        while len(counts) > 1 and counts[1].time <= record["time"] - 60 * self._config.minutes:
+        if len(counts) > 1 and time < counts[-2].time + self._window_s / PIECES:
+            counts.pop()
+        counts.append(_Counts(time, done, failed))
+        while len(counts) > 1 and counts[1].time <= time - self._window_s:
             counts.popleft()
 
+    @property
+    def _window_s(self) -> float:
+        return 60 * self._config.minutes
+
     def _mean(self, name: str) -> float | None:
-        """Returns a metric's mean over the newest steps that measured it; None before there are `alarms.steps` steps."""
+        """Returns a metric's mean over the newest steps; None before there are `alarms.steps`, half of which measured it."""
         values = [record[name] for record in self._steps if name in record]
-        return fmean(values) if values and len(self._steps) == self._config.steps else None
+        enough = len(self._steps) == self._config.steps and 2 * len(values) >= len(self._steps)
+        return fmean(values) if enough else None
 
     def _of_training(self) -> Iterator[_Found]:
-        """Yields what keeps results from being trained on, and the learner from writing."""
+        """Yields what keeps results from being trained on."""
         bounds, newest = self._config, self._steps[-1] if self._steps else {}
         untrained = newest["step"] - self._trained if self._trained is not None else 0
         if bounds.untrained_steps is not None and untrained >= bounds.untrained_steps:
@@ -120,7 +149,8 @@ class Watch:
             why = why_untrained(reasons) if reasons else "its tickets have no results"
             text = f"the last {untrained} steps had nothing to train on"
             yield _Found("untrained", self._learner, text, f"Of the last one: {why}")
-        no_signal, failed = self._share("filtered_by_no_signal"), self._share("failures")
+        no_signal = self._share("filtered_by_no_signal", "trajectories")
+        failed = self._share("failures", "trajectories", "failures")
         if _beyond(no_signal, bounds.no_signal):
             yield _Found(
                 "no_signal",
@@ -136,10 +166,13 @@ class Watch:
                 "failed",
                 self._learner,
                 f"{failed:.0%} of the tickets of {self._last} ended as failures ({named})",
-                "The actors' logs say why (`ticket failed`)",
+                "The actors' logs say why (`ticket failed`), the dead letters what `no usable result` was",
             )
-        free = newest.get("disk_free_gib")
-        if bounds.disk_free_gib is not None and free is not None and free < bounds.disk_free_gib:
+
+    def _of_disk(self, free: float | None) -> Iterator[_Found]:
+        if free is None and self._steps:
+            free = self._steps[-1].get("disk_free_gib")
+        if _beyond(self._config.disk_free_gib, free):
             yield _Found(
                 "disk",
                 self._learner,
@@ -177,16 +210,22 @@ class Watch:
                 "larger rollout.max_response_tokens",
             )
 
-    def _of_processes(self, now: float) -> Iterator[_Found]:
-        """Yields actors and sandboxes that fail at what they are given; forgets those that have measured nothing of late."""
-        gone = now - 60 * self._config.minutes
-        self._counts = {key: counts for key, counts in self._counts.items() if counts[-1].time > gone}
-        for (role, id), counts in sorted(self._counts.items()):
+    def _of_processes(self, role: str, bound: float | None, now: float) -> Iterator[_Found]:
+        """Yields those of a role that fail at what they are given; forgets who has measured nothing of late."""
+        # A time that is still to come is no time.
+        self._counts = {
+            key: counts
+            for key, counts in self._counts.items()
+            if now - self._window_s < counts[-1].time < now + self._window_s
+        }
+        found = 0
+        for id, counts in sorted((id, counts) for (of, id), counts in self._counts.items() if of == role):
             first, last = counts[0], counts[-1]
-            ended, failed = last.ended - first.ended, last.failed - first.failed
-            bound = self._config.actor_failed if role == "actor" else self._config.sandbox_failed
-            if ended < LEAST_TICKETS or not _beyond(failed / ended, bound):
+            done, failed = last.done - first.done, last.failed - first.failed
+            ended = done + failed
+            if found == MOST_ALARMS or ended < LEAST_TICKETS or not _beyond(failed / ended, bound):
                 continue
+            found += 1
             what, do = {
                 "actor": ("tickets", f"See `ticket failed` in logs/{id}.jsonl; stop this actor if others do better"),
                 "sandbox": ("executions", f"See logs/{id}.jsonl, and `zerotir sandbox CONFIG --check` on its host"),
@@ -197,9 +236,9 @@ class Watch:
     def _of_stalls(self, now: float, state: str) -> Iterator[_Found]:
         seconds = [record["step_seconds"] for record in self._steps if "step_seconds" in record]
         factor = self._config.stalled_factor
-        if not seconds or factor is None:
+        if not seconds or factor is None or self._steps[-1]["time"] < self._begun:
             return
-        usual, since = median(seconds), now - max(self._begun, self._steps[-1]["time"])
+        usual, since = median(seconds), now - self._steps[-1]["time"]
         if since > max(LEAST_STALL_S, factor * usual):
             yield _Found(
                 "stalled",
@@ -210,17 +249,18 @@ class Watch:
 
     @property
     def _last(self) -> str:
-        return f"the last {len(self._steps)} steps"
+        return "the last step" if len(self._steps) == 1 else f"the last {len(self._steps)} steps"
 
-    def _share(self, name: str) -> float | None:
-        """Returns the share of the newest steps' results that a metric counts; None as for `_mean`."""
-        results = sum(record.get("trajectories", 0) + record.get("failures", 0) for record in self._steps)
-        count = sum(record.get(name, 0) for record in self._steps)
-        return count / results if results and len(self._steps) == self._config.steps else None
+    def _share(self, name: str, *whole: str) -> float | None:
+        """Returns the share that a metric counts of what the metrics `whole` count in the newest steps; None as `_mean`."""
+        count, of_all = (
+            sum(record.get(each, 0) for record in self._steps for each in some) for some in ([name], whole)
+        )
+        return count / of_all if of_all and len(self._steps) == self._config.steps else None
 
 
 def _beyond(value: float | None, bound: float | None) -> bool:
-    return value is not None and bound is not None and value >= bound
+    return value is not None and bound is not None and value > bound
 
 
 def _reasons(steps: Iterable[Mapping[str, Any]], *kinds: str) -> Counter[str]:

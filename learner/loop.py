@@ -90,7 +90,7 @@ class Learner:
         self._reported: float | None = None
         """The time of the last step's metrics."""
         self._metrics = MetricsWriter(bus, "learner", announcer.id, emulated=config.emulated)
-        self._alarms = AlarmKeeper(bus, config.alarms, announcer)
+        self._alarms = AlarmKeeper(bus, config.alarms, announcer, folder)
         self._recorder = MetricsRecorder(bus, folder / "metrics.jsonl", self._alarms.see)
         self._bus_loss = BusLoss(
             bus, self._results, self._dispatcher, self._lost, self._weights, self._recorder, record
@@ -98,7 +98,6 @@ class Learner:
 
     async def run(self, stop: asyncio.Event) -> bool:
         """Returns True once all steps are done, False when stopped before. Raises what it cannot recover from."""
-        await asyncio.to_thread(self._alarms.recall, self._folder / "metrics.jsonl")
         async with asyncio.TaskGroup() as group:
             alarms = group.create_task(self._alarms.run())
             background = [
@@ -150,6 +149,7 @@ class Learner:
                 await forget_end(self._bus)
             await self._announcer.say(f"publishing weights of step {version}")
             release = await self._begin(version)
+            await self._alarms.begin(version)
             while version < self._config.learner.steps:
                 started = time.monotonic()
                 batch = await self._next_batch(version, release, stop)

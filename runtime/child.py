@@ -5,6 +5,7 @@ the process.
 """
 
 import atexit
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -31,15 +32,19 @@ def isolate_interpreter() -> None:
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends this process as `sys.exit` does, but leaves the interpreter as it is: exit functions run, output is written.
+    """Ends this process once exit functions have run and standard output is written; the interpreter stays as it is.
+
+    Threads are not waited for, and other files that are open must have been written.
 
     PyTorch's Gloo threads live on, also after their process group was destroyed, while anything refers to it (DeepSpeed's
     engine does). One that lets go of a tensor while the interpreter is taken apart aborts the process, "terminate called
     without an active exception": work that was done would have failed (pytorch/pytorch#190489).
     """
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        # A disk that is full, or a pipe that nobody reads.
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
     os._exit(status)
 
 

@@ -32,7 +32,7 @@ log = structlog.get_logger()
 class SandboxService:
     """Answers execution requests on one subject.
 
-    Attributes, counted since the start: `executions` (programs run), `failures` (those that the sandbox failed), `refused`
+    Attributes, counted since the start: `executions` (programs), `failures` (those that the sandbox failed), `refused`
     (requests answered `Busy`), `cancelled` (by their senders), `busy_seconds` (summed over slots); and `in_flight`, the
     programs that run now.
     """
@@ -164,6 +164,7 @@ class SandboxService:
         try:
             answer = await self._execute(wanted)
         except (OSError, RuntimeError) as error:
+            self.executions += 1
             self.failures += 1
             reason = f"{type(error).__name__}: {error}"
             log.error("a jail could not be started or ended", reason=reason)

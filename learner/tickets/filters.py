@@ -42,8 +42,8 @@ def why_untrained(counts: Mapping[str, float]) -> str:
     if may_be_chance(counts):
         return (
             f"{shares}: the responses to each problem are all right or all wrong, or outside learner.filters.accuracy_band. "
-            "If it stays so: problems that the model solves now and then (tasks.problems), more samples of each "
-            "(learner.group_size), an example in the prompt (tasks.prompt.template)"
+            "If it stays so, start a run with problems that the model solves now and then (tasks.problems), more samples of "
+            "each (learner.group_size), or an example in the prompt (tasks.prompt.template)"
         )
     return f"{shares}. Filters (learner.filters) can be changed on resume; why tickets fail is in the actors' logs"
 

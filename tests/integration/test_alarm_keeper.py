@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -19,65 +20,83 @@ from launch.past_run import status_of
 from launch.view_commands import _status
 from learner.alarm_keeper import AlarmKeeper
 
-BOUNDS = AlarmsConfig(disk_free_gib=5.0)
+BOUNDS = AlarmsConfig(untrained_steps=1, disk_free_gib=None)
+
+
+def keeper_of(bus: Bus, folder: Path, id: str = "l0", bounds: AlarmsConfig = BOUNDS) -> AlarmKeeper:
+    return AlarmKeeper(bus, bounds, Announcer(bus, "learner", id), folder)
 
 
 @pytest.fixture
-def keeper(bus: Bus) -> AlarmKeeper:
-    return AlarmKeeper(bus, BOUNDS, Announcer(bus, "learner", "l0"))
+async def keeper(bus: Bus, tmp_path: Path) -> AlarmKeeper:
+    made = keeper_of(bus, tmp_path)
+    await made.begin(0)
+    return made
 
 
-def step(number: int, free: float) -> Metrics:
-    values = {"trained_trajectories": 1.0, "disk_free_gib": free}
+def step(number: int, trained: float = 0.0, **values: float) -> Metrics:
+    values |= {"trained_trajectories": trained}
     return Metrics(role="learner", id="l0", time=1e9 + number, step=number, values=values)
 
 
 async def test_an_alarm_is_logged_once_and_every_view_has_it_until_it_is_over(bus: Bus, keeper: AlarmKeeper):
     assert await recorded_alarms(bus) == []
     with structlog.testing.capture_logs() as logs:
-        for number, free in ((1, 3.0), (2, 2.0)):
-            keeper.see(step(number, free))
+        for number in (1, 2):
+            keeper.see(step(number))
             await keeper.look()
         [alarm] = await recorded_alarms(bus)
-        assert (alarm.name, alarm.who, alarm.text[:7]) == ("disk", "l0", "2.0 GiB")
+        assert (alarm.name, alarm.who, alarm.text) == ("untrained", "l0", "the last 2 steps had nothing to train on")
         seen = await _status(bus)
-        assert "\n  ALARM disk (l0, for 0 s): 2.0 GiB are free" in seen
+        assert "\n  ALARM untrained (l0, for 0 s): the last 2 steps had nothing" in seen
         assert "nobody looks any more" in seen
         announcer = Announcer(bus, "learner", "l0")
         await announcer.announce()
         assert "nobody looks any more" not in await _status(bus)
         await announcer.leave()
-        keeper.see(step(3, 50.0))
+        keeper.see(step(3, trained=16.0))
         await keeper.look()
     assert await recorded_alarms(bus) == []
     assert "ALARM" not in await _status(bus)
     assert [(line["log_level"], line["event"][:22]) for line in logs] == [
-        ("warning", "ALARM disk (l0): 3.0 G"),
+        ("warning", "ALARM untrained (l0): "),
         ("info", "alarm is over"),
     ]
 
 
-async def test_a_learner_that_takes_over_removes_what_the_one_before_had_raised(bus: Bus, keeper: AlarmKeeper):
-    keeper.see(step(1, 1.0))
+async def test_only_a_learner_that_trains_touches_the_list_of_the_one_before(
+    bus: Bus, keeper: AlarmKeeper, tmp_path: Path
+):
+    keeper.see(step(1))
     await keeper.look()
-    assert await recorded_alarms(bus)
-    await AlarmKeeper(bus, BOUNDS, Announcer(bus, "learner", "l1")).look()
-    assert await recorded_alarms(bus) == []
+    refused = keeper_of(bus, tmp_path, "l1")
+    looking = asyncio.create_task(refused.run())
+    refused.see(step(1, trained=16.0))
+    await refused.look()
+    assert [alarm.who for alarm in await recorded_alarms(bus)] == ["l0"]
+    await refused.begin(0)
+    async with asyncio.timeout(60):
+        while await recorded_alarms(bus):
+            await asyncio.sleep(0.02)
+    looking.cancel()
 
 
-async def test_what_a_run_had_measured_before_counts_when_it_goes_on(bus: Bus, keeper: AlarmKeeper, tmp_path: Path):
+async def test_what_was_measured_up_to_the_checkpoint_counts_when_a_run_goes_on(bus: Bus, tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text(metrics_line(step(1, 1.0), 1, bus.address.run) + "\n")
-    keeper.recall(path)
-    await keeper.look()
-    assert [alarm.name for alarm in await recorded_alarms(bus)] == ["disk"]
+    steps = (step(1, trained=16.0), step(2), step(3, trained=16.0))
+    path.write_text("".join(metrics_line(each, n, bus.address.run) + "\n" for n, each in enumerate(steps, start=1)))
+    for done, raised in ((1, []), (2, ["untrained"]), (3, [])):
+        keeper = keeper_of(bus, tmp_path)
+        await keeper.begin(done)
+        await keeper.look()
+        assert [alarm.name for alarm in await recorded_alarms(bus)] == raised
 
 
 async def test_a_step_on_the_metrics_log_raises_its_alarm(bus: Bus, keeper: AlarmKeeper, tmp_path: Path):
     recorder = MetricsRecorder(bus, tmp_path / "metrics.jsonl", keeper.see)
     tasks = [asyncio.create_task(work) for work in (recorder.run(), keeper.run())]
     try:
-        await MetricsWriter(bus, "learner", "l0").write({"disk_free_gib": 1.0}, step=1)
+        await MetricsWriter(bus, "learner", "l0").write({"trained_trajectories": 0.0}, step=1)
         async with asyncio.timeout(60):
             while not await recorded_alarms(bus):
                 await asyncio.sleep(0.02)
@@ -88,18 +107,33 @@ async def test_a_step_on_the_metrics_log_raises_its_alarm(bus: Bus, keeper: Alar
                 await task
 
 
-async def test_a_bus_that_is_away_is_told_later(bus: Bus, keeper: AlarmKeeper, monkeypatch: pytest.MonkeyPatch):
+async def test_the_disk_is_looked_at_while_no_step_comes(bus: Bus, tmp_path: Path):
+    keeper = keeper_of(bus, tmp_path, bounds=AlarmsConfig(disk_free_gib=1e9))
+    await keeper.begin(0)
+    await keeper.look()
+    assert [alarm.name for alarm in await recorded_alarms(bus)] == ["disk"]
+
+
+async def test_a_bus_that_is_away_is_told_later_and_one_that_lost_the_list_again(
+    bus: Bus, keeper: AlarmKeeper, monkeypatch: pytest.MonkeyPatch
+):
     async def away(*_: object) -> None:
         raise TimeoutError
 
-    keeper.see(step(1, 1.0))
+    keeper.see(step(1))
     with monkeypatch.context() as patch:
         patch.setattr("learner.alarm_keeper.record_alarms", away)
         with structlog.testing.capture_logs() as logs:
             await keeper.look()
-    assert [line["event"][:10] for line in logs] == ["ALARM disk", "alarms can"]
+    assert [line["event"][:15] for line in logs] == ["ALARM untrained", "alarms cannot b"]
     await keeper.look()
-    assert [alarm.name for alarm in await recorded_alarms(bus)] == ["disk"]
+    assert [alarm.name for alarm in await recorded_alarms(bus)] == ["untrained"]
+    await record_alarms(bus, [])
+    await keeper.look()
+    assert await recorded_alarms(bus) == []
+    keeper._record_at = 0.0
+    await keeper.look()
+    assert [alarm.name for alarm in await recorded_alarms(bus)] == ["untrained"]
 
 
 @pytest.mark.parametrize("damaged", [b"", b"\xff", b"[1]", b'[{"name": "x"}]'])
@@ -110,10 +144,28 @@ async def test_a_list_that_cannot_be_read_is_none(bus: Bus, damaged: bytes):
 
 
 def test_the_folder_of_a_run_says_what_its_last_metrics_raise(tmp_path: Path):
-    (tmp_path / "config.yaml").write_text(dump_config(load_config("tiny", ["alarms.disk_free_gib=4"])))
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(metrics_line(step(n, free), n, "r") + "\n" for n, free in ((1, 1.0), (2, 4.5))))
-    assert json.loads(path.read_text().splitlines()[0])["disk_free_gib"] == 1.0
+    lines = [metrics_line(step(n, 16.0, disk_free_gib=free), n, "r") for n, free in ((1, 1.0), (2, 4.5))]
+    path.write_text("\n".join(lines) + "\n")
+    (tmp_path / "config.yaml").write_text(dump_config(load_config("tiny", ["alarms.disk_free_gib=4"])))
     assert "ALARM" not in status_of(tmp_path)
     (tmp_path / "config.yaml").write_text(dump_config(load_config("tiny", ["alarms.disk_free_gib=4.6"])))
     assert "\nALARM disk (learner): 4.5 GiB are free" in status_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"finished": 10**400},
+        {"time": 10**400},
+        {"time": -1.0},
+        {"time": 2e11},
+        {"time": "1"},
+        {"finished": float("inf")},
+    ],
+)
+def test_a_line_that_no_role_wrote_is_left_out(tmp_path: Path, damaged: dict[str, Any]):
+    good = metrics_line(step(1, 16.0, disk_free_gib=1.0), 1, "r")
+    bad = {"run": "r", "seq": 2, "role": "actor", "id": "a", "step": None, "time": 1e9, "finished": 1.0, "failed": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(f"{good}\n{json.dumps(bad | damaged)}\n")
+    assert "ALARM disk" in status_of(tmp_path)

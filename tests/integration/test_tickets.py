@@ -203,10 +203,19 @@ async def test_what_lies_under_a_number_is_looked_at(bus: Bus):
     await bus.js.publish(bus.names.retry("foo"), b"")
     await learner.lost.look_now()
     await learner.lost.look_now()
+    await taken_off(bus, learner, "foo")
     assert await messages(bus, "RETRIES") == 2
     source = TicketSource(bus)
     got = [leased.ticket.number for leased in await pull(source, 2)]
     assert sorted(got) == [1, 2]
+
+
+async def taken_off(bus: Bus, learner: Learner, *names: str) -> None:
+    """Looks for lost tickets until no retry is left under any of `names`: a slow server may not give all at one look."""
+    left, stream = {bus.names.retry(name) for name in names}, bus.names.stream("RETRIES")
+    async with asyncio.timeout(60):
+        while left & set((await bus.js.stream_info(stream, subjects_filter=">")).state.subjects or ()):
+            await learner.lost.look_now()
 
 
 async def test_retries_that_nobody_can_work_on_are_taken_off(bus: Bus):
@@ -231,9 +240,11 @@ async def test_retries_that_nobody_can_work_on_are_taken_off(bus: Bus):
     async with asyncio.timeout(60):
         while await messages(bus, "RETRIES") < 9 or await messages(bus, "TICKETS") != 1:
             await asyncio.sleep(0.02)
+    # By what was left when the last of them was gone: the forged 2 had gone before.
+    await taken_off(bus, learner, "1", "9", *odd)
     await learner.lost.look_now()
-    assert await messages(bus, "RETRIES") == 1
     await learner.lost.look_now()
+    assert await messages(bus, "RETRIES") == 2
     got = {leased.ticket.number: leased.ticket for leased in await pull(source, 2)}
     assert {number: ticket.min_version for number, ticket in got.items()} == {2: 0, 3: 0}
 
