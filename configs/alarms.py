@@ -15,7 +15,8 @@ class AlarmsConfig(Section):
     untrained_steps: PositiveInt | None = 3
     """Steps in a row that had nothing to train on."""
     stalled_factor: PositiveFloat | None = 5.0
-    """How many times as long as usual (the median of `steps`) a step takes, and at least a minute; after a start, from the first step on."""
+    """How many times as long as usual (the median of `steps`) a step takes, and at least a minute; not before the first step
+    since the learner's start."""
     behaviour_kl: PositiveFloat | None = 0.05
     """Mean KL divergence between the learner's policy and the one that sampled, nats a token."""
     clip_fraction: Fraction | None = 0.3
