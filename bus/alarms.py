@@ -17,7 +17,7 @@ KEY = "alarms"
 
 
 class Alarm(BaseModel):
-    """Something about a run that a person would want to be told."""
+    """Tells people of a run what needs one of them."""
 
     model_config = ConfigDict(frozen=True, strict=True)
     name: Text
@@ -25,16 +25,15 @@ class Alarm(BaseModel):
     who: Text
     """The process that it is about."""
     text: Text
-    """What was found, with its numbers."""
-    do: Text
-    """What to do about it."""
+    """The finding, with its numbers."""
+    advice: Text
     since: Time
     """The run's time (`bus.clock`) at which it was raised."""
 
     def line(self, now: float | None = None) -> str:
         """Returns it for people; `now`, the run's time, adds for how long it has been raised."""
         since = "" if now is None else f", for {how_long(now - self.since)}"
-        return printable(f"ALARM {self.name} ({self.who}{since}): {self.text}. {self.do}")
+        return printable(f"ALARM {self.name} ({self.who}{since}): {self.text}. {self.advice}")
 
 
 _LIST = TypeAdapter(list[Alarm])

@@ -19,7 +19,8 @@ from configs.tasks import GradingConfig
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """Exact as a float."""
 Ordinal = Annotated[int, Field(ge=1, le=2**53)]
-Time = Annotated[float, Field(ge=0.0, le=1e11)]
+LATEST = 1e11
+Time = Annotated[float, Field(ge=0.0, le=LATEST)]
 Seconds = Annotated[float, Field(ge=0.0, le=1e9)]
 Reward = Annotated[float, Field(ge=-1e7, le=1e7)]
 """A reward or a part of it: sums and squares of as many as there are stay finite, in float32 too."""

@@ -16,14 +16,13 @@ import structlog
 from bus.codec import MessageError, decode, encode
 from bus.connection import TRANSIENT_ERRORS, Bus, BusError
 from bus.log_reader import LogReader
-from bus.messages import Metrics
+from bus.messages import LATEST, Metrics
 from bus.streams import Names
 
 log = structlog.get_logger()
 
 FLOAT_LIMIT = 1e300
-LATEST = 1e11
-"""As `bus.messages.Time`."""
+"""Numbers below it can be added up as floats."""
 
 
 def measured(role: str, id: str, values: dict[str, float], step: int | None, now: float) -> Metrics:
@@ -120,7 +119,6 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
 def _is_record(record: dict[str, Any]) -> bool:
     step = record.get("step", "")
     values = (value for name, value in record.items() if name not in ("run", "role", "id", "step"))
-    # What a float holds: whoever reads computes with it.
     numbers = all(isinstance(value, int | float) and abs(value) < FLOAT_LIMIT for value in values)
     return (
         all(isinstance(record.get(name), str) for name in ("role", "id"))

@@ -84,8 +84,8 @@ EFFECTS: dict[str, dict[Occasion, Effect]] = {
         ("learner.max_engine_gap", A, N),
         ("evaluation", A, N),
         ("launch", A, N),
-        ("alarms", A, N),
         ("launch.runs_dir", N, N),
+        ("alarms", A, N),
     )
 }
 """What comes of a change, by field or section; where two fit, the more specific one applies."""

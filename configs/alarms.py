@@ -6,7 +6,7 @@ from configs.section import Fraction, Section
 
 
 class AlarmsConfig(Section):
-    """Bounds beyond which a run raises an alarm, of which nothing but words comes; null: that one is never raised."""
+    """Bounds beyond which a run raises an alarm, which changes nothing in it; null: that one is never raised."""
 
     steps: PositiveInt = 10
     """Newest steps that are looked at together; before there are as many, no mean over steps raises an alarm."""
@@ -15,14 +15,14 @@ class AlarmsConfig(Section):
     untrained_steps: PositiveInt | None = 3
     """Steps in a row that had nothing to train on."""
     stalled_factor: PositiveFloat | None = 5.0
-    """How many times as long as usual (the median of `steps`) a step takes, and at least a minute; not before the first step
-    since the learner's start."""
+    """Multiple of a step's usual duration (the median of `steps`) after which the next one is late, a minute at least; not
+    before the first step since the learner's start."""
     behaviour_kl: PositiveFloat | None = 0.05
     """Mean KL divergence between the learner's policy and the one that sampled, nats a token."""
     clip_fraction: Fraction | None = 0.3
     """Mean share of tokens whose gradient a clip removed."""
     truncated_rise: Fraction | None = 0.2
-    """How far the mean share of responses that hit their token budget lies above the lowest that it was."""
+    """Rise of the mean share of responses that hit their token budget, from the lowest that it was."""
     no_signal: Fraction | None = 0.95
     """Share of trajectories left out because their group's rewards are all equal."""
     failed: Fraction | None = 0.2

@@ -85,7 +85,7 @@ class RunScreen:
                 for key in raised.keys() - shown.keys():
                     say(raised[key].line(), matters=True)
                 for name, who in shown.keys() - raised.keys():
-                    say(f"over: alarm {name} ({who})")
+                    say(f"alarm {name} ({who}) is over")
                 shown = raised
             await asyncio.sleep(ALARMS_EVERY_S)
 

@@ -1,4 +1,4 @@
-"""What a person would want to be told of a run, judged from what its roles measure: alarms, each with what to do.
+"""Judges from what the roles of a run measure whether something needs a person, and raises alarms, each with advice.
 
     metrics log ──▶ Watch.see ──▶ Watch.alarms ──▶ the learner's log, and the run's bucket for `zerotir status` and `up`
 
@@ -32,11 +32,11 @@ class _Found(NamedTuple):
     name: str
     who: str
     text: str
-    do: str
+    advice: str
 
 
 class _Counts(NamedTuple):
-    """What a process has counted since it was started."""
+    """A process's counts since its start."""
 
     time: float
     done: float
@@ -75,7 +75,7 @@ class Watch:
             self._see_counts(record, record["executions"] - record["failures"], record["failures"])
 
     def alarms(self, now: float, state: str | None = None, disk_free_gib: float | None = None) -> list[Alarm]:
-        """Returns what is to be told at the time `now` of the run.
+        """Returns the alarms that are raised at the time `now` of the run.
 
         Args:
             state: what the learner is doing; None: no step is to come, and so none is late.
@@ -96,7 +96,7 @@ class Watch:
                 name=each.name,
                 who=each.who,
                 text=each.text[:MAX_TEXT],
-                do=each.do[:MAX_TEXT],
+                advice=each.advice[:MAX_TEXT],
                 since=self._raised[each.name, each.who],
             )
             for each in found
@@ -226,12 +226,12 @@ class Watch:
             if found == MOST_ALARMS or ended < LEAST_TICKETS or not _beyond(failed / ended, bound):
                 continue
             found += 1
-            what, do = {
+            what, advice = {
                 "actor": ("tickets", f"See `ticket failed` in logs/{id}.jsonl; stop this actor if others do better"),
                 "sandbox": ("executions", f"See logs/{id}.jsonl, and `zerotir sandbox CONFIG --check` on its host"),
             }[role]
             text = f"it fails at {failed:.0f} of {ended:.0f} {what} in {how_long(last.time - first.time)}"
-            yield _Found(f"{role}_failed", id, text, do)
+            yield _Found(f"{role}_failed", id, text, advice)
 
     def _of_stalls(self, now: float, state: str) -> Iterator[_Found]:
         seconds = [record["step_seconds"] for record in self._steps if "step_seconds" in record]

@@ -153,6 +153,20 @@ async def test_a_failing_sandbox_is_an_error_never_a_result(connection, subject,
         assert service.failures == service.executions > 1
 
 
+async def test_a_jail_that_cannot_be_started_counts_as_a_failed_execution(
+    connection, subject, another, pool, monkeypatch: pytest.MonkeyPatch
+):
+    async def refused(*_: object) -> None:
+        raise OSError("no process can be made")
+
+    monkeypatch.setattr(pool, "run", refused)
+    service = await another()
+    config = CONFIG.model_copy(update={"request_timeout_s": 1.0})
+    with pytest.raises(SandboxError, match="no process can be made"):
+        await SandboxClient(connection, subject, config).execute("print(1)", 10.0)
+    assert service.failures == service.executions >= 1
+
+
 async def test_draining_lets_programs_finish(service, client):
     running = asyncio.create_task(client.execute("import time; time.sleep(2); print('done')", 10.0))
     await until(lambda: service.in_flight == 1)
