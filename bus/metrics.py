@@ -129,12 +129,9 @@ def _is_record(record: dict[str, Any]) -> bool:
 
 
 def run_of(path: Path) -> str | None:
-    """Returns the run that a `metrics.jsonl` is of; None where it holds no whole line."""
-    if not path.exists():
-        return None
-    with path.open() as file:
-        line = file.readline()
-    return json.loads(line)["run"] if line.endswith("\n") else None
+    """Returns the run that a `metrics.jsonl` is of; None where no line names one."""
+    named = (record.get("run") for record in records_of(path))
+    return next((name for name in named if isinstance(name, str)), None)
 
 
 def last_sequence(path: Path) -> int:

@@ -9,9 +9,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 import nats.js.errors
 import structlog
+import yaml
 from nats.js.kv import KeyValue
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -50,6 +52,23 @@ async def record_config(bus: Bus, config: RunConfig) -> None:
     await bucket.put(CONFIG, dump_config(config).encode())
 
 
+async def recorded_settings(bus: Bus) -> dict[str, Any]:
+    """Returns the run's whole configuration as data, whichever version of this project it is of.
+
+    Raises UserError where the run is not set up yet, and what nats-py raises.
+    """
+    text = None
+    with contextlib.suppress(nats.js.errors.BucketNotFoundError):
+        text = await _get(await bus.js.key_value(bus.names.run_bucket), CONFIG)
+    if text is None:
+        raise _not_set_up(bus)
+    return yaml.safe_load(text)
+
+
+def _not_set_up(bus: Bus) -> UserError:
+    return UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first")
+
+
 async def require_same_config(bus: Bus, config: RunConfig, fields: tuple[str, ...]) -> None:
     """Raises UserError where the run has another wire schema, or `config` other values in `fields`."""
     text = schema = None
@@ -57,7 +76,7 @@ async def require_same_config(bus: Bus, config: RunConfig, fields: tuple[str, ..
         bucket = await bus.js.key_value(bus.names.run_bucket)
         text, schema = await _get(bucket, CONFIG), await _get(bucket, SCHEMA)
     if text is None or schema is None:
-        raise UserError(f"run {bus.address.run!r} is not set up yet: start `zerotir bus` first")
+        raise _not_set_up(bus)
     try:
         recorded = parse_config(text)
         if schema != wire_schema_digest():

@@ -247,6 +247,9 @@ class EvaluationConfig(Section):
     """Weight versions from one evaluation of a live run to the next."""
 
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+
+
 class LaunchConfig(Section):
     """The local supervisor, `zerotir up`."""
 
@@ -255,12 +258,21 @@ class LaunchConfig(Section):
     evaluator: bool = False
     """Start an evaluator as well, which follows the run with an engine of its own; on one machine it takes cores from the
     actors."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Trackers that are given all metrics and some transcripts, each by a `zerotir track` of its own."""
     runs_dir: str = "runs"
     """Folder of the runs, relative to the working folder."""
     start_timeout_s: PositiveFloat = 900.0
     """Seconds within which every role must have given a first sign of life."""
     learner_threads: NonNegativeInt = 0
     """CPU cores that the learner has to itself; 0: half of them and, without GPUs, what engines leave idle."""
+
+    @field_validator("trackers")
+    @classmethod
+    def _each_once(cls, trackers: tuple[TrackerName, ...]) -> tuple[TrackerName, ...]:
+        if len(set(trackers)) < len(trackers):
+            raise ValueError("a tracker is named twice")
+        return trackers
 
 
 MOST_MESSAGE_BYTES = 64 * 1024**2

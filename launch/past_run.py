@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from shlex import quote
+from typing import Any
 from urllib.parse import urlsplit
 
 from bus.address import BusAddress, run_folder
@@ -13,7 +14,7 @@ from bus.connection import BusError
 from bus.metrics import records_of, steps_of
 from configs.alarms import AlarmsConfig
 from configs.errors import UserError
-from configs.loading import load_config
+from configs.loading import load_config, read_document
 from configs.schema import RunConfig
 from launch.views import summary, values_line
 from learner.alarms import Watch
@@ -102,6 +103,12 @@ def config_of(folder: Path) -> RunConfig:
         if path.exists():
             return load_config(str(path))
     raise UserError(f"{quote(str(folder))} is no folder of a run: it has no config.yaml")
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    """Returns the run's configuration as data, whichever version of this project it is of; empty where there is none."""
+    there = (path for path in (folder / "config.yaml", folder / "up.yaml") if path.exists())
+    return next((read_document(str(path)) for path in there), {})
 
 
 def print_metrics(folder: Path, role: str | None, *, as_json: bool) -> None:

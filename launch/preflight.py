@@ -9,16 +9,21 @@ from grading.grader import Grader
 from runtime.models import require_folder
 from tasks.problems import ProblemOrder, load_problems
 from tasks.prompts import KEPT, load_template
+from tracking.tracker import require_installed
 
 
 def require_inputs(config: RunConfig, folder: Path) -> None:
-    """Checks a model's folder, the prompt template, the reward function, and the problems of training and evaluation.
+    """Checks a model's folder, trackers, the prompt template, the reward function, and the problems of training and
+    evaluation.
 
-    A run that goes on has its template in `folder`. Raises PromptError, RewardFunctionError or ProblemError.
+    A run that goes on has its template in `folder`. Raises UserError, such as PromptError, RewardFunctionError or
+    ProblemError.
 
     Reads the problems once more than the roles do: seconds for a hundred thousand of them.
     """
     require_folder(config.model.path, "model.path")
+    for tracker in config.launch.trackers:
+        require_installed(tracker)
     kept = folder / KEPT
     template = load_template(str(kept) if kept.exists() else config.tasks.prompt.template)
     ProblemOrder(load_problems(config.tasks.problems, config.seed), config.seed)

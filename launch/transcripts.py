@@ -82,10 +82,11 @@ def _wanted(ending: Ending, arguments: argparse.Namespace, reason: str | None) -
         return False
     if isinstance(result, Failure):
         return arguments.right is None and not arguments.code
-    return arguments.right in (None, _right(result)) and (bool(result.tool_calls) or not arguments.code)
+    return arguments.right in (None, is_right(result)) and (bool(result.tool_calls) or not arguments.code)
 
 
-def _right(result: Trajectory) -> bool:
+def is_right(result: Trajectory) -> bool:
+    """Returns whether the grader took its answer for right."""
     return result.reward_parts.get("correct", 0.0) > 0
 
 
@@ -108,7 +109,7 @@ def as_json(ending: Ending, tokenizer: Any) -> dict[str, Any]:
         "problem_id": result.problem_id,
         "gold_answer": result.gold_answer,
         "answer": result.answer,
-        "right": _right(result),
+        "right": is_right(result),
         "reward": result.reward,
         "reward_parts": result.reward_parts,
         "staleness": ending.staleness,
@@ -127,6 +128,17 @@ def as_json(ending: Ending, tokenizer: Any) -> dict[str, Any]:
 
 def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     """Returns a result for people, in colours where standard output is a terminal."""
+    return coloured(*_lines(ending, tokenizer, emulated=emulated))
+
+
+def as_plain_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
+    """Returns a result for people, without colours; what a terminal would obey is escaped."""
+    lines = "\n".join(text for text, _ in _lines(ending, tokenizer, emulated=emulated)).split("\n")
+    return "\n".join(printable(line.expandtabs(4)) for line in lines)
+
+
+def _lines(ending: Ending, tokenizer: Any, *, emulated: bool) -> list[tuple[str, str]]:
+    """Returns a result's texts, each beginning a line, with their styles."""
     result = ending.result
     used = "waits for its batch" if ending.step is None else f"step {ending.step}"
     end = {
@@ -143,8 +155,8 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
     ]
     if isinstance(result, Failure):
         failure = f"{result.actor}, attempt {result.attempts}, {result.detail}"
-        return coloured((printable(" \u00b7 ".join(head)), "bold red"), (printable(failure), ""), ("", ""))
-    right = _right(result)
+        return [(printable(" \u00b7 ".join(head)), "bold red"), (printable(failure), ""), ("", "")]
+    right = is_right(result)
     head += ["right" if right else "wrong", f"reward {result.reward:g}"]
     parts = ", ".join(f"{name} {value:g}" for name, value in result.reward_parts.items())
     versions = " and ".join(dict.fromkeys(str(span.version) for span in result.versions))
@@ -173,7 +185,7 @@ def as_text(ending: Ending, tokenizer: Any, *, emulated: bool) -> str:
             lines.append((f"{NAMES[kind]}{f' ({label})' * bool(label)}", "dim"))
         if body := text.strip("\n"):
             lines.append((indent(body, INDENT), STYLES[kind]))
-    return coloured(*lines, ("", ""))
+    return [*lines, ("", "")]
 
 
 def _prompt(result: Trajectory, tokenizer: Any) -> str:

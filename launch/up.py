@@ -36,6 +36,7 @@ from launch.preflight import require_inputs
 from launch.processes import STOPPED, RoleProcess
 from launch.run_plots import plot_run
 from launch.screen import live_line, say
+from launch.tracker_processes import TrackerProcesses
 from launch.up_screen import RunScreen, alive, relay
 from launch.views import summary
 from learner.tickets.ledger import BalanceError
@@ -136,6 +137,7 @@ class _Supervisor:
         self._roles: dict[str, RoleProcess] = {}
         self._restarts: dict[str, Restarts] = {}
         self._started_at_step: dict[str, int] = {}
+        self._trackers = TrackerProcesses(config.launch.trackers, folder)
         self._url = ""
         self._stop = asyncio.Event()
 
@@ -160,13 +162,16 @@ class _Supervisor:
                 names = ["sandbox", *(f"actor-{n}" for n in range(self._config.launch.actors)), "learner"]
                 for name in [*names, "evaluator"] if self._config.launch.evaluator else names:
                     await self._start(name, name.partition("-")[0], joins=True)
+                self._trackers.start()
                 code = await self._watch(bus, first_new)
                 if code == 0:
                     await self._let_others_leave(bus)
+                    await self._trackers.finish(self._stop)
                 return code
         finally:
             self._screen.stopping()
-            await asyncio.gather(*(role.stop() for name, role in self._roles.items() if name != "bus"))
+            others = (role.stop() for name, role in self._roles.items() if name != "bus")
+            await asyncio.gather(self._trackers.stop(), *others)
             if "bus" in self._roles:
                 await self._roles["bus"].stop()
             if relaying is not None:

@@ -46,7 +46,9 @@ class Mark(NamedTuple):
 START = Mark(0, 0)
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """Stands for a result in a file."""
+
     mark: Mark
     previous: int
     """Digest of the entry before."""
@@ -169,7 +171,7 @@ def raw_archive(folder: Path, after: int = 0) -> Iterator[tuple[int, bytes]]:
             yield entry.mark.sequence, entry.data
     for path in paths[paths.index(last) :] if paths else ():
         begin = end if path == last else 0
-        if begin < path.stat().st_size and not (path == paths[-1] and _is_being_written(path, begin, mark)):
+        if begin < path.stat().st_size and not (path == paths[-1] and is_being_written(path, begin, mark)):
             raise CheckpointError(f"{path} is damaged from byte {begin} on")
 
 
@@ -179,7 +181,7 @@ def last_archived(folder: Path, run: str) -> int:
     Looks at the last file that has one. Raises CheckpointError where its results are of another run than `run`.
     """
     for path in sorted(folder.glob("*.results"), reverse=True):
-        entries = list(_entries(path))
+        entries = list(entries_of(path))
         if entries:
             found = decode(entries[-1].data, Trajectory, Failure).run
             if found != run:
@@ -203,12 +205,12 @@ def _digest(sequence: int, previous: int, data: bytes) -> int:
     return xxhash.xxh3_64_intdigest(data + _FIELDS.pack(sequence, len(data), previous, 0)) or 1
 
 
-def _chain(paths: list[Path]) -> Iterator[tuple[Path, _Entry]]:
+def _chain(paths: list[Path]) -> Iterator[tuple[Path, Entry]]:
     """Yields the entries of all files, with their file, as long as each names the one before."""
     mark = START
     for path in paths:
         end = 0
-        for entry in _entries(path):
+        for entry in entries_of(path):
             if entry.previous != mark.digest or entry.mark.sequence <= mark.sequence:
                 return
             mark, end = entry.mark, entry.end
@@ -218,16 +220,16 @@ def _chain(paths: list[Path]) -> Iterator[tuple[Path, _Entry]]:
             return
 
 
-def _entries(path: Path) -> Iterator[_Entry]:
-    """Yields the whole entries of one file, up to one that is cut short, was never written, or was changed."""
+def entries_of(path: Path, begin: int = 0) -> Iterator[Entry]:
+    """Yields the whole entries of a file from an offset on, up to one that is cut short, never written, or changed."""
     with path.open("rb") as file:
-        begin = 0
+        file.seek(begin)
         while (header := _header(file.read(_HEADER_BYTES))) is not None:
             sequence, length, previous, digest = header
             data = file.read(length)
             if len(data) < length or _digest(sequence, previous, data) != digest:
                 return
-            yield _Entry(Mark(sequence, digest), previous, begin, data)
+            yield Entry(Mark(sequence, digest), previous, begin, data)
             begin = file.tell()
 
 
@@ -242,7 +244,7 @@ def _header(packed: bytes) -> tuple[int, int, int, int] | None:
     return sequence, length, previous, digest
 
 
-def _is_being_written(path: Path, begin: int, mark: Mark) -> bool:
+def is_being_written(path: Path, begin: int, mark: Mark) -> bool:
     """Returns whether a file has, from `begin` on, an entry that is not there as a whole, or one that has followed `mark`
     since it was read."""
     with path.open("rb") as file:

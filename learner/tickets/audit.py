@@ -40,43 +40,66 @@ class Ending:
         return max(0, self.step - 1 - self.result.lowest_version)
 
 
+class Batches:
+    """Forms a run's batches from its results: as the learner did, each at the first position at which it can be formed."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        """`ledger` is a fresh one."""
+        self._ledger = ledger
+        self._step = 0
+        ledger.admit(0)
+
+    def take(self, sequence: int, result: Result) -> Iterator[Batch]:
+        """Takes the next result of the archive, and yields the batches that can be formed now.
+
+        Raises ValueError for a result that the ledger does not accept: an archive holds accepted ones alone.
+        """
+        reason = self._ledger.accept(sequence, result)
+        if reason is not None:
+            raise ValueError(f"result {sequence} of the archive answers ticket {result.ticket}: {reason}")
+        while self._ledger.ready(self._step) is not None:
+            yield self._ledger.take(self._step)
+            self._step += 1
+            self._ledger.admit(self._step)
+
+
 def batches_of(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterator[Batch]:
     """Reads `results`, (sequence, result) in the archive's order, through the fresh `ledger`, batch by batch.
 
-    As the learner did: one result at a time, each batch at the first position at which it can be formed. Raises ValueError
-    for a result that the ledger does not accept: an archive holds accepted ones alone.
+    Raises ValueError as `Batches.take` does.
     """
-    step = 0
-    ledger.admit(step)
+    batches = Batches(ledger)
     for sequence, result in results:
-        reason = ledger.accept(sequence, result)
-        if reason is not None:
-            raise ValueError(f"result {sequence} of the archive answers ticket {result.ticket}: {reason}")
-        while ledger.ready(step) is not None:
-            yield ledger.take(step)
-            step += 1
-            ledger.admit(step)
+        yield from batches.take(sequence, result)
 
 
-def endings(results: Iterable[tuple[int, Result]], ledger: Ledger) -> Iterator[Ending]:
-    """Yields what became of `results`, taken as `batches_of` takes them: step by step by ticket, then those that wait.
+class Endings:
+    """Finds what became of each result of a run. Holds the results of (max_staleness + 1) batches at most."""
 
-    At most the results of (max_staleness + 1) batches are in memory. Raises ValueError as `batches_of` does.
-    """
-    sequences: dict[int, int] = {}
-    waiting: dict[int, Result] = {}
+    def __init__(self, ledger: Ledger) -> None:
+        """`ledger` is a fresh one."""
+        self._batches = Batches(ledger)
+        self._waiting: dict[int, tuple[int, Result]] = {}
+        """Ticket to (sequence, result)."""
 
-    def noted() -> Iterator[tuple[int, Result]]:
-        for sequence, result in results:
-            sequences[result.ticket], waiting[result.ticket] = sequence, result
-            yield sequence, result
+    def take(self, sequence: int, result: Result) -> Iterator[list[Ending]]:
+        """Takes the next result of the archive, and yields what each step that can be formed now made of its results.
 
-    for batch in batches_of(noted(), ledger):
-        reasons = {member.ticket: reason for reason, left_out in batch.filtered.items() for member in left_out}
-        for result in (result for group in batch.taken for result in group):
-            del waiting[result.ticket]
-            reason = result.reason if isinstance(result, Failure) else reasons.get(result.ticket)
-            yield Ending(sequences.pop(result.ticket), result, batch.step, reason)
-    for ticket in sorted(waiting):
-        result = waiting[ticket]
-        yield Ending(sequences[ticket], result, None, result.reason if isinstance(result, Failure) else None)
+        They are in the order of their tickets. Raises ValueError as `Batches.take` does.
+        """
+        self._waiting[result.ticket] = sequence, result
+        for batch in self._batches.take(sequence, result):
+            reasons = {member.ticket: reason for reason, left_out in batch.filtered.items() for member in left_out}
+            of_step = []
+            for taken in (taken for group in batch.taken for taken in group):
+                at, _ = self._waiting.pop(taken.ticket)
+                reason = taken.reason if isinstance(taken, Failure) else reasons.get(taken.ticket)
+                of_step.append(Ending(at, taken, batch.step, reason))
+            yield of_step
+
+    def waiting(self) -> list[Ending]:
+        """Returns the results whose groups or batches wait, in the order of their tickets."""
+        return [
+            Ending(sequence, result, None, result.reason if isinstance(result, Failure) else None)
+            for _, (sequence, result) in sorted(self._waiting.items())
+        ]

@@ -40,6 +40,8 @@ RUN: dict[str, list[str] | str] = {
     "zerotir transcripts RUN --wrong --code": "a random model seldom writes code",
     "zerotir transcripts RUN --filtered 'no signal'": "the tiny configuration filters nothing",
     "zerotir transcripts RUN --json": ["zerotir transcripts runs/latest --json"],
+    "zerotir track RUN --to tensorboard": ["zerotir track runs/latest --to tensorboard"],
+    "zerotir up quickstart --set 'launch.trackers=[tensorboard]'": LONG,
     "zerotir eval CONFIG --checkpoint DIR --data problems.jsonl --max-tool-calls 0,1,2,4,8 --samples 32": [
         "zerotir eval tiny --checkpoint runs/latest/model --data problems.jsonl --max-tool-calls 0,1,2,4,8 --samples 32"
     ],

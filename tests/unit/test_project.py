@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "bus": {"configs", "runtime"},
     "weights": EVERY_ROLE,
     "scaling": EVERY_ROLE,
+    "tracking": EVERY_ROLE,
     "sandbox": EVERY_ROLE,
     "learner.algorithm": {"configs"},
     "learner.tickets": EVERY_ROLE | {"tasks"},

@@ -1,0 +1,1 @@
+"""Trackers: TensorBoard, W&B, Trackio and MLflow as followers of a run."""
