@@ -4,15 +4,17 @@ The bus keeps metrics for a time (`bus.metrics_age_s`), the file on the learner'
 messages alike, so reading goes on in the one where it ended in the other.
 """
 
+import asyncio
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import nats.js.errors
 import structlog
 from pydantic import ValidationError
 
 from bus.codec import MessageError
-from bus.connection import Bus
+from bus.connection import TRANSIENT_ERRORS, Bus
 from bus.log_reader import LogReader
 from bus.messages import RESERVED, Metrics
 from bus.metrics import measured_by, records_of
@@ -46,7 +48,12 @@ class MetricsHistory:
     async def _from_bus(self, bus: Bus, timeout_s: float) -> list[tuple[int, Metrics]]:
         stream = bus.names.stream("METRICS")
         if self._reader is None:
-            first = (await bus.js.stream_info(stream)).state.first_seq
+            try:
+                first = (await bus.js.stream_info(stream)).state.first_seq
+            except (*TRANSIENT_ERRORS, nats.js.errors.APIError) as error:
+                log.warning("metrics not readable, will try again", error=str(error))
+                await asyncio.sleep(timeout_s)
+                return []
             if first > self.position + 1:
                 log.warning(
                     "the bus keeps these metrics no longer: they are in metrics.jsonl on the learner's host",

@@ -258,6 +258,8 @@ class LaunchConfig(Section):
     evaluator: bool = False
     """Start an evaluator as well, which follows the run with an engine of its own; on one machine it takes cores from the
     actors."""
+    page: bool = True
+    """Serve the run's page on the loopback interface while it is on; `zerotir page` does the same."""
     trackers: tuple[TrackerName, ...] = ()
     """Trackers that are given all metrics and some transcripts, each by a `zerotir track` of its own."""
     runs_dir: str = "runs"

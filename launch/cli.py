@@ -16,6 +16,7 @@ from pathlib import Path
 
 from runtime.child import end_process, isolate_interpreter
 
+MOST_PORT = 65535
 LATEST = Path("runs/latest/bus.json")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow")
 """As in `configs.schema`, which takes too long to import for `--help`."""
@@ -212,6 +213,19 @@ def _trace(command: ArgumentParser) -> None:
     command.add_argument("--ticket", type=_positive, required=True, metavar="K", help="number of the ticket")
 
 
+def _page(command: ArgumentParser) -> None:
+    command.add_argument(
+        "runs",
+        type=Path,
+        nargs="*",
+        default=[LATEST.parent],
+        metavar="RUN",
+        help="folders of runs (runs/latest); on a host that has none, bus.json or credentials/observer.json",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to serve it at (127.0.0.1); others need a token")
+    command.add_argument("--port", type=_port, help="port to serve it at; 0 takes a free one")
+
+
 def _track(command: ArgumentParser) -> None:
     command.add_argument(
         "run",
@@ -304,6 +318,12 @@ COMMANDS = (
         (_track,),
     ),
     Command(
+        "page",
+        "runs in the browser, live or afterwards, and their metrics for Prometheus",
+        "launch.page_command:start",
+        (_page,),
+    ),
+    Command(
         "replay",
         "train again from a run's archive, without actors or bus",
         "launch.replay_command:start",
@@ -343,6 +363,12 @@ def parser() -> ArgumentParser:
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > MOST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port")
     return int(text)
 
 

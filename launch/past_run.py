@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bus.address import BusAddress, run_folder
+from bus.alarms import Alarm
 from bus.connection import BusError
 from bus.metrics import records_of, steps_of
 from configs.alarms import AlarmsConfig
@@ -73,17 +74,18 @@ def status_of(folder: Path) -> str:
         again = f"; go on with: zerotir up --resume {quote(str(folder))}" if (folder / "up.yaml").exists() else ""
         state = f"not finished: {done}{ago}{again}"
     plots = sorted((folder / "plots").glob("*.png"))
-    raised = "".join(f"{line}\n" for line in _alarms(folder, config.alarms if config else AlarmsConfig()))
+    raised = "".join(f"{alarm.line()}\n" for alarm in alarms_of(folder))
     return f"its servers do not answer; what its folder says:\n{state}\n{raised}{summary(folder, plots)}\n"
 
 
-def _alarms(folder: Path, bounds: AlarmsConfig) -> list[str]:
-    """Returns the alarms that were raised when the last metrics were recorded, for people."""
-    watch, last = Watch(bounds, "learner"), 0.0
+def alarms_of(folder: Path) -> list[Alarm]:
+    """Returns the alarms that were raised when the last metrics of the run in `folder` were recorded."""
+    config = _config(folder)
+    watch, last = Watch(config.alarms if config else AlarmsConfig(), "learner"), 0.0
     for record in records_of(folder / "metrics.jsonl"):
         watch.see(record)
         last = record["time"]
-    return [alarm.line() for alarm in watch.alarms(last)]
+    return watch.alarms(last)
 
 
 def _config(folder: Path) -> RunConfig | None:

@@ -32,6 +32,7 @@ from launch.bus_role import LOCK
 from launch.cores import Share, shares, visible_gpus
 from launch.ending import LEAVING
 from launch.joining import new_run_id
+from launch.page_process import PageProcess
 from launch.preflight import require_inputs
 from launch.processes import STOPPED, RoleProcess
 from launch.run_plots import plot_run
@@ -138,6 +139,7 @@ class _Supervisor:
         self._restarts: dict[str, Restarts] = {}
         self._started_at_step: dict[str, int] = {}
         self._trackers = TrackerProcesses(config.launch.trackers, folder)
+        self._page = PageProcess(folder)
         self._url = ""
         self._stop = asyncio.Event()
 
@@ -163,6 +165,8 @@ class _Supervisor:
                 for name in [*names, "evaluator"] if self._config.launch.evaluator else names:
                     await self._start(name, name.partition("-")[0], joins=True)
                 self._trackers.start()
+                if self._config.launch.page:
+                    self._page.start()
                 code = await self._watch(bus, first_new)
                 if code == 0:
                     await self._let_others_leave(bus)
@@ -171,7 +175,7 @@ class _Supervisor:
         finally:
             self._screen.stopping()
             others = (role.stop() for name, role in self._roles.items() if name != "bus")
-            await asyncio.gather(self._trackers.stop(), *others)
+            await asyncio.gather(self._trackers.stop(), self._page.stop(), *others)
             if "bus" in self._roles:
                 await self._roles["bus"].stop()
             if relaying is not None:

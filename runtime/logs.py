@@ -14,7 +14,7 @@ from runtime.log_rate import RateFilter
 from runtime.terminal import printable, takes_colours
 
 PACKAGES = (
-    *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "runtime"),
+    *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "page", "runtime"),
     *("sandbox", "scaling", "tasks", "tracking", "weights"),
 )
 """Ours, which log from `INFO` on; a library does from `WARNING` on."""

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 CLUSTER = "needs several hosts or GPUs"
 LIVE = "needs a run that is on: tests/integration/test_evaluation_commands.py, test_emulated_run.py"
+PAGE = "serves until it is told to stop: tests/integration/test_page_live.py, test_page_browser.py"
 LONG = "takes half an hour and more"
 
 RUN: dict[str, list[str] | str] = {
@@ -40,6 +41,10 @@ RUN: dict[str, list[str] | str] = {
     "zerotir transcripts RUN --wrong --code": "a random model seldom writes code",
     "zerotir transcripts RUN --filtered 'no signal'": "the tiny configuration filters nothing",
     "zerotir transcripts RUN --json": ["zerotir transcripts runs/latest --json"],
+    "zerotir page RUN [RUN ...]": PAGE,
+    "zerotir page RUN": PAGE,
+    "zerotir page RUN RUN RUN": PAGE,
+    "zerotir page RUN --host 0.0.0.0 --port 8265": PAGE,
     "zerotir track RUN --to tensorboard": ["zerotir track runs/latest --to tensorboard"],
     "zerotir up quickstart --set 'launch.trackers=[tensorboard]'": LONG,
     "zerotir eval CONFIG --checkpoint DIR --data problems.jsonl --max-tool-calls 0,1,2,4,8 --samples 32": [

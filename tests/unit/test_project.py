@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "scaling": EVERY_ROLE,
     "tracking": EVERY_ROLE,
     "sandbox": EVERY_ROLE,
+    "page": EVERY_ROLE | {"sandbox"},
     "learner.algorithm": {"configs"},
     "learner.tickets": EVERY_ROLE | {"tasks"},
     "learner.training": EVERY_ROLE | {"learner.algorithm", "weights"},

@@ -1,0 +1,87 @@
+"""`zerotir page`: runs in the browser, live or from their folders, and their metrics for Prometheus."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from shlex import quote
+
+import structlog
+import uvicorn
+
+from bus.address import BusAddress, run_folder
+from bus.connection import open_bus
+from bus.metrics import run_of
+from bus.run_record import recorded_settings
+from configs.bus import BusConfig
+from configs.errors import UserError
+from launch.past_run import alarms_of, folder_alone, settings_of
+from launch.view_commands import view
+from page.run_view import RunView
+from page.server import LOOPBACK, application, new_token
+
+log = structlog.get_logger()
+
+PORT = 8265
+RECONNECT_S = 86400.0
+"""A page that somebody has open waits for a bus that comes back."""
+
+
+def start(arguments: argparse.Namespace) -> int:
+    """Serves the page of some runs until Ctrl-C; returns the exit status."""
+    return view(lambda: _serve(arguments.runs, arguments.host, arguments.port))
+
+
+async def _serve(runs: Sequence[Path], host: str, port: int | None) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        views = [await stack.enter_async_context(_open(run)) for run in dict.fromkeys(runs)]
+        if len({each.name for each in views}) < len(views):
+            raise UserError("two of these runs have the same id: give each once")
+        bound = _bind(host, port)
+        stack.callback(bound.close)
+        token = None if host in LOOPBACK else new_token()
+        served = uvicorn.Server(
+            uvicorn.Config(application(views, token), log_config=None, access_log=False, timeout_graceful_shutdown=2)
+        )
+        query = f"?token={token}" if token else ""
+        name = f"[{host}]" if ":" in host else host
+        sys.stdout.write(f"http://{name}:{bound.getsockname()[1]}/{query}\n")
+        sys.stdout.flush()
+        async with asyncio.TaskGroup() as group:
+            following = [group.create_task(each.follow()) for each in views]
+            await served.serve(sockets=[bound])
+            for task in following:
+                task.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _open(run: Path) -> AsyncIterator[RunView]:
+    bus_file = run / "bus.json" if run.is_dir() or not run.suffix else run
+    if folder := folder_alone(bus_file):
+        yield RunView(
+            run_of(folder / "metrics.jsonl") or folder.name, folder, None, settings_of(folder), alarms_of(folder)
+        )
+        return
+    address = BusAddress.read(bus_file).for_role("observer")
+    async with open_bus(address, BusConfig(timeout_s=10, reconnect_s=RECONNECT_S), "page") as bus:
+        await bus.require_streams()
+        yield RunView(address.run, run_folder(bus_file), bus, await recorded_settings(bus))
+
+
+def _bind(host: str, port: int | None) -> socket.socket:
+    """Returns a socket on `port`, or, where none is asked for, on `PORT` or any other that is free. Raises UserError."""
+    for wanted in (PORT, 0) if port is None else (port,):
+        try:
+            return socket.create_server((host, wanted), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        except OSError as error:
+            if port is not None or wanted == 0:
+                why = os.strerror(error.errno or 0)
+                raise UserError(
+                    f"the page cannot be served at {quote(host)}, port {wanted} ({why}): choose another --port, "
+                    "or leave it out"
+                ) from error
+    raise AssertionError

@@ -1,0 +1,186 @@
+"""The page's store, its server, and what it tells Prometheus; a browser opens it in test_page_browser.py."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.testclient import TestClient
+
+from bus.alarms import Alarm
+from bus.messages import Metrics
+from page import store as store_module
+from page.run_view import RunView
+from page.server import STATIC, application
+from page.store import Series, Store, thinned
+
+
+def measured(role: str, id: str, step: int | None, time: float, **values: float) -> Metrics:
+    return Metrics(role=role, id=id, step=step, time=time, values=values)
+
+
+def learned(*steps: int, store: Store | None = None, **values: float) -> Store:
+    found = store or Store()
+    for step in steps:
+        found.add(measured("learner", "learner", step, 1000.0 + step, accuracy=step / 100, **values))
+    return found
+
+
+def test_a_step_that_is_trained_again_replaces_what_was_there_from_it_on():
+    found = learned(1, 2, 3, 4)
+    found.add(measured("learner", "learner-2", 3, 2000.0, accuracy=0.9))
+    places, times, values = found.series["learner", "", "accuracy"].points()
+    assert places.tolist() == [1, 2, 3]
+    assert values.tolist() == [0.01, 0.02, 0.9]
+    assert times.tolist() == [1001, 1002, 2000]
+    assert found.step == 3
+
+
+def test_a_long_run_is_thinned_and_its_totals_are_not(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "MOST_POINTS", 64)
+    series = Series()
+    for place in range(1, 1001):
+        series.add(place, float(place), float(place))
+    places, _, values = series.points()
+    assert 32 <= len(places) <= 64
+    assert np.all(np.diff(places) > 0)
+    assert values.tolist() == places.tolist()
+    assert series.total == pytest.approx(500_500)
+    assert series.last == 1000
+
+
+def test_names_that_somebody_makes_up_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(store_module, "MOST_SERIES", 3)
+    found = learned(1)
+    for number in range(10):
+        found.add(measured("actor", f"a{number}", None, 1001.0, tokens_per_s=1.0))
+    assert len(found.series) == 3
+    assert found.left_out == 8
+    assert len(found.latest) == 3
+
+
+def test_tokens_and_compute_are_summed_over_steps():
+    found = learned(1, 2, 3, trained_tokens=10.0, trained_sequence_tokens=20.0, parameters=5e13)
+    tokens, compute = found.axis("tokens"), found.axis("compute")
+    assert tokens is not None
+    assert compute is not None
+    assert tokens[1].tolist() == [10, 20, 30]
+    assert compute[1] == pytest.approx([6.0, 12.0, 18.0])
+    assert learned(1).axis("tokens") is None
+
+
+def test_a_curve_is_thinned_to_means_of_neighbours():
+    x, y = thinned(*2 * (np.linspace(0.0, 999.0, 1000),), 100)
+    assert len(x) == 100
+    assert x.tolist() == y.tolist()
+    assert x[0] == 4.5
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunView:
+    view = RunView(
+        "r-1",
+        tmp_path,
+        None,
+        {"learner": {"steps": 9}},
+        [Alarm(name="disk", who="<i>", text="t", advice="a", since=1.0)],
+    )
+    learned(1, 2, store=view.store, tickets_issued=8.0, tickets_failed=2.0, failed_by_deadline_passed=1.0)
+    view.store.add(measured("actor", "actor-0", None, 1003.0, tokens_per_s=7.5))
+    view.store.add(measured("evaluator", "e/aime24/4", 2, 1004.0, accuracy=0.5))
+    return view
+
+
+def get(run: RunView, path: str, token: str | None = None, **headers: str) -> Any:
+    with TestClient(application([run], token), base_url="http://127.0.0.1:1") as client:
+        return client.get(path, headers=headers)
+
+
+def test_now_says_what_the_folder_of_a_run_says(run: RunView):
+    now = get(run, "/api/now?run=r-1").json()
+    assert (now["step"], now["steps"], now["live"], now["finished"]) == (2, 9, False, False)
+    assert now["failed"] == {"deadline passed": 2.0}
+    assert now["tickets"] == {
+        "issued": 8,
+        "trained": None,
+        "filtered": None,
+        "failed": 2,
+        "open": None,
+        "ignored": None,
+    }
+    assert now["alarms"][0]["line"].startswith("ALARM disk (<i>, for ")
+    assert get(run, "/api/now?run=other").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("name=learner/accuracy", {"x": [1, 2], "y": [0.01, 0.02], "unit": "step"}),
+        ("name=learner/accuracy&x=time", {"x": [1001, 1002], "y": [0.01, 0.02], "unit": "time"}),
+        ("name=learner/accuracy&x=seconds", {"x": [0, 1], "y": [0.01, 0.02], "unit": "seconds"}),
+        ("name=learner/accuracy&x=tokens", {"x": [], "y": [], "unit": "tokens"}),
+        ("name=actor/actor-0/tokens_per_s", {"x": [2], "y": [7.5], "unit": "seconds"}),
+        ("name=evaluator/e/aime24/4/accuracy", {"x": [2], "y": [0.5], "unit": "step"}),
+        ("name=learner/accuracy&most=1", {"x": [1.5], "y": [0.015], "unit": "step"}),
+        ("name=learner/accuracy&most=x&x=y", {"x": [1, 2], "y": [0.01, 0.02], "unit": "step"}),
+        ("name=nothing", {"x": [], "y": [], "unit": "step"}),
+    ],
+)
+def test_a_curve_has_the_abscissa_that_is_asked_for(run: RunView, query: str, expected: dict[str, Any]):
+    assert get(run, f"/api/curve?run=r-1&{query}").json() == expected | {"final": False}
+
+
+def test_no_other_site_reaches_the_page_and_nothing_foreign_runs_on_it(run: RunView):
+    index = get(run, "/")
+    assert index.status_code == 200
+    policy = index.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert get(run, "/api/runs", host="evil.example").status_code == 400
+    assert get(run, "/static/../server.py").status_code == 404
+    for name in ("page.js", "page.css", "uplot.js", "uplot.css"):
+        assert get(run, f"/static/{name}").status_code == 200
+    text = (STATIC / "page.js").read_text()
+    assert not [
+        word for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(") if word in text
+    ]
+
+
+@pytest.mark.parametrize(
+    "path", ["/api/runs", "/api/now?run=r-1", "/api/names?run=r-1", "/api/curve?run=r-1", "/metrics"]
+)
+def test_elsewhere_than_on_the_loopback_interface_a_token_is_needed(run: RunView, path: str):
+    refused = get(run, path, "secret")
+    assert refused.status_code == 401
+    assert "use the address as printed" in refused.text
+    assert get(run, path, "secret", authorization="Bearer wrong").status_code == 401
+    assert get(run, path, "secret", authorization="Bearer secret", host="gpu-host:8265").status_code == 200
+    assert get(run, f"{path}{'&' if '?' in path else '?'}token=secret", "secret").status_code == 200
+    assert get(run, "/", "secret").status_code == 200
+
+
+def test_prometheus_reads_the_newest_of_every_process(run: RunView):
+    run.store.add(measured("actor", "gone", None, 900.0, tokens_per_s=1.0))
+    families = {family.name: family for family in text_string_to_metric_families(get(run, "/metrics").text)}
+    [accuracy] = families["zerotir_learner_accuracy"].samples
+    assert (accuracy.labels, accuracy.value) == ({"run": "r-1"}, 0.02)
+    assert families["zerotir_learner_step"].samples[0].value == 2
+    assert [(each.labels["id"], each.value) for each in families["zerotir_actor_tokens_per_s"].samples] == [
+        ("actor-0", 7.5)
+    ]
+    assert families["zerotir_evaluator_accuracy"].samples[0].labels == {"run": "r-1", "id": "e/aime24/4"}
+    assert families["zerotir_alarm"].samples[0].labels == {"run": "r-1", "name": "disk"}
+
+
+def test_the_dashboard_asks_for_what_there_is():
+    root = Path(__file__).parents[2]
+    known = set(re.findall(r"`(\w+)`", (root / "docs" / "metrics.md").read_text()))
+    dashboard = json.loads((root / "docs" / "grafana.json").read_text())
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    asked = set(re.findall(r"zerotir_\w+", queries))
+    assert len(asked) > 15
+    ours = {"zerotir_learner_step", "zerotir_alive", "zerotir_alarm", "zerotir_stream_messages"}
+    assert {re.sub("^zerotir_(learner|actor|sandbox)_", "", name) for name in asked - ours} <= known
