@@ -99,7 +99,7 @@ class BusAddress(BaseModel):
             return cls.model_validate_json(path.read_text())
         except FileNotFoundError:
             raise AddressError(
-                f"no run found at {path}: start one with `zerotir up` or `zerotir bus`, or name its file with --bus"
+                f"no run found at {path}: start one with `zerotir up` or `zerotir bus`, or name its folder or file"
             ) from None
         except (OSError, ValidationError) as error:
             reason = error.strerror if isinstance(error, OSError) else error.errors(include_input=False)[0]["msg"]

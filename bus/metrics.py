@@ -21,6 +21,8 @@ from bus.streams import Names
 
 log = structlog.get_logger()
 
+OF_STEPS = ("learner", "evaluator")
+"""Roles whose metrics belong to a training step, or a weight version; a step that others name means nothing."""
 FLOAT_LIMIT = 1e300
 """Numbers below it can be added up as floats."""
 
@@ -110,7 +112,7 @@ def records_of(path: Path) -> Iterator[dict[str, Any]]:
         for line in lines:
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(record, dict) and _is_record(record):
                 yield record

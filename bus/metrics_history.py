@@ -31,6 +31,8 @@ class MetricsHistory:
     def __init__(self, path: Path, bus: Bus | None, after: int) -> None:
         """`path`: the run's `metrics.jsonl`, here or not; `after`: the sequence up to which they are known already."""
         self._lines = recorded_metrics(path, after)
+        self._is_read = False
+        """The file is."""
         self._bus = bus
         self._reader: LogReader | None = None
         self.position = after
@@ -38,7 +40,11 @@ class MetricsHistory:
 
     async def read(self, timeout_s: float) -> list[tuple[int, Metrics]]:
         """Returns the next ones as (sequence, metrics); none where nothing came in `timeout_s` seconds."""
-        found = list(islice(self._lines, TOGETHER))
+        found: list[tuple[int, Metrics]] = []
+        if not self._is_read:
+            # A long file takes long to read, also up to where it is new.
+            found = await asyncio.to_thread(lambda: list(islice(self._lines, TOGETHER)))
+            self._is_read = not found
         if not found and self._bus is not None:
             found = await self._from_bus(self._bus, timeout_s)
         if found:

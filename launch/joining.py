@@ -34,6 +34,7 @@ from runtime.model_digests import model_digests
 from runtime.models import model_folder
 from runtime.waiting import done_or_stopped
 from runtime.words import how_long
+from tracking.tracker import TrackerError
 
 if TYPE_CHECKING:
     from actors.vllm_engine import VllmEngine
@@ -89,6 +90,8 @@ def _report(error: Exception) -> int:
         sys.stderr.write(f"zerotir: {error}\n")
     elif file is not None:
         sys.stderr.write(f"zerotir: {type(error).__name__}: {error} (where it happened: {file})\n")
+    elif isinstance(error, BusError | TrackerError):
+        sys.stderr.write(f"zerotir: {error}\n")
     else:
         traceback.print_exception(error)
     logging.getLogger("launch").error(f"{type(error).__name__}: {error}", exc_info=error if code == 1 else None)

@@ -31,6 +31,7 @@ from bus.presence import who_is_alive
 from bus.run_record import recorded_end, recorded_settings
 from configs.bus import BusConfig
 from configs.errors import UserError
+from configs.names import to_name
 from configs.schema import TrackerName
 from launch.joining import guarded
 from launch.past_run import config_of, folder_alone, settings_of
@@ -65,11 +66,10 @@ async def _track(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None
     tracking = asyncio.ensure_future(_follow(name, bus_file, stop))
     if await done_or_stopped(tracking, stop, GRACE_S):
         tracking.result()
-        if stop.is_set():
-            logging.shutdown()
-            os._exit(STOPPED)
-        return
-    log.warning("the tracker does not take the last metrics; the next start gives them to it", tracker=name)
+        if not stop.is_set():
+            return
+    else:
+        log.warning("the tracker does not take the last metrics; the next start gives them to it", tracker=name)
     logging.shutdown()
     # Its thread cannot be interrupted: leave it behind with the process.
     os._exit(STOPPED)
@@ -78,7 +78,7 @@ async def _track(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None
 async def _follow(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None:
     id = f"track-{name}"
     if folder := folder_alone(bus_file):
-        run = run_of(folder / "metrics.jsonl") or folder.name
+        run = run_of(folder / "metrics.jsonl") or to_name(folder.name)
         set_up_logs("observer", id, run)
         log.info("the run's servers do not answer: the tracker gets what its folder has", tracker=name)
         await _work(Worker(name, folder / TRACKERS / name, run), settings_of(folder), folder, None, stop)
@@ -96,11 +96,11 @@ async def _follow(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> Non
 
 async def _work(worker: Worker, settings: dict[str, Any], folder: Path, bus: Bus | None, stop: asyncio.Event) -> None:
     """Gives the tracker metrics and transcripts until there are no more, or until told to stop."""
-    samples = _samples(folder, worker.position.sampled)
-    history = MetricsHistory(folder / "metrics.jsonl", bus, worker.position.sequence)
-    no_more = asyncio.Event()
     async with worker.open(settings) as where:
         log.info("the tracker has the run", tracker=worker.name, where=where)
+        samples = await asyncio.to_thread(_samples, folder, worker.position.sampled)
+        history = MetricsHistory(folder / "metrics.jsonl", bus, worker.position.sequence)
+        no_more = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             sampling = group.create_task(_write_samples(worker, samples, no_more)) if samples else None
             await _write_metrics(worker, samples, history, bus, stop)
@@ -110,10 +110,14 @@ async def _work(worker: Worker, settings: dict[str, Any], folder: Path, bus: Bus
 
 
 def _samples(folder: Path, after: int) -> TranscriptSamples | None:
+    """Returns what reads the run's transcripts; None where there are none here, or of another version of this project."""
+    if not (folder / "config.yaml").exists():
+        log.info("the tracker gets no transcripts: they are in the run's folder, on the learner's host")
+        return None
     try:
         return TranscriptSamples(folder, config_of(folder), after)
     except UserError as error:
-        log.info("the tracker gets no transcripts: they are on the learner's host", reason=str(error))
+        log.info("the tracker gets no transcripts: another version made the run", reason=str(error).split("\n")[0])
         return None
 
 

@@ -74,6 +74,7 @@ class TrackerProcesses:
     async def _tell_where(self) -> None:
         """Says where people find the run in each tracker, once it is there."""
         told = set[str]()
+        begun = time.time()
         late_at: float | None = time.monotonic() + LATE_S
         while told != set(self._names):
             if late_at is not None and time.monotonic() > late_at:
@@ -81,7 +82,7 @@ class TrackerProcesses:
                 for missing in sorted(set(self._names) - told):
                     printed = self._folder / "logs" / f"track-{missing}.out"
                     say(f"{missing} has not taken the run yet; training does not wait for it ({printed})", matters=True)
-            for name, where in where_to_look(self._folder / TRACKERS).items():
+            for name, where in where_to_look(self._folder / TRACKERS, since=begun).items():
                 if name in self._names and name not in told:
                     say(f"{name:<10} {where}")
                     told.add(name)
@@ -116,6 +117,6 @@ class TrackerProcesses:
         everything = Share(frozenset(os.sched_getaffinity(0)), niceness=GIVES_WAY)
         output = self._folder / "logs" / f"track-{name}.out"
         process = RoleProcess(f"track-{name}", ["track", str(self._folder), "--to", name], output, everything)
-        await process.start()
         self._processes[name] = process
+        await process.start()
         return process

@@ -98,7 +98,7 @@ class TranscriptSamples:
         for step in [step for step in self._chosen if step in self._measured]:
             chosen, by_filters = self._chosen.pop(step)
             is_known = by_filters == self._measured.pop(step)
-            self._after = step
+            self._after = max(self._after, step)
             yield [self._sample(step, ending if is_known else of_unknown_end(ending)) for ending in chosen]
 
     def _sample(self, step: int, ending: Ending) -> Sample:

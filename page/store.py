@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bus.messages import Metrics
+from bus.metrics import OF_STEPS
 
 MOST_POINTS = 20_000
 MOST_SERIES = 20_000
@@ -94,11 +95,14 @@ class Store:
 
     def add(self, metrics: Metrics) -> None:
         """Takes what one process measured."""
-        if self.began is None:
+        step = metrics.step if metrics.role in OF_STEPS else None
+        if self.began is None and metrics.role != "actor":
+            # Whoever may write an actor's metrics makes up their times.
             self.began = metrics.time
-        of_learner = metrics.role == "learner" and metrics.step is not None
+        of_learner = metrics.role == "learner" and step is not None
         id = "" if of_learner else metrics.id
-        place = max(0.0, metrics.time - self.began) if metrics.step is None else float(metrics.step)
+        began = metrics.time if self.began is None else self.began
+        place = max(0.0, metrics.time - began) if step is None else float(step)
         for name, value in metrics.values.items():
             key = metrics.role, id, name
             series = self.series.get(key)
@@ -106,12 +110,12 @@ class Store:
                 if len(self.series) >= MOST_SERIES:
                     self.left_out += 1
                     continue
-                series = self.series[key] = Series(by_step=metrics.step is not None)
+                series = self.series[key] = Series(by_step=step is not None)
             series.add(place, metrics.time, value)
         if len(self.latest) < MOST_SERIES or (metrics.role, id) in self.latest:
-            self.latest[metrics.role, id] = metrics.time, metrics.step, metrics.values
-        if of_learner and metrics.step is not None:
-            self.step = metrics.step
+            self.latest[metrics.role, id] = metrics.time, step, metrics.values
+        if of_learner and step is not None:
+            self.step = step
 
     def names(self) -> list[str]:
         """Returns what curves can be drawn: `learner/accuracy`, `actor/actor-0/tokens_per_s` ..."""

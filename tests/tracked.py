@@ -48,9 +48,8 @@ def tensorboard(run: Path) -> Tracked:
     points: dict[str, list[tuple[int, float]]] = {}
     times: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
-    for folder in sorted((run / "trackers" / "tensorboard").iterdir()):
-        if not folder.is_dir():
-            continue
+    files = (run / "trackers" / "tensorboard").rglob("events.*")
+    for folder in sorted({file.parent for file in files}):
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
         events.Reload()
         for tag in events.Tags()["scalars"]:

@@ -31,6 +31,8 @@ def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "Mlflow
 class MlflowRun:
     """Writes one run of an experiment; it knows it again by its tag `zerotir.run`."""
 
+    settles_s: float | None = 0.0
+
     def __init__(self, run: str, config: dict[str, Any]) -> None:
         self._client = MlflowClient()
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
@@ -45,6 +47,7 @@ class MlflowRun:
         for begin in range(0, len(new), MOST_PARAMS):
             self._client.log_batch(self._id, params=new[begin : begin + MOST_PARAMS])
         self._client.log_text(self._id, yaml.safe_dump(config, sort_keys=False), "config.yaml")
+        self.destination = f"{self._client.tracking_uri} {self._id}"
         self.where = f"experiment {name}, run {run}, at {self._client.tracking_uri}"
 
     def write(self, rows: list[Row]) -> None:

@@ -1,19 +1,24 @@
 """TensorBoard: event files in the run's folder, which `tensorboard --logdir` shows.
 
-Three folders, each one TensorBoard run: `learner`, `evaluator` and `processes`, for what belongs to no step. A step that
-is trained again, from an older checkpoint, takes away what was there from it on, in TensorBoard's own way: a file that
-begins with a purge.
+Each folder is one of TensorBoard's runs: `learner`, `evaluator/DATA/N`, and `processes` for what belongs to no step. Where a
+step is trained again, from an older checkpoint, or given again after a kill, what was there from it on is taken away in
+TensorBoard's own way: by a new file that begins with a purge.
 """
 
+import os
+import threading
 from pathlib import Path
 from shlex import quote
 from textwrap import indent
 from typing import Any
 
+import structlog
 import yaml
 from tensorboardX import SummaryWriter
 
 from tracking.tracker import SAMPLES, Row, Sample, TrackerError
+
+log = structlog.get_logger()
 
 PROCESSES = "processes"
 CODE = "    "
@@ -28,6 +33,9 @@ def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "Tensor
 class TensorBoard:
     """Writes event files."""
 
+    settles_s: float | None = 0.0
+    destination = ""
+
     def __init__(self, folder: Path, config: dict[str, Any], after: int) -> None:
         self.where = f"tensorboard --logdir {quote(str(folder))}"
         self._folder = folder
@@ -35,37 +43,43 @@ class TensorBoard:
         self._writers: dict[str, SummaryWriter] = {}
         self._steps: dict[str, int] = {}
         """The last step in each folder."""
-        self._writer("learner", None).add_text(
-            "configuration", indent(yaml.safe_dump(config, sort_keys=False), CODE), after
-        )
+        threading.excepthook = self._note
+        text = indent(yaml.safe_dump(config, sort_keys=False), CODE)
+        self._writer("configuration").add_text("configuration", text, after)
 
-    def _writer(self, name: str, purge_step: int | None) -> SummaryWriter:
+    def _note(self, arguments: threading.ExceptHookArgs) -> None:
+        """Says why a thread has died: the one that writes a file takes nothing more, and tells nobody."""
+        log.error("an event file cannot be written", folder=str(self._folder), error=str(arguments.exc_value))
+
+    def _writer(self, name: str, purge_step: int | None = None) -> SummaryWriter:
         if purge_step is not None and name in self._writers:
             self._writers.pop(name).close()
         if name not in self._writers:
             # TensorBoard reads a folder's files in the order of their names, which begin with the second.
-            suffix = f".{self._position:012d}"
+            suffix = f".{self._position:012d}.{os.getpid()}"
             self._writers[name] = SummaryWriter(str(self._folder / name), purge_step=purge_step, filename_suffix=suffix)
         return self._writers[name]
 
     def write(self, rows: list[Row]) -> None:
         """Writes each value at its step, or at its second."""
         for row in rows:
-            name = PROCESSES if row.step is None else row.role
-            step = row.seconds if row.step is None else row.step
-            again = row.step is not None and step <= self._steps.get(name, -1)
-            writer = self._writer(name, step if again else None)
-            self._steps[name] = step
+            if row.step is None:
+                writer, place = self._writer(PROCESSES), row.seconds
+            else:
+                name, place = f"{row.role}/{row.part}".rstrip("/"), row.step
+                # The first one may have been there before this process was.
+                again = name not in self._steps or place <= self._steps[name]
+                writer = self._writer(name, place if again else None)
+                self._steps[name] = place
             for value_name, value in row.values.items():
-                writer.add_scalar(value_name, value, step, walltime=row.time)
+                writer.add_scalar(value_name, value, place, walltime=row.time)
             self._position = row.sequence
 
     def write_samples(self, samples: list[Sample]) -> None:
         """Writes each as a text that is shown as it stands."""
         for sample in samples:
-            self._writer("learner", None).add_text(
-                f"{SAMPLES}/{sample.verdict}", indent(sample.text, CODE), sample.step
-            )
+            text = indent(sample.text, CODE)
+            self._writer(SAMPLES).add_text(f"{SAMPLES}/{sample.verdict}", text, sample.step)
 
     def flush(self) -> None:
         """Writes everything to the files. Raises TrackerError where a disk does not take it."""

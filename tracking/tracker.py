@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from bus.messages import Metrics
+from bus.metrics import OF_STEPS
 from configs.errors import UserError
 from configs.schema import TrackerName
 
 PROJECT = "zerotir"
 """Name of the project, or experiment, in which a tracker keeps runs, where its own environment names none."""
 SAMPLES = "transcripts"
+LONGEST_NAME = 250
 
 
 class TrackerError(RuntimeError):
@@ -33,6 +35,8 @@ class Row:
     sequence: int
     """Position in the run's metrics log."""
     role: str
+    part: str
+    """What of a process it measured, such as an evaluator's data set; empty for all of it."""
     time: float
     """Seconds since the epoch, by the run's clock."""
     step: int | None
@@ -42,15 +46,21 @@ class Row:
     values: dict[str, float]
 
     @classmethod
-    def of(cls, sequence: int, metrics: Metrics, began: float) -> Self:
-        """Returns what `metrics` say, in a run whose first measurement was at the time `began`."""
+    def of(cls, sequence: int, metrics: Metrics, began: float | None) -> Self:
+        """Returns what `metrics` say, in a run whose first measurement was at the time `began`, if that is known."""
+        step = metrics.step if metrics.role in OF_STEPS else None
         _, _, part = metrics.id.partition("/")
         # One learner, one evaluator: which process it was is of no interest, but what it measured is.
-        of_step = f"{metrics.role}/{part}".rstrip("/")
-        prefix = of_step if metrics.step is not None else f"{metrics.role}/{metrics.id}"
-        values = {f"{prefix}/{name}".replace("@", "_at_"): value for name, value in metrics.values.items()}
-        seconds = max(0, int(metrics.time - began))
-        return cls(sequence, metrics.role, metrics.time, metrics.step, seconds, values)
+        prefix = f"{metrics.role}/{metrics.id if step is None else part}"
+        values = {_name(f"{prefix}/{name}"): value for name, value in metrics.values.items()}
+        seconds = 0 if began is None else max(0, int(metrics.time - began))
+        return cls(sequence, metrics.role, part, metrics.time, step, seconds, values)
+
+
+def _name(name: str) -> str:
+    """Returns a name that every tracker takes: MLflow has no @ in names, reads them as paths, and bounds their length."""
+    parts = [part if part.strip(".") else "_" for part in name.replace("@", "_at_").split("/") if part]
+    return "/".join(parts)[:LONGEST_NAME]
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,11 @@ class Tracker(Protocol):
 
     where: str
     """Says where people find it."""
+    destination: str
+    """Tells one place where the tracker keeps runs from another: there it would have nothing of this one yet."""
+    settles_s: float | None
+    """Seconds after which what it was given, and `flush` was called for, outlives this process however that ends; None: only
+    once it is closed."""
 
     def write(self, rows: list[Row]) -> None:
         """Takes measurements, in order."""
@@ -79,10 +94,10 @@ class Tracker(Protocol):
         """Takes transcripts of one step."""
 
     def flush(self) -> None:
-        """Has what was taken outlive this process, as far as the tracker's library lets one see to that."""
+        """Writes out what was taken, as far as the tracker's library lets one see to that."""
 
     def close(self) -> None:
-        """Ends the tracker's work on the run, which may go on later."""
+        """Ends the tracker's work on the run, which may go on later; it has everything then."""
 
 
 @dataclass(frozen=True)

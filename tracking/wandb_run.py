@@ -16,12 +16,17 @@ COLUMNS: list[str | int] = ["step", "ticket", "verdict", "reward", "transcript"]
 
 def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "WandbRun":
     """Returns the tracker; see `tracking.tracker.start_tracker`."""
-    folder.mkdir(parents=True, exist_ok=True)
     # What this process does is of no interest: it only follows the run, maybe on another host.
-    settings = wandb.Settings(
-        console="off", x_disable_stats=True, disable_git=True, disable_code=True, save_code=False, silent=True
-    )
     try:
+        settings = wandb.Settings(
+            console="off",
+            x_disable_stats=True,
+            x_save_requirements=False,
+            disable_git=True,
+            disable_code=True,
+            save_code=False,
+            silent=True,
+        )
         opened = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             id=run,
@@ -35,15 +40,25 @@ def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "WandbR
         raise UserError(f"W&B does not take the run {run}: {error} Or set WANDB_MODE=offline") from error
     except wandb.Error as error:
         raise TrackerError(f"W&B: {error}") from error
+    except ValueError as error:
+        raise UserError(f"W&B does not take its settings: {' '.join(str(error).split())[:300]}") from error
+    if opened.disabled:
+        raise UserError("W&B is switched off (WANDB_MODE=disabled): it would keep nothing of the run")
     return WandbRun(opened, folder)
 
 
 class WandbRun:
-    """Writes the history of one run; W&B's own process takes it from there, to its server or to a file."""
+    """Writes the history of one run; W&B's own process takes it from there, to its server or to a file.
+
+    It does not say what it has written, and loses what it has not where this process is killed.
+    """
+
+    settles_s: float | None = None
 
     def __init__(self, run: wandb.Run, folder: Path) -> None:
         files = folder / "wandb" / "offline-run-*"
         self.where = run.url or f"offline; send it with: wandb sync {quote(str(files.parent))}/{files.name}"
+        self.destination = run.url or "offline"
         self._run = run
         self._roles: set[str] = set()
 
@@ -69,7 +84,7 @@ class WandbRun:
             raise TrackerError(f"W&B: {error}") from error
 
     def flush(self) -> None:
-        """Does nothing: W&B's own process has it, and outlives this one until it has written it."""
+        """Does nothing: W&B lets nobody wait for it but at the end."""
 
     def close(self) -> None:
         """Waits until W&B has everything."""

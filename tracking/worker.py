@@ -1,12 +1,13 @@
 """Works for one tracker: a thread that waits for it, and the position up to which it has everything.
 
 A tracker may take long, fail or hang: its server is away, its disk is full. That holds up this worker alone. The position is
-written down after the tracker has taken what came before, so what is cut off is given to it again: nothing is lost, and a
-point that is there twice is the same one.
+written down once the tracker has what came before for certain (`Tracker.settles_s`). What is cut off is given to it again:
+nothing is lost, and a point that is there twice is the same one.
 """
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bus.messages import Count, Metrics, Time
 from configs.errors import UserError
 from configs.schema import TrackerName
-from runtime.files import make_folder, write_whole
+from runtime.files import write_whole
 from runtime.locks import HeldError, held
 from tracking.tracker import Row, Sample, Tracker, TrackerError, start_tracker
 
@@ -39,9 +40,11 @@ class Position(BaseModel):
     sequence: Count = 0
     """Position in the metrics log up to which it has everything."""
     began: Time | None = None
-    """When the first measurement was made that it was given; None before."""
+    """When the first measurement was made, by another role than an actor; None before."""
     sampled: Count = 0
     """The last step whose transcripts it has."""
+    destination: str = ""
+    """Tells one place where the tracker keeps runs from another."""
     where: str = ""
     """Where people find it."""
 
@@ -50,21 +53,16 @@ class Worker:
     """Gives one tracker what a run measures."""
 
     def __init__(self, name: TrackerName, folder: Path, run: str) -> None:
-        """`folder` is the tracker's own; without it, everything begins anew. Raises UserError where it is another run's."""
+        """`folder` is the tracker's own; without it, everything begins anew."""
         self.name = name
+        self.position = Position(run=run)
+        """What the tracker was given; from `open` on."""
         self._folder = folder
         self._file = folder / POSITION
-        self.position = Position(run=run)
-        with contextlib.suppress(FileNotFoundError):
-            try:
-                self.position = Position.model_validate_json(self._file.read_bytes())
-            except ValidationError as error:
-                raise UserError(
-                    f"{self._file} cannot be read: remove its folder to give {name} everything anew"
-                ) from error
-        if self.position.run != run:
-            raise UserError(f"{folder} is of run {self.position.run}, this is {run}")
+        self._run = run
         self._saved = self.position
+        self._given: list[tuple[float, Position]] = []
+        """What it was given when, by the monotonic clock, and may not have settled."""
         self._tracker: Tracker
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"to-{name}")
 
@@ -72,28 +70,61 @@ class Worker:
     async def open(self, config: dict[str, Any]) -> AsyncIterator[str]:
         """Begins or goes on with the run in the tracker, and yields where people find it; closes it at the end.
 
-        Raises UserError for what the user has to fix or where another process does this already, TrackerError.
+        Where the tracker has the run at another place than before it begins anew. Raises UserError for what the user has to
+        fix or where another process does this already, TrackerError.
         """
-        make_folder(self._folder, "RUN")
+        with contextlib.ExitStack() as stack:
+            self._take_folder(stack)
+            self.position = self._read()
+            after = self.position.sequence
+            self._tracker = await self._call(lambda: start_tracker(self.name, self._folder, self._run, config, after))
+            if after and self.position.destination != self._tracker.destination:
+                log.info("the tracker has this run at another place than before: it gets everything", tracker=self.name)
+                self.position = Position(run=self._run)
+            found = {"destination": self._tracker.destination, "where": self._tracker.where}
+            self.position = self.position.model_copy(update=found)
+            self._write(self.position)
+            yield self._tracker.where
+            await self._call(self._tracker.close)
+            self._write(self.position)
+
+    def _take_folder(self, stack: contextlib.ExitStack) -> None:
         try:
-            with held(self._folder / "lock"):
-                after = self.position.sequence
-                self._tracker = await self._call(
-                    lambda: start_tracker(self.name, self._folder, self.position.run, config, after)
-                )
-                self.position = self.position.model_copy(update={"where": self._tracker.where})
-                await self.save()
-                yield self._tracker.where
-                await self.save()
-                await self._call(self._tracker.close)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(self._folder / "lock"))
         except HeldError as error:
             raise UserError(f"{self.name} gets this run already from {error.holder}") from error
+        except OSError as error:
+            raise UserError(
+                f"{self._folder} cannot be written ({error.strerror}): what a tracker has of a run is noted there; track a "
+                "copy of the run's folder"
+            ) from error
+
+    def _read(self) -> Position:
+        try:
+            position = Position.model_validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return Position(run=self._run)
+        except (OSError, ValidationError) as error:
+            raise UserError(
+                f"{self._file} cannot be read: remove its folder to give {self.name} everything anew"
+            ) from error
+        if position.run != self._run:
+            raise UserError(
+                f"{self._folder} is of run {position.run}, this is {self._run}: remove it to give {self.name} this one, or "
+                "keep the files of two runs in folders of their own"
+            )
+        return position
+
+    def _write(self, position: Position) -> None:
+        write_whole(self._file, position.model_dump_json())
+        self._saved = position
 
     async def write(self, measured: list[tuple[int, Metrics]]) -> None:
         """Gives it measurements, (position, metrics) in order. Raises TrackerError."""
-        began = self.position.began
-        if began is None:
-            began = measured[0][1].time
+        # Whoever may write an actor's metrics makes up their times.
+        first = next((metrics.time for _, metrics in measured if metrics.role != "actor"), None)
+        began = first if self.position.began is None else self.position.began
         rows = [Row.of(sequence, metrics, began) for sequence, metrics in measured]
         await self._call(lambda: self._tracker.write(rows))
         self.position = self.position.model_copy(update={"sequence": rows[-1].sequence, "began": began})
@@ -101,16 +132,22 @@ class Worker:
     async def write_samples(self, samples: list[Sample]) -> None:
         """Gives it transcripts of one step. Raises TrackerError."""
         await self._call(lambda: self._tracker.write_samples(samples))
-        self.position = self.position.model_copy(update={"sampled": samples[0].step})
+        sampled = max(self.position.sampled, samples[0].step)
+        self.position = self.position.model_copy(update={"sampled": sampled})
 
     async def save(self) -> None:
-        """Writes down what the tracker has taken. Raises TrackerError."""
-        position = self.position
-        if position == self._saved:
+        """Writes down what the tracker was given long enough ago to have it for certain. Raises TrackerError."""
+        now, settles_s = time.monotonic(), self._tracker.settles_s
+        if not self._given or self._given[-1][1] != self.position:
+            self._given.append((now, self.position))
+        if settles_s is None:
+            self._given.clear()
             return
         await self._call(self._tracker.flush)
-        write_whole(self._file, position.model_dump_json())
-        self._saved = position
+        settled = [position for given_at, position in self._given if given_at <= now - settles_s]
+        if settled and settled[-1] != self._saved:
+            self._write(settled[-1])
+        self._given = self._given[max(0, len(settled) - 1) :]
 
     async def _call[T](self, work: Callable[[], T]) -> T:
         """Returns what `work` does in the tracker's thread, and says so while it takes long.
@@ -125,14 +162,21 @@ class Worker:
                 return done.result()
             waited += SLOW_S
             if waited >= HANGS_S:
+                # Whatever comes of it, nobody is interested any more.
+                done.add_done_callback(lambda given_up: given_up.cancelled() or given_up.exception())
                 raise TrackerError(f"{self.name} has not answered for {waited:.0f} s")
             log.warning("the tracker does not answer; the run does not wait for it", tracker=self.name, seconds=waited)
 
 
-def where_to_look(folder: Path) -> dict[str, str]:
-    """Returns where people find the run in each tracker that has its own folder in `folder`, by the tracker's name."""
+def where_to_look(folder: Path, since: float = 0.0) -> dict[str, str]:
+    """Returns where people find the run in each tracker that has its own folder in `folder`, by the tracker's name.
+
+    Leaves out those that were not at work since a time, seconds since the epoch.
+    """
     found = {}
     for file in sorted(folder.glob(f"*/{POSITION}")):
         with contextlib.suppress(ValidationError, OSError):
+            if file.stat().st_mtime < since:
+                continue
             found[file.parent.name] = Position.model_validate_json(file.read_bytes()).where
     return found

@@ -139,5 +139,6 @@ async def test_a_run_goes_to_a_tracker_once_at_a_time_and_its_folder_to_one_run(
         with pytest.raises(UserError, match=r"tensorboard gets this run already from process \d+ on "):
             async with Worker("tensorboard", folder, "r").open({}):
                 pass
-    with pytest.raises(UserError, match="is of run r, this is other"):
-        Worker("tensorboard", folder, "other")
+    with pytest.raises(UserError, match="is of run r, this is other: remove it to give tensorboard this one"):
+        async with Worker("tensorboard", folder, "other").open({}):
+            pass

@@ -1,14 +1,21 @@
 """`zerotir up` with trackers: they have the whole run, also over a resume, and one that is broken costs the run nothing."""
 
+import asyncio
 import os
 from pathlib import Path
 
 import pytest
 
-from bus.metrics import steps_of
+from bus.address import BusAddress
+from bus.connection import open_bus
+from bus.metrics import MetricsWriter, steps_of
+from bus.run_record import record_config, record_end
+from configs.bus import BusConfig
+from configs.loading import load_config
 from tests import tracked
 from tests.integration.test_emulated_run import start
-from tests.processes import processes_of, words_of
+from tests.processes import ZEROTIR, processes_of, words_of
+from tracking.worker import POSITION
 
 
 @pytest.fixture
@@ -94,3 +101,42 @@ def test_a_tracker_whose_package_is_absent_is_refused_before_anything_starts(hom
         output.read_text()
     )
     assert not (home / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", tracked.READERS)
+async def test_nothing_is_lost_when_a_tracker_is_killed(own_run: BusAddress, home: Path, name: str):
+    """Whatever its library had not written out yet is given again."""
+    steps, folder = 400, home / own_run.run
+    folder.mkdir()
+    own_run.write(folder / "bus.json")
+    async with open_bus(own_run, BusConfig(timeout_s=5), "bus") as bus:
+        await record_config(bus, load_config("tiny", [f"learner.steps={steps}"]))
+        writer = MetricsWriter(bus, "learner", "learner")
+        for step in range(1, steps + 1):
+            await writer.write({f"m{number}": step / 8 for number in range(20)}, step=step)
+        await bus.client.flush()
+        for kill in (True, False):
+            following = await asyncio.create_subprocess_exec(*ZEROTIR, "track", str(folder), "--to", name)
+            try:
+                if kill:
+                    position = folder / "trackers" / name / POSITION
+                    async with asyncio.timeout(60):
+                        while not position.exists():
+                            await asyncio.sleep(0.05)
+                    # It has taken all of it, or some.
+                    await asyncio.sleep(3.0)
+                    following.kill()
+                else:
+                    await record_end(bus, steps)
+                    async with asyncio.timeout(60):
+                        assert await following.wait() == 0
+            finally:
+                if following.returncode is None:
+                    following.kill()
+                await following.wait()
+    found = tracked.read(folder, name).points
+    assert len(found) == 20
+    expected = {(step, step / 8) for step in range(1, steps + 1)}
+    assert {metric: set(points) for metric, points in found.items()} == dict.fromkeys(found, expected)
