@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import contextlib
-import os
+import errno
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -27,6 +27,7 @@ from page.server import LOOPBACK, application, new_token
 log = structlog.get_logger()
 
 PORT = 8265
+EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 RECONNECT_S = 86400.0
 """A page that somebody has open waits for a bus that comes back."""
 
@@ -48,8 +49,7 @@ async def _serve(runs: Sequence[Path], host: str, port: int | None) -> None:
             uvicorn.Config(application(views, token), log_config=None, access_log=False, timeout_graceful_shutdown=2)
         )
         query = f"?token={token}" if token else ""
-        name = f"[{host}]" if ":" in host else host
-        sys.stdout.write(f"http://{name}:{bound.getsockname()[1]}/{query}\n")
+        sys.stdout.write(f"http://{_name(host)}:{bound.getsockname()[1]}/{query}\n")
         sys.stdout.flush()
         async with asyncio.TaskGroup() as group:
             following = [group.create_task(each.follow()) for each in views]
@@ -72,14 +72,22 @@ async def _open(run: Path) -> AsyncIterator[RunView]:
         yield RunView(address.run, run_folder(bus_file), bus, await recorded_settings(bus))
 
 
+def _name(host: str) -> str:
+    """Returns what a browser is to ask for, where a page is served at the address `host`."""
+    if host in EVERY_ADDRESS:
+        return socket.gethostname()
+    return f"[{host}]" if ":" in host else host
+
+
 def _bind(host: str, port: int | None) -> socket.socket:
     """Returns a socket on `port`, or, where none is asked for, on `PORT` or any other that is free. Raises UserError."""
     for wanted in (PORT, 0) if port is None else (port,):
         try:
             return socket.create_server((host, wanted), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
         except OSError as error:
-            if port is not None or wanted == 0:
-                why = os.strerror(error.errno or 0)
+            if port is not None or error.errno != errno.EADDRINUSE:
+                # What the library adds repeats the address.
+                why = str(error.strerror).partition(" (")[0]
                 raise UserError(
                     f"the page cannot be served at {quote(host)}, port {wanted} ({why}): choose another --port, "
                     "or leave it out"

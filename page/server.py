@@ -34,7 +34,7 @@ from page.run_view import RunView
 from page.store import curve_name, thinned
 
 STATIC = Path(__file__).with_name("static")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LOOPBACK = ("127.0.0.1", "localhost")
 MOST_POINTS = 2000
 HEADERS = {
     "Content-Security-Policy": (
@@ -108,7 +108,7 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
 
     middleware = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(GZipMiddleware)]
     if token is None:
-        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"]))
+        middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
     routes = [Route("/", index), *guarded, Mount("/static", StaticFiles(directory=STATIC))]
     return Starlette(routes=routes, middleware=middleware)
 

@@ -1,6 +1,8 @@
 """The page of a live run: what it says of the run while the bus is up, once the run is done, and while the bus is away."""
 
 import asyncio
+import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -112,3 +114,32 @@ async def test_the_command_serves_a_live_run_and_a_past_one_and_stops_when_told(
             served.terminate()
             async with asyncio.timeout(60):
                 await served.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--host", "no.such.host.invalid"), "the page cannot be served at no.such.host.invalid, port 8265 ("),
+        (("--port", "70000"), "'70000' is no port"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_said(tmp_path: Path, arguments: tuple[str, ...], words: str):
+    (tmp_path / "metrics.jsonl").write_text("")
+    done = zerotir("page", str(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_elsewhere_than_on_the_loopback_interface_the_address_holds_a_token(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    served = subprocess.Popen(
+        [*ZEROTIR, "page", str(tmp_path), "--host", "0.0.0.0", "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert served.stdout is not None
+        address = served.stdout.readline().strip()
+    finally:
+        served.terminate()
+        served.wait(timeout=60)
+    assert re.fullmatch(rf"http://{re.escape(socket.gethostname())}:\d+/\?token=[\w-]{{30,}}", address)
