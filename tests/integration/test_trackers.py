@@ -10,7 +10,7 @@ import pytest
 
 from configs.loading import dump_config, load_config
 from configs.schema import TrackerName
-from launch.cli import TRACKERS
+from launch.options import TRACKERS
 from tests import tracked
 from tests.processes import ZEROTIR
 from tests.tracked import READERS, read
