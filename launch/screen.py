@@ -60,12 +60,19 @@ def live_line() -> Iterator[Callable[[str], None]]:
         yield lambda text: live.update(Text(printable(text), "dim", no_wrap=True, overflow="ellipsis"))
 
 
+class _Console(Console):
+    """Leaves a pipe that nobody reads to the command, which ends well then; rich would end it with status 1."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def coloured(*texts: tuple[str, str]) -> str:
     """Returns texts, each beginning a line and with its style, for standard output; styles are those of `rich`.
 
     Whatever in them a terminal would obey is escaped.
     """
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = _Console(file=sys.stdout, highlight=False, soft_wrap=True)
     with console.capture() as captured:
         for text, style in texts:
             lines = (printable(line.expandtabs(4)) for line in text.split("\n"))

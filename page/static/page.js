@@ -55,12 +55,14 @@ function showNow(now) {
   const parts = [`step ${now.step}${now.steps ? " of " + now.steps : ""}`];
   if (now.emulated) parts.unshift("EMULATED");
   if (now.finished) parts.push("finished");
-  else if (!now.live) parts.push("its servers do not answer: what its folder has");
+  else if (!now.live) parts.push((now.steps && now.step >= now.steps ? "done" : "stopped") + ", as its folder says: no server answers");
   if (now.left_s !== null) parts.push(`about ${span(now.left_s)} left`);
   if (learner && !now.finished) parts.push(`learner: ${learner.state}`);
   if (now.measured_ago_s !== null && now.live && !now.finished) parts.push(`last step ${span(now.measured_ago_s)} ago`);
   find("state").textContent = parts.join("  ·  ");
-  find("progress").firstElementChild.style.width = now.steps ? Math.min(100, (100 * now.step) / now.steps) + "%" : "0";
+  const percent = now.steps ? Math.min(100, Math.round((100 * now.step) / now.steps)) : 0;
+  find("progress").setAttribute("aria-valuenow", percent);
+  find("progress").firstElementChild.style.width = percent + "%";
   const alarms = find("alarms");
   alarms.hidden = !now.alarms.length;
   alarms.replaceChildren(...now.alarms.map((alarm) => {

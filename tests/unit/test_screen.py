@@ -128,3 +128,18 @@ async def test_what_roles_print_is_shown_with_their_names(tmp_path: Path, capsys
             lines += [line[10:] for line in capsys.readouterr().out.splitlines()]
     relaying.cancel()
     assert lines == ["actor-0    | loading\\x1b[2J", "learner    | ready", "actor-0    | half a line"]
+
+
+def test_a_pipe_that_nobody_reads_is_left_to_the_command():
+    """With what was written before still in its buffer, as `zerotir transcripts | head -1` leaves it."""
+    program = (
+        "import os, sys; from launch.screen import coloured; sys.stdout.write('x')\n"
+        "try: coloured(('a', 'bold')); sys.stdout.flush()\n"
+        "except BrokenPipeError: os._exit(7)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", program], stdout=writer, env=environment, timeout=60, check=False)
+    os.close(writer)
+    assert done.returncode == 7
