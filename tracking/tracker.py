@@ -123,7 +123,7 @@ def require_installed(name: TrackerName) -> None:
     if find_spec(KINDS[name].package) is None:
         raise UserError(
             f"the tracker {name} needs the package {KINDS[name].package}, which is not installed: "
-            f"pip install 'zerotir[{name}]'"
+            f"`pip install 'zerotir[{name}]'`"
         )
 
 

@@ -70,6 +70,8 @@ def test_what_needs_no_extra_works(zerotir: Path, tmp_path: Path, arguments: str
         ("eval tiny --checkpoint RUN", "sandbox"),
         ("sandbox tiny --check", "sandbox"),
         ("bus tiny", "bus"),
+        ("page RUN", "page"),
+        ("track RUN --to wandb", "wandb"),
     ],
 )
 def test_a_command_whose_extra_is_missing_names_it(zerotir: Path, tmp_path: Path, arguments: str, extra: str):

@@ -97,8 +97,9 @@ def test_a_tracker_whose_package_is_absent_is_refused_before_anything_starts(hom
         assert up.wait(timeout=60) == 2
     finally:
         del os.environ["PYTHONPATH"]
-    assert "the tracker trackio needs the package trackio, which is not installed: pip install 'zerotir[trackio]'" in (
-        output.read_text()
+    assert (
+        "the tracker trackio needs the package trackio, which is not installed: `pip install 'zerotir[trackio]'`"
+        in (output.read_text())
     )
     assert not (home / "runs").exists()
 
