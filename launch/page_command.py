@@ -89,7 +89,7 @@ def _bind(host: str, port: int | None) -> socket.socket:
                 # What the library adds repeats the address.
                 why = str(error.strerror).partition(" (")[0]
                 raise UserError(
-                    f"the page cannot be served at {quote(host)}, port {wanted} ({why}): choose another --port, "
-                    "or leave it out"
+                    f"the page cannot be served at {quote(host)}, port {wanted} ({why}): choose another --host "
+                    "or --port, or leave them out"
                 ) from error
     raise AssertionError

@@ -9,17 +9,21 @@ from shlex import quote
 from typing import Any
 from urllib.parse import urlsplit
 
+import structlog
+
 from bus.address import BusAddress, run_folder
 from bus.alarms import Alarm
 from bus.connection import BusError
 from bus.metrics import records_of, steps_of
 from configs.alarms import AlarmsConfig
 from configs.errors import UserError
-from configs.loading import load_config, read_document
+from configs.loading import ConfigError, load_config, read_document
 from configs.schema import RunConfig
 from launch.views import summary, values_line
 from learner.alarms import Watch
 from runtime.words import how_long
+
+log = structlog.get_logger()
 
 ANSWER_S = 2.0
 """Seconds in which a server takes a connection, and greets, if it is up."""
@@ -109,8 +113,13 @@ def config_of(folder: Path) -> RunConfig:
 
 def settings_of(folder: Path) -> dict[str, Any]:
     """Returns the run's configuration as data, whichever version of this project it is of; empty where there is none."""
-    there = (path for path in (folder / "config.yaml", folder / "up.yaml") if path.exists())
-    return next((read_document(str(path)) for path in there), {})
+    for path in (folder / "config.yaml", folder / "up.yaml"):
+        if path.exists():
+            try:
+                return read_document(str(path))
+            except ConfigError as error:
+                log.warning("the run's configuration cannot be read", error=str(error))
+    return {}
 
 
 def print_metrics(folder: Path, role: str | None, *, as_json: bool) -> None:

@@ -4,8 +4,10 @@
     zerotir_actor_tokens_per_s{run="...",id="actor-0"} 812.5
     zerotir_alarm{run="...",name="stalled"} 1
     zerotir_alive{run="...",role="actor"} 4
+    zerotir_bus_up{run="..."} 1
 
-What a process measured more than `SILENT_S` seconds ago is left out, but for the learner's, whose steps may take longer.
+While the bus does not answer, what only it knows is left out. So is what a process measured more than `SILENT_S` seconds
+ago, but for steps, which may take longer.
 """
 
 import re
@@ -21,8 +23,11 @@ from page.run_view import RunView
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SILENT_S = 60.0
-MOST_SAMPLES = 100_000
-"""Samples of one answer: anybody may make up names."""
+MOST_SAMPLES = 50_000
+"""Samples of all processes of a run but the learner: anybody may make up names."""
+MOST_VALUES = 100
+"""Of one process."""
+ROLES = ("learner", "actor", "sandbox", "evaluator", "bus")
 
 
 class _Runs(Collector):
@@ -33,13 +38,14 @@ class _Runs(Collector):
         """Yields all gauges, each with the samples of all runs."""
         families: dict[str, GaugeMetricFamily] = {}
 
-        left = MOST_SAMPLES
+        seen = set[tuple[str, ...]]()
 
         def put(name: str, labels: dict[str, str], value: float) -> None:
-            nonlocal left
-            if left <= 0:
+            # Two names may become one.
+            key = name, *labels.values()
+            if key in seen:
                 return
-            left -= 1
+            seen.add(key)
             family = families.get(name)
             if family is None:
                 text = name.removeprefix("zerotir_").replace("_", " ")
@@ -47,23 +53,32 @@ class _Runs(Collector):
             family.add_metric(list(labels.values()), value)
 
         for view, now in self._runs:
-            newest = max((time for time, _, _ in view.store.latest.values()), default=0.0)
-            for (role, id), (time, step, values) in view.store.latest.items():
-                if role != "learner" and newest - time > SILENT_S and step is None:
+            run = {"run": view.name}
+            if view.is_live:
+                put("zerotir_bus_up", run, float(view.answers))
+            if latest := view.store.learner:
+                put("zerotir_learner_step", run, view.store.step)
+                for name, value in latest.values.items():
+                    put(f"zerotir_learner_{_part(name)}", run, value)
+            if view.answers or not view.is_live:
+                for name, count in Counter(alarm["name"] for alarm in now["alarms"]).items():
+                    put("zerotir_alarm", {**run, "name": name}, count)
+            if view.answers:
+                for role in ROLES:
+                    count = sum(each["role"] == role for each in now["roles"])
+                    put("zerotir_alive", {**run, "role": role}, count)
+                for stream, state in now["streams"].items():
+                    for what, value in state.items():
+                        put(f"zerotir_stream_{what}", {**run, "stream": stream}, value)
+            left = MOST_SAMPLES
+            for (role, id), latest in view.store.latest.items():
+                is_silent = latest.step is None and abs(view.time() - latest.time) > SILENT_S
+                if not id or is_silent:
                     continue
-                of_process = {"run": view.name} if role == "learner" and not id else {"run": view.name, "id": id}
-                for name, value in values.items():
-                    put(f"zerotir_{_part(role)}_{_part(name)}", of_process, value)
-                if role == "learner" and step is not None:
-                    put("zerotir_learner_step", of_process, step)
-            alarms = Counter(alarm["name"] for alarm in now["alarms"])
-            for name, count in alarms.items():
-                put("zerotir_alarm", {"run": view.name, "name": name}, count)
-            for role, count in Counter(each["role"] for each in now["roles"]).items():
-                put("zerotir_alive", {"run": view.name, "role": role}, count)
-            for stream, state in now["streams"].items():
-                for what, value in state.items():
-                    put(f"zerotir_stream_{what}", {"run": view.name, "stream": stream}, value)
+                for name, value in list(latest.values.items())[:MOST_VALUES]:
+                    if left > 0:
+                        put(f"zerotir_{_part(role)}_{_part(name)}", {**run, "id": id}, value)
+                        left -= 1
         yield from families.values()
 
 

@@ -36,6 +36,7 @@ from page.store import curve_name, thinned
 STATIC = Path(__file__).with_name("static")
 LOOPBACK = ("127.0.0.1", "localhost")
 MOST_POINTS = 2000
+LONGEST_NUMBER = 7
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -75,16 +76,9 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
         return JSONResponse(asked(request).store.names())
 
     async def curve(request: Request) -> Response:
-        view, parameters = asked(request), request.query_params
-        most = parameters.get("most", "")
-        return JSONResponse(
-            _curve(
-                view,
-                parameters.get("name", ""),
-                parameters.get("x", "step"),
-                min(int(most), MOST_POINTS) if most.isascii() and most.isdigit() and int(most) > 0 else MOST_POINTS,
-            )
-        )
+        view, given = asked(request), request.query_params
+        found = _curve(view, given.get("name", ""), given.get("x", "step"), _number(given.get("most", "")))
+        return JSONResponse(found)
 
     async def metrics(request: Request) -> Response:
         return Response(await exposition(views), media_type=CONTENT_TYPE)
@@ -114,15 +108,22 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
 
 
 def _knows(request: Request, token: str) -> bool:
-    given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.query_params.get("token", "")
-    return hmac.compare_digest(given.encode(), token.encode())
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    tried = [request.query_params.get("token", ""), *[given] * (kind.lower() == "bearer")]
+    return any(hmac.compare_digest(each.encode(), token.encode()) for each in tried)
+
+
+def _number(text: str) -> int:
+    """Returns how many points are asked for, `MOST_POINTS` at most."""
+    is_number = text.isascii() and text.isdigit() and len(text) < LONGEST_NUMBER
+    return min(max(1, int(text)), MOST_POINTS) if is_number else MOST_POINTS
 
 
 def _curve(view: RunView, name: str, x: str, most: int) -> dict[str, list[float] | str | bool]:
-    found = [(key, series) for key, series in view.store.series.items() if curve_name(*key) == name]
-    if not found:
-        return {"x": [], "y": [], "unit": x, "final": False}
-    [(_, series)] = found
+    """Returns the points of a curve; `why` says why there are none."""
+    series = next((series for key, series in view.store.series.items() if curve_name(*key) == name), None)
+    if series is None:
+        return {"x": [], "y": [], "unit": x, "final": view.is_final, "why": "not measured, or not yet"}
     places, times, values = series.points()
     unit = x
     if x == "time":
@@ -134,9 +135,11 @@ def _curve(view: RunView, name: str, x: str, most: int) -> dict[str, list[float]
     elif x in ("tokens", "compute"):
         axis = view.store.axis(x)
         if axis is None:
-            return {"x": [], "y": [], "unit": x, "final": False}
+            why = f"the run's metrics do not say how many {'tokens' if x == 'tokens' else 'operations'} its steps took"
+            return {"x": [], "y": [], "unit": x, "final": view.is_final, "why": why}
         places = np.interp(places, *axis)
     else:
         unit = "step"
     xs, ys = thinned(places, values, most)
-    return {"x": xs.tolist(), "y": ys.tolist(), "unit": unit, "final": view.is_final}
+    is_number = np.isfinite(xs) & np.isfinite(ys)
+    return {"x": xs[is_number].tolist(), "y": ys[is_number].tolist(), "unit": unit, "final": view.is_final, "why": ""}

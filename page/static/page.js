@@ -3,6 +3,7 @@
 // put into text nodes.
 
 const EVERY_MS = 2000;
+const ANSWER_MS = 8000;
 const POINTS = 1500;
 const COLOURS = ["#2f6fdb", "#d9662b", "#2f9e6e", "#9b51d6", "#c2365c", "#8a7a12"];
 const FIRST = ["learner/accuracy", "learner/code_ratio", "learner/response_length", "learner/staleness_mean", "learner/behaviour_kl",
@@ -15,7 +16,8 @@ const state = { runs: [], shown: new Set(), run: null, axis: "step", smooth: 0, 
 
 async function ask(path, parameters) {
   const query = new URLSearchParams(parameters || {});
-  const answer = await fetch(path + "?" + query, { headers: token ? { Authorization: "Bearer " + token } : {} });
+  const headers = token ? { Authorization: "Bearer " + token } : {};
+  const answer = await fetch(path + "?" + query, { headers, signal: AbortSignal.timeout(ANSWER_MS) });
   if (!answer.ok) throw new Error(answer.status === 401 ? await answer.text() : `the server says ${answer.status}`);
   return answer.json();
 }
@@ -69,7 +71,7 @@ function showNow(now) {
     const [head, ...rest] = alarm.line.split(": ");
     return element("p", [element("b", head + ": "), rest.join(": ")]);
   }));
-  trouble(now.trouble);
+  trouble(now.trouble || (now.left_out ? `left out: ${now.left_out} measurements of more names than the page keeps` : ""));
   find("cards").replaceChildren(...cards(now));
   find("roles").replaceChildren(...roles(now));
   find("tickets").replaceChildren(...tickets(now));
@@ -110,10 +112,10 @@ function roles(now) {
   const head = element("tr", ["role", "process", "doing", "weights", "in flight", "rates", "seen", "host"].map((name) => element("th", name)));
   const missing = now.missing.map((role) => element("tr", [element("td", role), element("td", "none alive", { className: "missing", colSpan: 7 })]));
   const there = now.roles.map((role) => element("tr", [
-    role.role, role.id, role.state, role.version || "–", String(role.in_flight),
+    role.role, role.id, role.state, role.version || "–", number(role.in_flight, 0),
     Object.entries(role.rates).map(([name, value]) => `${number(value)} ${name}`).join(", "),
     span(role.seen_ago_s) + " ago", role.host,
-  ].map((text) => element("td", text))));
+  ].map((text) => element("td", text, { title: text }))));
   if (!there.length && !missing.length) return [element("tr", element("td", "nobody"))];
   return [head, ...missing, ...there];
 }
@@ -156,7 +158,12 @@ const past = new Map();
 async function curveOf(run, name) {
   const key = JSON.stringify([run.name, name, state.axis]);
   if (past.has(key)) return past.get(key);
-  const found = await ask("api/curve", { run: run.name, name, x: state.axis, most: POINTS });
+  let found;
+  try {
+    found = await ask("api/curve", { run: run.name, name, x: state.axis, most: POINTS });
+  } catch (error) {
+    return { x: [], y: [], unit: state.axis, why: `${run.name}: ${told(error)}` };
+  }
   // What is over does not change.
   if (found.final) past.set(key, found);
   return found;
@@ -173,7 +180,12 @@ async function drawCurves() {
 function draw(name, runs, found) {
   const box = state.plots.get(name);
   const having = found.map((curve, at) => ({ curve, run: runs[at] })).filter((each) => each.curve.x.length);
-  if (!having.length) { box.body.replaceChildren(element("div", "nothing measured yet", { className: "empty" })); box.plot = null; return; }
+  if (!having.length) {
+    if (box.plot) box.plot.destroy();
+    box.plot = null;
+    box.body.replaceChildren(element("div", found.length ? found[0].why : "no run is chosen", { className: "empty" }));
+    return;
+  }
   const tables = having.map(({ curve }) => [curve.x, smoothed(state.log ? curve.y.map((y) => (y > 0 ? y : null)) : curve.y)]);
   const data = tables.length > 1 ? uPlot.join(tables) : tables[0];
   const unit = having[0].curve.unit;
@@ -223,7 +235,7 @@ function addCurve(name) {
   const body = element("div");
   const told = element("span", "", { className: "told" });
   const close = element("button", "×", { title: "take away", "aria-label": `take ${name} away`, onclick: () => removeCurve(name) });
-  const box = element("div", [element("div", [element("span", name), told, close], { className: "head" }), body], { className: "curve" });
+  const box = element("div", [element("div", [element("span", name), told, close], { className: "head" }), body], { className: "curve", role: "group", "aria-label": name });
   state.plots.set(name, { box, body, told, plot: null, key: "", colours: [] });
   state.curves.push(name);
   find("curves").append(box);
@@ -241,7 +253,8 @@ function removeCurve(name) {
 
 // What is shown is in the address, so that a link shows the same.
 function remember() {
-  const hash = new URLSearchParams({ x: state.axis, smooth: state.smooth, log: state.log ? 1 : 0, curves: state.curves.join(",") });
+  const hash = new URLSearchParams({ x: state.axis, smooth: state.smooth, log: state.log ? 1 : 0, curves: state.curves.join(","),
+    runs: [...state.shown].join(",") });
   history.replaceState(null, "", "#" + hash);
 }
 function recall() {
@@ -249,6 +262,8 @@ function recall() {
   if (["step", "tokens", "compute", "time", "seconds"].includes(hash.get("x"))) state.axis = hash.get("x");
   state.smooth = Math.min(0.98, Math.max(0, Number(hash.get("smooth")) || 0));
   state.log = hash.get("log") === "1";
+  const runs = (hash.get("runs") || "").split(",").filter((name) => state.runs.some((run) => run.name === name));
+  if (runs.length) { state.shown = new Set(runs); state.run = runs[0]; }
   const curves = hash.has("curves") ? hash.get("curves").split(",").filter(Boolean) : FIRST;
   find("axis").value = state.axis;
   find("smooth").value = state.smooth;
@@ -269,6 +284,7 @@ function showRuns() {
         else if (state.shown.size > 1) state.shown.delete(run.name);
         state.run = state.shown.has(run.name) ? run.name : [...state.shown][0];
         showRuns();
+        remember();
         look();
       },
     });
@@ -281,6 +297,11 @@ async function showNames() {
   return names;
 }
 
+function told(error) {
+  const silent = error instanceof TypeError || error.name === "TimeoutError" || error.name === "AbortError";
+  return silent ? "the page's server does not answer: is `zerotir page` still up?" : error.message;
+}
+
 let looking = false, again = false;
 async function look() {
   if (looking) { again = true; return; }
@@ -289,7 +310,7 @@ async function look() {
     showNow(await ask("api/now", { run: state.run }));
     await drawCurves();
   } catch (error) {
-    trouble(error instanceof TypeError ? "the page's server does not answer: is `zerotir page` still up?" : error.message);
+    trouble(told(error));
   }
   looking = false;
   if (again) { again = false; look(); }
@@ -307,8 +328,12 @@ find("add").onfocus = () => showNames().catch(() => {});
 find("add").onchange = async (event) => {
   const name = event.target.value.trim();
   const names = await showNames();
+  event.target.setCustomValidity(names.includes(name) || !name ? "" : "no metric of this name is measured here");
+  event.target.reportValidity();
   if (names.includes(name)) { addCurve(name); event.target.value = ""; look(); }
 };
+find("add").oninput = (event) => event.target.setCustomValidity("");
+addEventListener("hashchange", () => location.reload());
 addEventListener("keydown", (event) => {
   if (event.key === "/" && !(event.target instanceof HTMLInputElement)) { event.preventDefault(); find("add").focus(); }
   if (event.key === "Escape" && event.target === find("add")) find("add").blur();
@@ -316,12 +341,19 @@ addEventListener("keydown", (event) => {
 document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
 
 (async () => {
+  while (!state.runs.length) {
+    try {
+      state.runs = await ask("api/runs");
+    } catch (error) {
+      trouble(told(error));
+      await new Promise((done) => setTimeout(done, EVERY_MS));
+    }
+  }
   try {
-    state.runs = await ask("api/runs");
     state.run = state.runs[0].name;
     state.shown = new Set(state.runs.slice(0, COLOURS.length).map((run) => run.name));
-    showRuns();
     recall();
+    showRuns();
     await look();
     setInterval(() => { if (!document.hidden) look(); }, EVERY_MS);
   } catch (error) { trouble(error.message); find("state").textContent = "no run"; }

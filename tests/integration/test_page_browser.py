@@ -93,7 +93,10 @@ def test_curves_are_chosen_by_keyboard_and_a_link_shows_the_same(page: Page, ser
     expect(page.locator("#state")).to_contain_text("step 40")
     expect(page.locator(".curve")).to_have_count(6)
     page.keyboard.press("/")
-    page.keyboard.type("learner/loss")
+    page.keyboard.type("learner/los")
+    page.keyboard.press("Enter")
+    expect(page.locator("#add:invalid")).to_have_count(1)
+    page.keyboard.type("s")
     page.keyboard.press("Enter")
     expect(page.locator(".curve")).to_have_count(7)
     page.select_option("#axis", "tokens")
@@ -116,6 +119,7 @@ def test_curves_are_chosen_by_keyboard_and_a_link_shows_the_same(page: Page, ser
     expect(page.locator(".curve")).to_have_count(6)
     expect(page.locator("#axis")).to_have_value("tokens")
     expect(page.locator("#log")).to_be_checked()
+    expect(page.get_by_role("button", name="second", exact=True)).to_have_attribute("aria-pressed", "false")
     expect(page.locator(".curve", has_text="learner/accuracy")).to_have_count(0)
 
 
@@ -134,6 +138,14 @@ def test_a_server_that_is_gone_is_said(page: Page, browser: Browser, served: str
     expect(page.locator("#trouble")).to_contain_text("the server says 503")
     page.unroute("**/api/**")
     expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_a_server_that_hangs_is_said(page: Page, served: str):
+    page.goto(served)
+    expect(page.locator("#state")).to_contain_text("step 40")
+    page.route("**/api/now**", lambda route: None)
+    expect(page.locator("#trouble")).to_contain_text("is `zerotir page` still up?", timeout=TIMEOUT_MS)
+    page.unroute_all(behavior="ignoreErrors")
 
 
 def test_hostile_text_stays_text(page: Page, served: str):

@@ -17,6 +17,7 @@ from bus.run_record import record_config, record_end
 from configs.bus import BusConfig
 from configs.loading import load_config
 from page import run_view
+from page.prometheus import exposition
 from page.run_view import RunView
 from tests.processes import ZEROTIR, zerotir
 
@@ -31,6 +32,7 @@ async def until_step(view: RunView, step: int) -> None:
 
 async def test_now_is_what_the_bus_says(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_view, "FRESH_S", 0.0)
+    monkeypatch.setattr(run_view, "ASK_S", 60.0)
     view = RunView(bus.address.run, tmp_path, bus, CONFIG.model_dump(mode="json"))
     following = asyncio.create_task(view.follow())
     actor = Announcer(bus, "actor", "actor-7")
@@ -59,6 +61,7 @@ async def test_a_bus_that_is_away_is_said_and_what_was_measured_stays(
     own_run: BusAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(run_view, "FRESH_S", 0.0)
+    monkeypatch.setattr(run_view, "ASK_S", 60.0)
     config = BusConfig(timeout_s=1, reconnect_s=60)
     async with open_bus(own_run, config, "bus") as bus:
         await record_config(bus, CONFIG)
@@ -70,9 +73,31 @@ async def test_a_bus_that_is_away_is_said_and_what_was_measured_stays(
             assert (await view.now())["trouble"] == ""
             # As a server that has stopped to answer: what is asked of it is never sent.
             monkeypatch.setattr(watching.client, "publish", lost)
+            monkeypatch.setattr(run_view, "ASK_S", 0.2)
             now = await view.now()
             assert now["trouble"].startswith("the bus does not answer (")
             assert now["measured"] == {"accuracy": 0.5}
+            # Nobody can say who is there, and how long it takes.
+            assert (now["missing"], now["left_s"]) == ([], None)
+            text = (await exposition([view])).decode()
+            assert 'zerotir_bus_up{run="own"} 0.0' in text
+            assert "zerotir_alive" not in text
+            following.cancel()
+
+
+async def test_a_run_that_is_done_stays_so_when_its_bus_is_gone(own_run: BusAddress, tmp_path: Path):
+    config = BusConfig(timeout_s=1, reconnect_s=60)
+    async with open_bus(own_run, config, "bus") as bus:
+        await record_config(bus, CONFIG)
+        await MetricsWriter(bus, "learner", "learner").write({"accuracy": 0.5}, step=3)
+        async with open_bus(own_run.for_role("observer"), config, "page") as watching:
+            view = RunView("own", tmp_path, watching, CONFIG.model_dump(mode="json"))
+            following = asyncio.create_task(view.follow())
+            await until_step(view, 3)
+            # Nobody has looked at it before.
+            await watching.client.close()
+            now = await view.now()
+            assert (now["finished"], now["trouble"], now["missing"], now["roles"]) == (True, "", [], [])
             following.cancel()
 
 
@@ -104,12 +129,14 @@ async def test_the_command_serves_a_live_run_and_a_past_one_and_stops_when_told(
             async with httpx.AsyncClient(base_url=address, timeout=30) as client:
                 runs = (await client.get("/api/runs")).json()
                 assert runs == [{"name": "own", "live": True}, {"name": "past", "live": False}]
-                assert (await client.get("/api/now?run=past")).json()["step"] == 4
+                async with asyncio.timeout(60):
+                    while (await client.get("/api/now?run=past")).json()["step"] != 4:
+                        await asyncio.sleep(0.05)
                 assert (await client.get("/api/now?run=own")).json()["steps"] == 3
                 port = address.rsplit(":", 1)[1].strip("/")
                 taken = await asyncio.to_thread(zerotir, "page", str(past), "--port", port)
             assert taken.returncode == 2
-            assert "(Address already in use): choose another --port, or leave it out" in taken.stderr
+            assert "(Address already in use): choose another --host or --port, or leave them out" in taken.stderr
         finally:
             served.terminate()
             async with asyncio.timeout(60):

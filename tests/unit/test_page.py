@@ -12,6 +12,7 @@ from starlette.testclient import TestClient
 
 from bus.alarms import Alarm
 from bus.messages import Metrics
+from page import prometheus
 from page import store as store_module
 from page.run_view import RunView
 from page.server import STATIC, application
@@ -49,17 +50,24 @@ def test_a_long_run_is_thinned_and_its_totals_are_not(monkeypatch: pytest.Monkey
     assert np.all(np.diff(places) > 0)
     assert values.tolist() == places.tolist()
     assert series.total == pytest.approx(500_500)
-    assert series.last == 1000
 
 
-def test_names_that_somebody_makes_up_are_bounded_and_counted(monkeypatch: pytest.MonkeyPatch):
+def test_a_reason_that_a_step_trained_again_has_no_more_is_taken_away():
+    found = learned(1, 2, 3)
+    found.add(measured("learner", "learner", 4, 1004.0, accuracy=0.1, filtered_by_overlong=2.0))
+    learned(3, store=found)
+    assert found.series["learner", "", "filtered_by_overlong"].total == 0
+
+
+def test_names_that_somebody_makes_up_are_bounded_and_cost_others_nothing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(store_module, "MOST_SERIES", 3)
-    found = learned(1)
+    found = Store()
     for number in range(10):
         found.add(measured("actor", f"a{number}", None, 1001.0, tokens_per_s=1.0))
-    assert len(found.series) == 3
-    assert found.left_out == 8
-    assert len(found.latest) == 3
+    learned(1, store=found)
+    assert len(found.series) == 4
+    assert found.left_out == 7
+    assert set(found.latest) == {("actor", "a0"), ("actor", "a1"), ("actor", "a2"), ("learner", "")}
 
 
 def test_tokens_and_compute_are_summed_over_steps():
@@ -111,8 +119,11 @@ def test_now_says_what_the_folder_of_a_run_says(run: RunView):
         "open": None,
         "ignored": None,
     }
-    assert now["alarms"][0]["line"].startswith("ALARM disk (<i>, for ")
+    assert now["alarms"][0]["line"] == "ALARM disk (<i>): t. a"
     assert get(run, "/api/now?run=other").status_code == 404
+
+
+NO_TOKENS = "the run's metrics do not say how many tokens its steps took"
 
 
 @pytest.mark.parametrize(
@@ -121,16 +132,17 @@ def test_now_says_what_the_folder_of_a_run_says(run: RunView):
         ("name=learner/accuracy", {"x": [1, 2], "y": [0.01, 0.02], "unit": "step"}),
         ("name=learner/accuracy&x=time", {"x": [1001, 1002], "y": [0.01, 0.02], "unit": "time"}),
         ("name=learner/accuracy&x=seconds", {"x": [0, 1], "y": [0.01, 0.02], "unit": "seconds"}),
-        ("name=learner/accuracy&x=tokens", {"x": [], "y": [], "unit": "tokens"}),
+        ("name=learner/accuracy&x=tokens", {"x": [], "y": [], "unit": "tokens", "why": NO_TOKENS}),
         ("name=actor/actor-0/tokens_per_s", {"x": [2], "y": [7.5], "unit": "seconds"}),
         ("name=evaluator/e/aime24/4/accuracy", {"x": [2], "y": [0.5], "unit": "step"}),
         ("name=learner/accuracy&most=1", {"x": [1.5], "y": [0.015], "unit": "step"}),
         ("name=learner/accuracy&most=x&x=y", {"x": [1, 2], "y": [0.01, 0.02], "unit": "step"}),
-        ("name=nothing", {"x": [], "y": [], "unit": "step"}),
+        ("name=nothing", {"x": [], "y": [], "unit": "step", "why": "not measured, or not yet"}),
+        (f"name=learner/accuracy&most={'9' * 5000}", {"x": [1, 2], "y": [0.01, 0.02], "unit": "step"}),
     ],
 )
 def test_a_curve_has_the_abscissa_that_is_asked_for(run: RunView, query: str, expected: dict[str, Any]):
-    assert get(run, f"/api/curve?run=r-1&{query}").json() == expected | {"final": False}
+    assert get(run, f"/api/curve?run=r-1&{query}").json() == {"final": False, "why": ""} | expected
 
 
 def test_no_other_site_reaches_the_page_and_nothing_foreign_runs_on_it(run: RunView):
@@ -162,17 +174,41 @@ def test_elsewhere_than_on_the_loopback_interface_a_token_is_needed(run: RunView
     assert get(run, "/", "secret").status_code == 200
 
 
+def samples(run: RunView) -> dict[str, list[tuple[dict[str, str], float]]]:
+    families = text_string_to_metric_families(get(run, "/metrics").text)
+    return {family.name: [(each.labels, each.value) for each in family.samples] for family in families}
+
+
 def test_prometheus_reads_the_newest_of_every_process(run: RunView):
     run.store.add(measured("actor", "gone", None, 900.0, tokens_per_s=1.0))
-    families = {family.name: family for family in text_string_to_metric_families(get(run, "/metrics").text)}
-    [accuracy] = families["zerotir_learner_accuracy"].samples
-    assert (accuracy.labels, accuracy.value) == ({"run": "r-1"}, 0.02)
-    assert families["zerotir_learner_step"].samples[0].value == 2
-    assert [(each.labels["id"], each.value) for each in families["zerotir_actor_tokens_per_s"].samples] == [
-        ("actor-0", 7.5)
-    ]
-    assert families["zerotir_evaluator_accuracy"].samples[0].labels == {"run": "r-1", "id": "e/aime24/4"}
-    assert families["zerotir_alarm"].samples[0].labels == {"run": "r-1", "name": "disk"}
+    found = samples(run)
+    assert found["zerotir_learner_accuracy"] == [({"run": "r-1"}, 0.02)]
+    assert found["zerotir_learner_step"] == [({"run": "r-1"}, 2)]
+    assert found["zerotir_actor_tokens_per_s"] == [({"run": "r-1", "id": "actor-0"}, 7.5)]
+    assert found["zerotir_evaluator_accuracy"] == [({"run": "r-1", "id": "e/aime24/4"}, 0.5)]
+    assert found["zerotir_alarm"] == [({"run": "r-1", "name": "disk"}, 1)]
+
+
+def test_what_one_actor_makes_up_hides_nobody(run: RunView, monkeypatch: pytest.MonkeyPatch):
+    """Numbers beyond all others, times to come, names that become one, and more of them than anybody reads."""
+    monkeypatch.setattr(prometheus, "MOST_SAMPLES", 50)
+    for number in range(100):
+        run.store.add(measured("actor", f"liar-{number}", None, 1003.0, **{"a.b": 1.0, "a_b": 2.0, "huge": 1.7e308}))
+    run.store.add(measured("actor", "liar", None, 9e10, tokens_per_s=1e299))
+    run.store.add(measured("actor", "x", None, 1003.0, **{"y/z": 1.0}))
+    run.store.add(measured("actor", "x/y", None, 1003.0, z=1.0))
+    found = samples(run)
+    assert found["zerotir_actor_tokens_per_s"] == [({"run": "r-1", "id": "actor-0"}, 7.5)]
+    assert "zerotir_alarm" in found
+    assert "zerotir_actor_huge" not in found
+    assert get(run, "/api/now?run=r-1").status_code == 200
+    assert get(run, "/api/names?run=r-1").json().count("actor/x/y/z") == 1
+    assert get(run, "/api/curve?run=r-1&name=actor/x/y/z").status_code == 200
+
+
+@pytest.mark.parametrize("settings", [{}, {"learner": None}, {"learner": {"steps": "many"}}, {"learner": []}])
+async def test_the_configuration_of_another_version_is_no_obstacle(tmp_path: Path, settings: dict[str, Any]):
+    assert (await RunView("r", tmp_path, None, settings).now())["steps"] is None
 
 
 def test_the_dashboard_asks_for_what_there_is():
