@@ -27,7 +27,7 @@ from typing import Any
 from bus.streams import ACTOR_CONSUMER, Names
 
 ROLES = ("learner", "actor", "sandbox", "evaluator", "observer")
-"""`observer` is `zerotir up`, `status`, `metrics` and `weights`: it looks and changes nothing."""
+"""`observer` is `zerotir up`, `status`, `metrics`, `weights`, `page` and `track`: it looks and changes nothing."""
 ENGINES = ("actor", "evaluator")
 
 API = "$JS.API"

@@ -18,6 +18,8 @@ from pathlib import Path
 from configs.errors import UserError
 from configs.schema import RunConfig
 
+LOWEST_PRIORITY = 19
+"""Niceness of what takes only what the roles leave."""
 GIVES_WAY = 10
 """Niceness of a learner on the engines' cores: the kernel gives it a tenth of one that both want."""
 
@@ -34,6 +36,11 @@ class Share:
     environment: dict[str, str] = field(default_factory=dict)
     niceness: int = 0
     """Above 0: it gives way to the others."""
+
+
+def leftovers() -> Share:
+    """Returns the share of a process that only follows a run: any core, at the lowest priority."""
+    return Share(frozenset(os.sched_getaffinity(0)), niceness=LOWEST_PRIORITY)
 
 
 def visible_gpus() -> list[str]:

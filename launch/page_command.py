@@ -15,18 +15,17 @@ import uvicorn
 
 from bus.address import BusAddress, run_folder
 from bus.connection import open_bus
-from bus.metrics import run_of
 from bus.run_record import recorded_settings
 from configs.bus import BusConfig
 from configs.errors import UserError
-from launch.past_run import alarms_of, folder_alone, settings_of
+from launch.past_run import alarms_of, bus_file_of, folder_alone, run_id_of, settings_of
 from launch.view_commands import view
 from page.run_view import RunView
 from page.server import LOOPBACK, application, new_token
 
 log = structlog.get_logger()
 
-PORT = 8265
+PORT = 7787
 EVERY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104
 RECONNECT_S = 86400.0
 """A page that somebody has open waits for a bus that comes back."""
@@ -60,11 +59,9 @@ async def _serve(runs: Sequence[Path], host: str, port: int | None) -> None:
 
 @contextlib.asynccontextmanager
 async def _open(run: Path) -> AsyncIterator[RunView]:
-    bus_file = run / "bus.json" if run.is_dir() or not run.suffix else run
+    bus_file = bus_file_of(run)
     if folder := folder_alone(bus_file):
-        yield RunView(
-            run_of(folder / "metrics.jsonl") or folder.name, folder, None, settings_of(folder), alarms_of(folder)
-        )
+        yield RunView(run_id_of(folder), folder, None, settings_of(folder), alarms_of(folder))
         return
     address = BusAddress.read(bus_file).for_role("observer")
     async with open_bus(address, BusConfig(timeout_s=10, reconnect_s=RECONNECT_S), "page") as bus:

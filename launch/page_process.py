@@ -1,16 +1,13 @@
 """Keeps the page of a run under `zerotir up`, and says where it is. Whatever becomes of it is no concern of the run's."""
 
 import asyncio
-import os
 from pathlib import Path
 from shlex import quote
 
-from launch.cores import Share
+from launch.cores import leftovers
 from launch.processes import RoleProcess
 from launch.screen import say
 
-GIVES_WAY = 19
-"""Niceness: the page takes what the roles leave."""
 LOOK_EVERY_S = 0.2
 
 
@@ -20,8 +17,7 @@ class PageProcess:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._output = folder / "logs" / "page.out"
-        everything = Share(frozenset(os.sched_getaffinity(0)), niceness=GIVES_WAY)
-        self._process = RoleProcess("page", ["page", str(folder)], self._output, everything)
+        self._process = RoleProcess("page", ["page", str(folder)], self._output, leftovers())
         self._keeping: asyncio.Task[None] | None = None
 
     def start(self) -> None:

@@ -14,10 +14,11 @@ import structlog
 from bus.address import BusAddress, run_folder
 from bus.alarms import Alarm
 from bus.connection import BusError
-from bus.metrics import records_of, steps_of
+from bus.metrics import records_of, run_of, steps_of
 from configs.alarms import AlarmsConfig
 from configs.errors import UserError
 from configs.loading import ConfigError, load_config, read_document
+from configs.names import to_name
 from configs.schema import RunConfig
 from launch.views import summary, values_line
 from learner.alarms import Watch
@@ -31,6 +32,16 @@ DEFAULT_PORT = 4222
 GREETING = b"INFO"
 LINE = ("run", "seq", "time", "role", "id", "step")
 """Fields of a line of `metrics.jsonl` besides the values."""
+
+
+def bus_file_of(run: Path) -> Path:
+    """Returns the file by which a view joins a run: that in the run's folder, or the given one on a host without it."""
+    return run / "bus.json" if run.is_dir() or not run.suffix else run
+
+
+def run_id_of(folder: Path) -> str:
+    """Returns the id of the run in `folder`; a name made of the folder's where its metrics name none."""
+    return run_of(folder / "metrics.jsonl") or to_name(folder.name)
 
 
 def folder_alone(bus_file: Path) -> Path | None:

@@ -25,19 +25,16 @@ from bus.address import BusAddress, run_folder
 from bus.codec import MessageError
 from bus.connection import TRANSIENT_ERRORS, Bus, open_bus
 from bus.messages import Metrics
-from bus.metrics import run_of
 from bus.metrics_history import MetricsHistory
 from bus.presence import who_is_alive
 from bus.run_record import recorded_end, recorded_settings
 from configs.bus import BusConfig
 from configs.errors import UserError
-from configs.names import to_name
 from configs.schema import TrackerName
 from launch.joining import guarded
-from launch.past_run import config_of, folder_alone, settings_of
+from launch.past_run import bus_file_of, config_of, folder_alone, run_id_of, settings_of
 from launch.processes import STOPPED
 from launch.transcript_samples import TranscriptSamples
-from launch.views import TRACKERS
 from runtime.logs import set_up_logs
 from runtime.waiting import done_or_stopped
 from tracking.tracker import require_installed
@@ -55,10 +52,7 @@ GRACE_S = 8.0
 
 def start(arguments: argparse.Namespace) -> int:
     """Gives a run to a tracker until the run is done; returns the exit status."""
-    given: Path = arguments.run
-    # On another host there is no folder of the run, only a role's file.
-    bus_file = given / "bus.json" if given.is_dir() or not given.suffix else given
-    return guarded(lambda stop: _track(arguments.to, bus_file, stop))
+    return guarded(lambda stop: _track(arguments.to, bus_file_of(arguments.run), stop))
 
 
 async def _track(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None:
@@ -78,17 +72,17 @@ async def _track(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None
 async def _follow(name: TrackerName, bus_file: Path, stop: asyncio.Event) -> None:
     id = f"track-{name}"
     if folder := folder_alone(bus_file):
-        run = run_of(folder / "metrics.jsonl") or to_name(folder.name)
+        run = run_id_of(folder)
         set_up_logs("observer", id, run)
         log.info("the run's servers do not answer: the tracker gets what its folder has", tracker=name)
-        await _work(Worker(name, folder / TRACKERS / name, run), settings_of(folder), folder, None, stop)
+        await _work(Worker(name, folder, run), settings_of(folder), folder, None, stop)
         return
     address = BusAddress.read(bus_file).for_role("observer")
     folder = run_folder(bus_file)
     set_up_logs("observer", id, address.run, folder / "logs" / f"{id}.jsonl")
     async with open_bus(address, BusConfig(timeout_s=10), id) as bus:
         await bus.require_streams()
-        worker = Worker(name, folder / TRACKERS / name, address.run)
+        worker = Worker(name, folder, address.run)
         await _work(worker, await recorded_settings(bus), folder, bus, stop)
         if not stop.is_set():
             bus.require_connection()

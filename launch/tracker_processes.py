@@ -6,21 +6,17 @@ goes on behind what its tracker has.
 
 import asyncio
 import contextlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from shlex import quote
 
 from configs.schema import TrackerName
-from launch.cores import Share
+from launch.cores import leftovers
 from launch.processes import RoleProcess
 from launch.screen import say
-from launch.views import TRACKERS
 from tracking.worker import where_to_look
 
-GIVES_WAY = 19
-"""Niceness: a tracker takes what the roles leave."""
 FIRST_PAUSE_S = 10.0
 LONGEST_PAUSE_S = 600.0
 LOOK_EVERY_S = 0.5
@@ -82,7 +78,7 @@ class TrackerProcesses:
                 for missing in sorted(set(self._names) - told):
                     printed = self._folder / "logs" / f"track-{missing}.out"
                     say(f"{missing} has not taken the run yet; training does not wait for it ({printed})", matters=True)
-            for name, where in where_to_look(self._folder / TRACKERS, since=begun).items():
+            for name, where in where_to_look(self._folder, since=begun).items():
                 if name in self._names and name not in told:
                     say(f"{name:<10} {where}")
                     told.add(name)
@@ -114,9 +110,8 @@ class TrackerProcesses:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S) if code else FIRST_PAUSE_S
 
     async def _start(self, name: TrackerName) -> RoleProcess:
-        everything = Share(frozenset(os.sched_getaffinity(0)), niceness=GIVES_WAY)
         output = self._folder / "logs" / f"track-{name}.out"
-        process = RoleProcess(f"track-{name}", ["track", str(self._folder), "--to", name], output, everything)
+        process = RoleProcess(f"track-{name}", ["track", str(self._folder), "--to", name], output, leftovers())
         self._processes[name] = process
         await process.start()
         return process

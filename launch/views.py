@@ -15,8 +15,6 @@ from runtime.words import time_left
 from sandbox.client import ServiceStatistics
 from tracking.worker import where_to_look
 
-TRACKERS = "trackers"
-"""Folder of a run in which each tracker has its own."""
 PACE_STEPS = 10
 """Steps that say how long one takes."""
 
@@ -68,7 +66,7 @@ def summary(folder: Path, plots: list[Path]) -> str:
         **{plot.stem: plot for plot in plots},
     }
     lines += [f"  {name:<18} {path}" for name, path in paths.items() if path.exists()]
-    lines += [f"  {name:<18} {where}" for name, where in where_to_look(folder / TRACKERS).items()]
+    lines += [f"  {name:<18} {where}" for name, where in where_to_look(folder).items()]
     if any((folder / "results").glob("*.results")):
         lines.append(f"  {'transcripts':<18} read them with: zerotir transcripts {quote(str(folder))}")
     return "\n".join(lines)

@@ -83,7 +83,7 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
     async def metrics(request: Request) -> Response:
         return Response(await exposition(views), media_type=CONTENT_TYPE)
 
-    guarded = [
+    answers = [
         Route("/api/runs", runs),
         Route("/api/now", now),
         Route("/api/names", names),
@@ -92,8 +92,8 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
     ]
 
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        path = request.url.path
-        if token is not None and (path.startswith("/api/") or path == "/metrics") and not _knows(request, token):
+        is_open = request.url.path == "/" or request.url.path.startswith("/static/")
+        if token is not None and not is_open and not _knows(request, token):
             response: Response = PlainTextResponse("the token is missing or wrong: use the address as printed", 401)
         else:
             response = await answer(request)
@@ -103,7 +103,7 @@ def application(views: Sequence[RunView], token: str | None) -> Starlette:
     middleware = [Middleware(BaseHTTPMiddleware, dispatch=guard), Middleware(GZipMiddleware)]
     if token is None:
         middleware.insert(0, Middleware(TrustedHostMiddleware, allowed_hosts=list(LOOPBACK)))
-    routes = [Route("/", index), *guarded, Mount("/static", StaticFiles(directory=STATIC))]
+    routes = [Route("/", index), *answers, Mount("/static", StaticFiles(directory=STATIC))]
     return Starlette(routes=routes, middleware=middleware)
 
 

@@ -21,6 +21,8 @@ from configs.schema import TrackerName
 PROJECT = "zerotir"
 """Name of the project, or experiment, in which a tracker keeps runs, where its own environment names none."""
 SAMPLES = "transcripts"
+COLUMNS = ("step", "ticket", "verdict", "reward", "transcript")
+"""Of a table of samples."""
 LONGEST_NAME = 250
 
 
@@ -74,6 +76,10 @@ class Sample:
     reward: float
     text: str
     """All of it, for people."""
+
+    def row(self) -> list[object]:
+        """Returns what it has in each of the `COLUMNS` of a table."""
+        return [self.step, self.ticket, self.verdict, self.reward, self.text]
 
 
 class Tracker(Protocol):

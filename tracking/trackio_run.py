@@ -16,11 +16,9 @@ import trackio
 from trackio.utils import TRACKIO_DIR
 
 from configs.errors import UserError
-from tracking.tracker import PROJECT, SAMPLES, Row, Sample, TrackerError
+from tracking.tracker import COLUMNS, PROJECT, SAMPLES, Row, Sample, TrackerError
 
 log = structlog.get_logger()
-
-COLUMNS = ["step", "ticket", "verdict", "reward", "transcript"]
 
 
 def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "TrackioRun":
@@ -76,8 +74,8 @@ class TrackioRun:
 
     def write_samples(self, samples: list[Sample]) -> None:
         """Logs a step's transcripts as a table."""
-        rows = [[sample.step, sample.ticket, sample.verdict, sample.reward, sample.text] for sample in samples]
-        self._run.log({SAMPLES: trackio.Table(columns=COLUMNS, data=rows)}, step=samples[0].step)
+        rows = [sample.row() for sample in samples]
+        self._run.log({SAMPLES: trackio.Table(columns=list(COLUMNS), data=rows)}, step=samples[0].step)
 
     def flush(self) -> None:
         """Raises TrackerError where the store has not taken something; Trackio's thread writes within a second or two."""

@@ -9,9 +9,7 @@ import wandb
 from wandb.errors import AuthenticationError, UsageError
 
 from configs.errors import UserError
-from tracking.tracker import PROJECT, SAMPLES, Row, Sample, TrackerError
-
-COLUMNS: list[str | int] = ["step", "ticket", "verdict", "reward", "transcript"]
+from tracking.tracker import COLUMNS, PROJECT, SAMPLES, Row, Sample, TrackerError
 
 
 def start(folder: Path, run: str, config: dict[str, Any], after: int) -> "WandbRun":
@@ -74,8 +72,8 @@ class WandbRun:
 
     def write_samples(self, samples: list[Sample]) -> None:
         """Logs a step's transcripts as a table."""
-        rows = [[sample.step, sample.ticket, sample.verdict, sample.reward, sample.text] for sample in samples]
-        self._log({SAMPLES: wandb.Table(columns=COLUMNS, data=rows), "step": samples[0].step})
+        rows = [sample.row() for sample in samples]
+        self._log({SAMPLES: wandb.Table(columns=list(COLUMNS), data=rows), "step": samples[0].step})
 
     def _log(self, values: dict[str, object]) -> None:
         try:

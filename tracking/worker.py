@@ -25,6 +25,8 @@ from tracking.tracker import Row, Sample, Tracker, TrackerError, start_tracker
 
 log = structlog.get_logger()
 
+FOLDER = "trackers"
+"""Folder of a run in which each tracker has its own."""
 POSITION = "position.json"
 SLOW_S = 60.0
 """Seconds after which a tracker that has not answered is told of, again and again."""
@@ -52,13 +54,13 @@ class Position(BaseModel):
 class Worker:
     """Gives one tracker what a run measures."""
 
-    def __init__(self, name: TrackerName, folder: Path, run: str) -> None:
-        """`folder` is the tracker's own; without it, everything begins anew."""
+    def __init__(self, name: TrackerName, run_folder: Path, run: str) -> None:
+        """Keeps the tracker's files in a folder of its own in the run's; without that, everything begins anew."""
         self.name = name
         self.position = Position(run=run)
         """What the tracker was given; from `open` on."""
-        self._folder = folder
-        self._file = folder / POSITION
+        self._folder = run_folder / FOLDER / name
+        self._file = self._folder / POSITION
         self._run = run
         self._saved = self.position
         self._given: list[tuple[float, Position]] = []
@@ -138,11 +140,10 @@ class Worker:
     async def save(self) -> None:
         """Writes down what the tracker was given long enough ago to have it for certain. Raises TrackerError."""
         now, settles_s = time.monotonic(), self._tracker.settles_s
+        if settles_s is None:
+            return
         if not self._given or self._given[-1][1] != self.position:
             self._given.append((now, self.position))
-        if settles_s is None:
-            self._given.clear()
-            return
         await self._call(self._tracker.flush)
         settled = [position for given_at, position in self._given if given_at <= now - settles_s]
         if settled and settled[-1] != self._saved:
@@ -168,13 +169,13 @@ class Worker:
             log.warning("the tracker does not answer; the run does not wait for it", tracker=self.name, seconds=waited)
 
 
-def where_to_look(folder: Path, since: float = 0.0) -> dict[str, str]:
-    """Returns where people find the run in each tracker that has its own folder in `folder`, by the tracker's name.
+def where_to_look(run_folder: Path, since: float = 0.0) -> dict[str, str]:
+    """Returns where people find the run in each of its trackers, by the tracker's name.
 
     Leaves out those that were not at work since a time, seconds since the epoch.
     """
     found = {}
-    for file in sorted(folder.glob(f"*/{POSITION}")):
+    for file in sorted((run_folder / FOLDER).glob(f"*/{POSITION}")):
         with contextlib.suppress(ValidationError, OSError):
             if file.stat().st_mtime < since:
                 continue

@@ -125,20 +125,21 @@ async def test_a_tracker_that_hangs_is_told_of_and_given_up(tmp_path: Path, monk
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         import mlflow  # noqa: F401 (its import takes longer than the bounds above)
 
-        given = Worker("mlflow", tmp_path / "mlflow", "r")
+        given = Worker("mlflow", tmp_path, "r")
         with structlog.testing.capture_logs() as logs, pytest.raises(TrackerError, match="mlflow has not answered for"):
             async with given.open({}):
                 pass
     assert [line["event"] for line in logs] == ["the tracker does not answer; the run does not wait for it"]
+    # It has nothing, and nobody is sent there.
+    assert not (tmp_path / "trackers" / "mlflow" / POSITION).exists()
     assert where_to_look(tmp_path) == {}
 
 
 async def test_a_run_goes_to_a_tracker_once_at_a_time_and_its_folder_to_one_run(tmp_path: Path):
-    folder = tmp_path / "tensorboard"
-    async with Worker("tensorboard", folder, "r").open({}):
+    async with Worker("tensorboard", tmp_path, "r").open({}):
         with pytest.raises(UserError, match=r"tensorboard gets this run already from process \d+ on "):
-            async with Worker("tensorboard", folder, "r").open({}):
+            async with Worker("tensorboard", tmp_path, "r").open({}):
                 pass
     with pytest.raises(UserError, match="is of run r, this is other: remove it to give tensorboard this one"):
-        async with Worker("tensorboard", folder, "other").open({}):
+        async with Worker("tensorboard", tmp_path, "other").open({}):
             pass

@@ -44,7 +44,7 @@ RUN: dict[str, list[str] | str] = {
     "zerotir page RUN [RUN ...]": PAGE,
     "zerotir page RUN": PAGE,
     "zerotir page RUN RUN RUN": PAGE,
-    "zerotir page RUN --host 0.0.0.0 --port 8265": PAGE,
+    "zerotir page RUN --host 0.0.0.0 --port 7787": PAGE,
     "zerotir track RUN --to tensorboard": ["zerotir track runs/latest --to tensorboard"],
     "zerotir up quickstart --set 'launch.trackers=[tensorboard]'": LONG,
     "zerotir eval CONFIG --checkpoint DIR --data problems.jsonl --max-tool-calls 0,1,2,4,8 --samples 32": [

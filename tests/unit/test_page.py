@@ -169,7 +169,7 @@ def test_elsewhere_than_on_the_loopback_interface_a_token_is_needed(run: RunView
     assert refused.status_code == 401
     assert "use the address as printed" in refused.text
     assert get(run, path, "secret", authorization="Bearer wrong").status_code == 401
-    assert get(run, path, "secret", authorization="Bearer secret", host="gpu-host:8265").status_code == 200
+    assert get(run, path, "secret", authorization="Bearer secret", host="gpu-host:7787").status_code == 200
     assert get(run, f"{path}{'&' if '?' in path else '?'}token=secret", "secret").status_code == 200
     assert get(run, "/", "secret").status_code == 200
 
