@@ -32,7 +32,11 @@ class PageProcess:
 
     async def _keep(self) -> None:
         begin = self._output.stat().st_size if self._output.exists() else 0
-        await self._process.start()
+        try:
+            await self._process.start()
+        except OSError as error:
+            say(f"the page cannot be started ({error}); training goes on without it", matters=True)
+            return
         told = False
         while self._process.code is None:
             if not told and (address := _address(self._output, begin)):

@@ -47,16 +47,17 @@ class TrackerProcesses:
         """Waits until trackers have what a run that is done has measured, for `FINISH_S` seconds or until `stop` is set."""
         self._is_done.set()
         there = {name: task for name, task in self._keeping.items() if not task.done()}
-        if not there:
-            return
-        say(f"waits for trackers to take the last metrics: {', '.join(there)} (Ctrl-C does not wait)")
-        everything = asyncio.gather(*there.values(), return_exceptions=True)
-        stopping = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((everything, stopping), timeout=FINISH_S, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        for name, task in there.items():
+        if there:
+            say(f"waits for trackers to take the last metrics: {', '.join(there)} (Ctrl-C does not wait)")
+            stopping = asyncio.ensure_future(stop.wait())
+            everything = asyncio.gather(*there.values(), return_exceptions=True)
+            await asyncio.wait((everything, stopping), timeout=FINISH_S, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+        for name, task in self._keeping.items():
             if not task.done():
                 say(f"{name} has not taken everything; later: {self._by_hand(name)}", matters=True)
+            elif (error := task.exception()) is not None:
+                say(f"{name} could not be kept going ({error}); later: {self._by_hand(name)}", matters=True)
 
     async def stop(self) -> None:
         """Ends all of them: they have a few seconds in which to give their trackers what they have."""

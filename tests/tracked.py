@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PLAIN_FILES = {
+OFFLINE = {
     "WANDB_MODE": "offline",
     "WANDB_ERROR_REPORTING": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -34,10 +34,9 @@ class Tracked(NamedTuple):
 
 def environment(home: Path) -> dict[str, str]:
     """Returns the environment in which trackers keep everything in `home`."""
-    return PLAIN_FILES | {
+    return OFFLINE | {
         "TRACKIO_DIR": str(home / "trackio"),
         "MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow.db",
-        "MLFLOW_ARTIFACT_ROOT": str(home / "artifacts"),
         "HOME": str(home),
     }
 
