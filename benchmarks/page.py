@@ -3,7 +3,8 @@
     python -m benchmarks.page [CONFIG] [--pairs 8] [--seconds 20]
 
 Starts `zerotir up CONFIG` (tiny) with its page, and alternates: the page's process is stopped (SIGSTOP), or it is looked at
-as a browser looks, with six curves every two seconds. Windows with and without it follow one another, so that what else
+as three browsers look, every two seconds: at six curves, at the newest results and all responses to a problem, and at the
+lives of the newest step's results. Windows with and without it follow one another, so that what else
 changes on the machine changes both. Prints medians and their ratio as Markdown.
 """
 
@@ -37,13 +38,20 @@ REQUEST_EVERY_S = 0.1
 
 
 async def look(address: str, run: str, stop: asyncio.Event) -> None:
-    """Asks what a browser asks, every two seconds."""
+    """Asks what browsers ask, one for each view, every two seconds."""
     async with httpx.AsyncClient(base_url=address, timeout=60) as client:
         while not stop.is_set():
-            await client.get("/api/now", params={"run": run})
+            now = (await client.get("/api/now", params={"run": run})).json()
             await asyncio.gather(
                 *(client.get("/api/curve", params={"run": run, "name": name, "most": 1500}) for name in CURVES)
             )
+            found = (await client.get("/api/results", params={"run": run, "step": now["step"]})).json()
+            await client.get("/api/lives", params={"run": run, "step": now["step"]})
+            for row in found["rows"][:1]:
+                group = (await client.get("/api/group", params={"run": run, "group": row["group"]})).json()
+                await asyncio.gather(
+                    *(client.get("/api/transcript", params={"run": run, "ticket": each["ticket"]}) for each in group)
+                )
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2.0):
                     await stop.wait()

@@ -10,7 +10,7 @@ import msgpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-ARRAYS: dict[int, np.dtype[Any]] = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("|u1")}
+ARRAYS: dict[int, np.dtype[Any]] = {1: np.dtype("<i4"), 2: np.dtype("<f4"), 3: np.dtype("|u1"), 4: np.dtype("<f2")}
 """An array is a msgpack extension: its code says the dtype, its data are the elements, in one dimension."""
 _CODES = {dtype: code for code, dtype in ARRAYS.items()}
 
@@ -41,6 +41,7 @@ def _array_of(dtype: str) -> BeforeValidator:
 
 Int32Array = Annotated[np.ndarray, _array_of("<i4")]
 Float32Array = Annotated[np.ndarray, _array_of("<f4")]
+Float16Array = Annotated[np.ndarray, _array_of("<f2")]
 BoolArray = Annotated[np.ndarray, _array_of("|u1")]
 """One byte an element, 0 or 1."""
 

@@ -5,6 +5,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ OF_STEPS = ("learner", "evaluator")
 """Roles whose metrics belong to a training step, or a weight version; a step that others name means nothing."""
 FLOAT_LIMIT = 1e300
 """Numbers below it can be added up as floats."""
+
+
+def slug(reason: str) -> str:
+    """Returns a reason as it stands in a metric's name."""
+    return re.sub(r"[^a-z0-9]+", "_", reason.lower())[:40].strip("_")
 
 
 def measured(role: str, id: str, values: dict[str, float], step: int | None, now: float) -> Metrics:

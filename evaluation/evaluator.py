@@ -22,7 +22,6 @@ import structlog
 
 from actors.engine import DeadlineError, Engine, EngineError
 from actors.rollout import CodeRunner, Response, Rollout
-from evaluation.passages import passages
 from evaluation.plan import DataSet, Job, Plan
 from evaluation.records import Journal, Sample
 from grading.errors import GradingError, NoRewardError, UngradableError
@@ -31,6 +30,7 @@ from runtime.words import time_left
 from sandbox.client import SandboxError
 from tasks.problems import Problem
 from tasks.prompts import render_prompt
+from transcripts.passages import passages
 
 log = structlog.get_logger()
 

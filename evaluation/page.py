@@ -14,17 +14,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.passages import pieces
+import transcripts
 from evaluation.plan import Plan
 from evaluation.records import Key, Sample
-from evaluation.typeset import Mark, formulas, highlights
+from transcripts.passages import pieces
+from transcripts.typeset import Mark, formulas, marks
 
 TEMPLATE = Path(__file__).with_name("page.html")
+VIEW = Path(transcripts.__file__).parent
 MAX_CHARACTERS = 24_000_000
 """Most characters of all transcripts together, as JSON: browsers are slow to open more."""
 
 _Piece = tuple[str, str, str, list[Mark]]
-"""Kind, text and label, see `evaluation.passages.pieces`; how it is drawn, see `evaluation.typeset`."""
+"""Kind, text and label, see `transcripts.passages.Piece`; how it is drawn, see `transcripts.typeset`."""
 
 _PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 _SCRIPT = re.compile(r"<script>(.*)</script>", re.DOTALL)
@@ -39,6 +41,8 @@ def page(
     if len(shown) < whole:
         remarks.append(f"This page shows {len(shown)} of {whole} transcripts; all are in samples.jsonl.")
     template = TEMPLATE.read_text(encoding="utf-8")
+    for name in ("view.css", "view.js"):
+        template = template.replace(f"{{{{{name}}}}}", (VIEW / name).read_text(encoding="utf-8"))
     script = _SCRIPT.search(template)
     assert script is not None
     values = {
@@ -82,7 +86,10 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
     shown: list[tuple[Sample, list[_Piece]]] = []
     characters = 0
     for sample in sorted(there, key=lambda sample: sample.number):
-        drawn = [_piece(*piece) for piece in pieces(sample.passages, sample.tool_calls)]
+        drawn = [
+            (piece.kind, piece.text, piece.label, marks(piece.kind, piece.text))
+            for piece in pieces(sample.passages, sample.tool_calls)
+        ]
         characters += len(json.dumps(drawn))
         if characters > MAX_CHARACTERS and shown:
             break
@@ -105,11 +112,6 @@ def _transcripts(plan: Plan, samples: Mapping[Key, Sample]) -> tuple[list[dict[s
         }
         for sample, drawn in shown
     ], len(there)
-
-
-def _piece(kind: str, text: str, label: str) -> _Piece:
-    marks = highlights(text) if kind == "code" else formulas(text) if kind == "text" else []
-    return kind, text, label, marks
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

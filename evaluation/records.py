@@ -14,8 +14,8 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError
 from bus.codec import Message
 from bus.messages import FinishReason, ToolCall
 from configs.errors import UserError
-from evaluation.passages import Passage
 from runtime.files import try_lock, write_whole
+from transcripts.passages import Passage
 
 Key = tuple[str, str, int, int]
 """Data set, problem, limit of tool calls, number of the sample: what identifies a sample."""

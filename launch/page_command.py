@@ -7,6 +7,7 @@ import errno
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 
@@ -18,7 +19,7 @@ from bus.connection import open_bus
 from bus.run_record import recorded_settings
 from configs.bus import BusConfig
 from configs.errors import UserError
-from launch.past_run import alarms_of, bus_file_of, folder_alone, run_id_of, settings_of
+from launch.past_run import alarms_of, bus_file_of, config_if_there, folder_alone, run_id_of, settings_of
 from launch.view_commands import view
 from page.run_view import RunView
 from page.server import LOOPBACK, application, new_token
@@ -61,12 +62,15 @@ async def _serve(runs: Sequence[Path], host: str, port: int | None) -> None:
 async def _open(run: Path) -> AsyncIterator[RunView]:
     bus_file = bus_file_of(run)
     if folder := folder_alone(bus_file):
-        yield RunView(run_id_of(folder), folder, None, settings_of(folder), alarms_of(folder))
+        yield RunView(
+            run_id_of(folder), folder, None, settings_of(folder), alarms_of(folder), partial(config_if_there, folder)
+        )
         return
     address = BusAddress.read(bus_file).for_role("observer")
     async with open_bus(address, BusConfig(timeout_s=10, reconnect_s=RECONNECT_S), "page") as bus:
         await bus.require_streams()
-        yield RunView(address.run, run_folder(bus_file), bus, await recorded_settings(bus))
+        folder = run_folder(bus_file)
+        yield RunView(address.run, folder, bus, await recorded_settings(bus), config=partial(config_if_there, folder))
 
 
 def _name(host: str) -> str:

@@ -79,7 +79,7 @@ def _answers(url: str, *, greets: bool) -> bool:
 def status_of(folder: Path) -> str:
     """Returns what is known of the run in `folder`, for people. Raises BalanceError where its tickets do not add up."""
     steps = steps_of(folder)
-    config = _config(folder)
+    config = config_if_there(folder)
     wanted = config.learner.steps if config else None
     done = f"{len(steps)} steps" if wanted is None else f"{len(steps)} of {wanted} steps"
     ago = f", the last {how_long(time.time() - steps[-1]['time'])} ago" if steps else ""
@@ -95,7 +95,7 @@ def status_of(folder: Path) -> str:
 
 def alarms_of(folder: Path) -> list[Alarm]:
     """Returns the alarms that were raised when the last metrics of the run in `folder` were recorded."""
-    config = _config(folder)
+    config = config_if_there(folder)
     watch, last = Watch(config.alarms if config else AlarmsConfig(), "learner"), 0.0
     for record in records_of(folder / "metrics.jsonl"):
         watch.see(record)
@@ -103,7 +103,7 @@ def alarms_of(folder: Path) -> list[Alarm]:
     return watch.alarms(last)
 
 
-def _config(folder: Path) -> RunConfig | None:
+def config_if_there(folder: Path) -> RunConfig | None:
     """Returns the run's configuration; None where it is not there, or another version's."""
     try:
         return config_of(folder)

@@ -9,11 +9,10 @@ import structlog
 from bus.messages import Metrics, Trajectory
 from bus.metrics import steps_of
 from configs.schema import RunConfig
-from launch.archive_view import ledger_of, left_out, of_unknown_end, what_was_left_out
 from launch.transcripts import as_plain_text, is_right
 from learner.tickets.archive_tail import ArchiveChangedError, ArchiveTail
-from learner.tickets.audit import Ending, Endings
-from runtime.models import load_tokenizer, model_folder
+from learner.tickets.audit import Ending, Endings, ledger_of, left_out, of_unknown_end, what_was_left_out
+from runtime.models import tokenizer_of
 from tracking.tracker import Sample
 
 log = structlog.get_logger()
@@ -103,7 +102,7 @@ class TranscriptSamples:
 
     def _sample(self, step: int, ending: Ending) -> Sample:
         if self._tokenizer is None:
-            self._tokenizer = load_tokenizer(model_folder(self._config.model.path))
+            self._tokenizer = tokenizer_of(self._config.model.path)
         result = ending.result
         assert isinstance(result, Trajectory)
         text = as_plain_text(ending, self._tokenizer, emulated=self._config.emulated)

@@ -10,18 +10,18 @@ from textwrap import indent
 from typing import Any
 
 from bus.messages import Failure, FinishReason, Trajectory
+from bus.metrics import slug
 from configs.errors import UserError
-from evaluation.passages import Passage, passages, pieces
 from launch.archive_view import archive_of
 from launch.screen import coloured
-from learner.step_metrics import slug
 from learner.tickets.audit import Ending
-from runtime.models import load_tokenizer, model_folder
+from runtime.models import tokenizer_of
 from runtime.terminal import printable
 from runtime.words import counted
+from transcripts.passages import Passage, passages, pieces
 
 STYLES = {"text": "", "code": "cyan", "output": "green", "hallucinated": "red"}
-"""Colour of each kind of piece, see `evaluation.passages.pieces`."""
+"""Colour of each kind of piece, see `transcripts.passages.Piece`."""
 NAMES = {"code": "code", "output": "output", "hallucinated": "output that the model made up"}
 INDENT = "  | "
 
@@ -47,7 +47,7 @@ def start(arguments: argparse.Namespace) -> int:
         if not _wanted(ending, arguments, reason):
             continue
         if tokenizer is None:
-            tokenizer = load_tokenizer(model_folder(config.model.path))
+            tokenizer = tokenizer_of(config.model.path)
         if arguments.json:
             text = json.dumps({**as_json(ending, tokenizer), "emulated": config.emulated}) + "\n"
         else:
@@ -180,7 +180,7 @@ def _lines(ending: Ending, tokenizer: Any, *, emulated: bool) -> list[tuple[str,
         (indent(_prompt(result, tokenizer).strip("\n"), INDENT), "dim"),
         ("response", "dim"),
     ]
-    for kind, text, label in pieces(_passages(result, tokenizer), result.tool_calls):
+    for kind, text, label, *_ in pieces(_passages(result, tokenizer), result.tool_calls):
         if kind in NAMES:
             lines.append((f"{NAMES[kind]}{f' ({label})' * bool(label)}", "dim"))
         if body := text.strip("\n"):

@@ -77,7 +77,7 @@ class Learner:
         self._announcer = announcer
         # Freed memory stays with the thread that had it: several in turn would hold several times as much.
         self._thread = ThreadPoolExecutor(1, "train")
-        self._steps = Steps(config, trainer, folder)
+        self._steps = Steps(config, trainer, folder, folder / "tokens")
         self._ledger = self._steps.ledger
         self._results = ResultLog(bus, self._ledger, folder / "results", config.rollout, trainer.vocabulary)
         self._dispatcher = Dispatcher(bus, config, template, problems, self._ledger)

@@ -1,11 +1,11 @@
 """Measures the batch of one training step: the curves that the paper plots, from trajectories alone."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
 from bus.messages import MAX_PARTS, Failure, FinishReason, Trajectory
+from bus.metrics import slug
 from learner.code_metrics import MOST_KINDS, spontaneity_metrics
 from learner.tickets.ledger import Batch
 
@@ -89,8 +89,3 @@ def _ends(batch: Batch, taken_at: float | None) -> dict[str, float]:
 def _age(results: Sequence[Trajectory | Failure], taken_at: float) -> float:
     """Returns the mean seconds since they were published, none of which is negative."""
     return fmean(max(0.0, taken_at - result.published_at) for result in results)
-
-
-def slug(reason: str) -> str:
-    """Returns a reason as it stands in a metric's name."""
-    return re.sub(r"[^a-z0-9]+", "_", reason.lower())[:40].strip("_")

@@ -5,9 +5,12 @@ their order alone.
 """
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import structlog
 import torch
 
@@ -18,12 +21,15 @@ from learner.checkpoints import CheckpointError
 from learner.tickets.archive import Archive
 from learner.tickets.filters import UNTRAINED_STEPS, may_be_chance, why_untrained
 from learner.tickets.ledger import Batch, Ledger
+from learner.tickets.token_values import TokenValues, write_values
 
 if TYPE_CHECKING:
-    from learner.training.trainer import Trainer
+    from learner.training.trainer import TokenOutcome, Trainer
 
 
 log = structlog.get_logger()
+
+LARGEST = float(np.finfo(np.float16).max)
 
 
 class UnstableError(UserError):
@@ -37,11 +43,12 @@ class UntrainedError(UserError):
 class Steps:
     """Says where training stands, apart from the weights."""
 
-    def __init__(self, config: RunConfig, trainer: "Trainer", folder: Path) -> None:
-        """`folder` takes the batch on which training had to stop."""
+    def __init__(self, config: RunConfig, trainer: "Trainer", folder: Path, tokens: Path | None = None) -> None:
+        """`folder` takes the batch on which training had to stop, `tokens` what each step made of its tokens."""
         self.ledger = Ledger.of(config.learner)
         self._trainer = trainer
         self._folder = folder
+        self._tokens = tokens
         self._limit = config.learner.max_skipped_updates
         self._skipped = 0
         self._untrained: list[dict[str, int]] = []
@@ -58,7 +65,13 @@ class Steps:
         `UNTRAINED_STEPS` steps in a row, or a whole run, in which nothing could be trained on.
         """
         self._require_trained(batch)
-        trained = self._trainer.train([list(group) for group in batch.trained], batch.version, same)
+        watcher = None
+        if self._tokens is not None:
+            watcher = partial(self._write_values, self._tokens, batch)
+            if not batch.trained:
+                # An earlier training of this step may have had something to train on.
+                self._write_values(self._tokens, batch, ())
+        trained = self._trainer.train([list(group) for group in batch.trained], batch.version, same, watcher)
         skipped = int(trained["skipped_updates"] + trained.get("critic_skipped_updates", 0))
         self._skipped = self._skipped + skipped if skipped else 0
         if self._skipped >= self._limit:
@@ -74,6 +87,23 @@ class Steps:
                 "replay` comes to the same point; try a smaller learner.optimizer.lr"
             )
         return trained
+
+    def _write_values(self, folder: Path, batch: Batch, outcomes: Sequence["TokenOutcome"]) -> None:
+        """Writes what a step made of its tokens, for people: that they cannot look at it is no reason to stop."""
+        members = (member for group in batch.trained for member in group)
+        values = (
+            TokenValues(
+                ticket=member.ticket,
+                published_at=member.published_at,
+                advantages=outcome.advantages.clip(-LARGEST, LARGEST).astype("<f2"),
+                log_ratios=outcome.log_ratios.astype("<f2"),
+            )
+            for member, outcome in zip(members, outcomes, strict=True)
+        )
+        try:
+            write_values(folder, batch.step, values)
+        except OSError as error:
+            log.warning("what the step made of its tokens is not kept", step=batch.step, error=str(error))
 
     def _require_trained(self, batch: Batch) -> None:
         """Counts steps that had nothing to train on, and raises UntrainedError; warns where it may be chance."""

@@ -9,7 +9,7 @@ A follower like any other: the run does not know of it. Nobody looks: it reads t
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -23,8 +23,13 @@ from bus.messages import Presence
 from bus.metrics import FLOAT_LIMIT
 from bus.metrics_history import MetricsHistory
 from bus.presence import who_is_alive
-from bus.run_record import RunEnd, recorded_end
+from bus.run_record import RunEnd, recorded_end, recorded_settings
+from configs.errors import UserError
+from configs.schema import RunConfig
+from page.fits import Fits
+from page.results import Results
 from page.store import Store
+from page.transcript import Transcripts
 from sandbox.client import ServiceStatistics, statistics
 
 READ_S = 1.0
@@ -37,6 +42,7 @@ PACE_STEPS = 10
 """Steps that say how long one takes."""
 NEEDED = ("learner", "actor", "sandbox")
 """Roles without which a run stands still."""
+STALE = "the run goes on since this page was started, and what is shown is from before: start the page again"
 BALANCE = ("issued", "trained", "filtered", "failed", "open", "ignored")
 STREAMS = ("TICKETS", "RETRIES", "RESULTS", "WEIGHTS", "METRICS", "DEADLETTERS")
 
@@ -45,7 +51,13 @@ class RunView:
     """Shows one run."""
 
     def __init__(
-        self, name: str, folder: Path, bus: Bus | None, settings: dict[str, Any], alarms: Sequence[Alarm] = ()
+        self,
+        name: str,
+        folder: Path,
+        bus: Bus | None,
+        settings: dict[str, Any],
+        alarms: Sequence[Alarm] = (),
+        config: Callable[[], RunConfig | None] = lambda: None,
     ) -> None:
         """Shows the run `name`.
 
@@ -55,12 +67,19 @@ class RunView:
             bus: None where its servers do not answer.
             settings: its configuration, as data.
             alarms: those that its folder tells of, where there is no bus.
+            config: reads its configuration, by which its archive is read; None where that is not here.
         """
         self.name = name
         self.store = Store()
+        self.fits = Fits(self.store)
+        now = config()
+        self.results = None if now is None else Results(folder, now, config)
+        self.transcripts = None if now is None else Transcripts(folder, now.model.path)
         self.is_live = bus is not None
         self.is_final = False
         """Everything is read, and no more will come."""
+        self._file = folder / "metrics.jsonl"
+        self._final_size = 0
         self._bus = bus
         self._history = MetricsHistory(folder / "metrics.jsonl", bus, 0)
         self._steps = _wanted(settings)
@@ -81,6 +100,14 @@ class RunView:
             return self._bus.clock.now()
         return self.store.learner.time if self.store.learner else 0.0
 
+    @property
+    def is_stale(self) -> bool:
+        """Returns whether a run that was over when the page began goes on: the page has no way to its servers."""
+        return self.is_final and self._size() != self._final_size
+
+    def _size(self) -> int:
+        return self._file.stat().st_size if self._file.exists() else 0
+
     async def follow(self) -> None:
         """Reads what the run measures, until there is no more to come: of a run without servers, its file's end."""
         look_at = 0.0
@@ -88,8 +115,11 @@ class RunView:
             measured = await self._history.read(READ_S)
             for _, metrics in measured:
                 self.store.add(metrics)
+                if self.results is not None:
+                    self.results.note(metrics)
             if self._bus is None and not measured:
                 self.is_final = True
+                self._final_size = self._size()
                 return
             if self._bus is not None and time.monotonic() >= look_at:
                 # Soon after it the bus may be gone, and nobody may have looked.
@@ -113,7 +143,7 @@ class RunView:
             "run": self.name,
             "live": self.is_live,
             "finished": finished,
-            "trouble": "" if finished else self._trouble,
+            "trouble": STALE if self.is_stale else "" if finished else self._trouble,
             "emulated": bool(latest and latest.values.get("emulated")),
             "step": self.store.step,
             "steps": self._steps,
@@ -161,20 +191,23 @@ class RunView:
                 return
             try:
                 async with asyncio.timeout(ASK_S):
-                    self._alive, self._alarms, self._services, self._end, infos = await asyncio.gather(
+                    settings, self._alive, self._alarms, self._services, self._end, infos = await asyncio.gather(
+                        recorded_settings(bus),
                         who_is_alive(bus),
                         recorded_alarms(bus),
                         statistics(bus.client, bus.names.execution),
                         recorded_end(bus),
                         asyncio.gather(*(bus.js.stream_info(bus.names.stream(kind)) for kind in STREAMS)),
                     )
+                # A learner that goes on may have got more steps.
+                self._steps = _wanted(settings)
                 self._streams = {
                     kind.lower(): {"messages": info.state.messages, "bytes": info.state.bytes}
                     for kind, info in zip(STREAMS, infos, strict=True)
                 }
                 self._trouble = bus.trouble
                 self.answers = True
-            except (*TRANSIENT_ERRORS, nats.errors.Error) as error:
+            except (*TRANSIENT_ERRORS, nats.errors.Error, UserError) as error:
                 self.answers = False
                 self._trouble = f"the bus does not answer ({type(error).__name__}): what is shown of now is old"
             self._asked_at = time.monotonic()

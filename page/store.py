@@ -35,6 +35,8 @@ class Series:
         self.time = array("d")
         """When it was measured, seconds since the epoch."""
         self.value = array("d")
+        self.cuts = 0
+        """How often something was taken away."""
         self._each = 1
         """Measurements that make a point."""
         self._waiting: list[tuple[float, float, float]] = []
@@ -50,6 +52,8 @@ class Series:
 
     def cut(self, place: float) -> None:
         """Takes away what was measured from `place` on."""
+        if (self._waiting and place <= self._waiting[-1][0]) or (self.place and place <= self.place[-1]):
+            self.cuts += 1
         if self._waiting and place <= self._waiting[-1][0]:
             self._waiting = [each for each in self._waiting if each[0] < place]
         while self.place and place <= self.place[-1]:

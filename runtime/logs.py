@@ -15,7 +15,7 @@ from runtime.terminal import printable, takes_colours
 
 PACKAGES = (
     *("actors", "bus", "configs", "evaluation", "grading", "launch", "learner", "page", "runtime"),
-    *("sandbox", "scaling", "tasks", "tracking", "weights"),
+    *("sandbox", "scaling", "tasks", "tracking", "transcripts", "weights"),
 )
 """Ours, which log from `INFO` on; a library does from `WARNING` on."""
 

@@ -37,10 +37,11 @@ class ModelError(UserError):
     """The model cannot be had or used; the text says what to do."""
 
 
-def model_folder(path: str, named_by: str = "model.path") -> Path:
+def model_folder(path: str, named_by: str = "model.path", *, weights: bool = True) -> Path:
     """Returns the folder of the model that a configuration or option names, prepared or downloaded where needed.
 
-    `path` is `smollm2-135m`, `random-tiny`, an existing folder or a Hugging Face name. Raises ModelError.
+    `path` is `smollm2-135m`, `random-tiny`, an existing folder or a Hugging Face name; its `weights` need not be downloaded.
+    Raises ModelError.
     """
     if path in PREPARED:
         return _prepare(path, PREPARED[path])
@@ -50,7 +51,7 @@ def model_folder(path: str, named_by: str = "model.path") -> Path:
             raise ModelError(f"the folder {folder} holds no config.json: name a Hugging Face checkpoint's folder")
         return folder
     require_folder(path, named_by)
-    return _download(path, named_by)
+    return _download(path, named_by, weights)
 
 
 def require_folder(path: str, named_by: str) -> None:
@@ -68,6 +69,11 @@ def load_tokenizer(folder: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"{folder} has no usable tokenizer: {reason}") from error
+
+
+def tokenizer_of(path: str) -> Any:
+    """Returns the tokenizer of the model that a configuration names, see `model_folder`. Raises ModelError."""
+    return load_tokenizer(model_folder(path, weights=False))
 
 
 def _cache() -> Path:
@@ -94,13 +100,14 @@ def _prepare(name: str, write: Callable[[Path], None]) -> Path:
     return target
 
 
-def _download(name: str, named_by: str) -> Path:
+def _download(name: str, named_by: str, weights: bool) -> Path:
     look_for_hub()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    patterns = ["*.json", "*.model", "*.jinja", "*.txt", *["*.safetensors"] * weights]
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]))
+        return Path(snapshot_download(name, allow_patterns=patterns))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"{named_by} {name!r} is neither a folder here nor a model that the hub gives ({type(error).__name__}). "

@@ -1,10 +1,18 @@
 """Reads an archive as the learner read its results: the batches to which they lead, and what became of each."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
-from bus.messages import Failure
+from bus.messages import Failure, Trajectory
+from bus.metrics import slug
+from configs.schema import RunConfig
 from learner.tickets.ledger import Batch, Ledger, Result
+
+MORE_STEPS_THAN_ANY_RUN_HAS = 2**40
+FILTERED = "filtered_by_"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,14 @@ class Ending:
         if self.step is None or isinstance(self.result, Failure):
             return None
         return max(0, self.step - 1 - self.result.lowest_version)
+
+
+def ledger_of(config: RunConfig) -> Ledger:
+    """Returns the ledger at the beginning of a run.
+
+    A run that was resumed with fewer steps has results of tickets beyond them; more steps change no batch before.
+    """
+    return Ledger.of(config.learner.model_copy(update={"steps": MORE_STEPS_THAN_ANY_RUN_HAS}))
 
 
 class Batches:
@@ -103,3 +119,35 @@ class Endings:
             Ending(sequence, result, None, result.reason if isinstance(result, Failure) else None)
             for _, (sequence, result) in sorted(self._waiting.items())
         ]
+
+
+def checked(of_step: Sequence[Ending], measured: Mapping[str, Any]) -> Sequence[Ending]:
+    """Returns what became of a step's results, as it is known: by `measured`, the step's metrics, it may not be.
+
+    The filters of a step are not in the archive; its metrics say how many they left out.
+    """
+    if left_out(of_step) == what_was_left_out(measured):
+        return of_step
+    return [of_unknown_end(ending) for ending in of_step]
+
+
+def of_unknown_end(ending: Ending) -> Ending:
+    """Returns it as one of which it is not known whether it was trained on."""
+    reason = ending.reason if isinstance(ending.result, Failure) else None
+    return replace(ending, reason=reason, is_known=False)
+
+
+def left_out(of_step: Sequence[Ending]) -> dict[str, float]:
+    """Returns what a step's metrics say of its filters, for results that ended as given."""
+    reasons = Counter(f"{FILTERED}{slug(ending.reason or '')}" for ending in of_step if ending.end == "filtered")
+    lengths = [
+        ending.result.response_length
+        for ending in of_step
+        if ending.end == "trained" and isinstance(ending.result, Trajectory)
+    ]
+    return {**reasons, **({"trained_length": fmean(lengths)} if lengths else {})}
+
+
+def what_was_left_out(measured: Mapping[str, Any]) -> dict[str, float]:
+    """Returns what a step's metrics say of its filters."""
+    return {name: value for name, value in measured.items() if name.startswith(FILTERED) or name == "trained_length"}

@@ -22,6 +22,7 @@ from bus.messages import Trajectory, WeightVersion
 from learner.training.engine_gap import EngineGapError
 from learner.training.rank_trainer import RankTrainer
 from learner.training.ranks import Ranks
+from learner.training.trainer import Watcher
 from weights.codec import Layout
 
 log = structlog.get_logger()
@@ -69,11 +70,15 @@ class RankGroup:
         return self._trainer.policy.vocabulary
 
     def train(
-        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+        self,
+        groups: list[list[Trajectory]],
+        version: int,
+        same: frozenset[WeightVersion] = frozenset(),
+        watcher: Watcher | None = None,
     ) -> dict[str, float]:
         """See `Trainer.train`."""
         with self._command("train", version=version, groups=groups, same=same):
-            return self._trainer.train(groups, version, same)
+            return self._trainer.train(groups, version, same, watcher)
 
     def save(self, folder: Path) -> None:
         """See `Trainer.save`."""

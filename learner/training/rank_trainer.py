@@ -32,6 +32,7 @@ from learner.training.passes import Passes
 from learner.training.policy import Policy
 from learner.training.ranks import Ranks, join_process_group, leave_process_group
 from learner.training.reference import ReferencePolicy
+from learner.training.trainer import TokenOutcome, Watcher
 from runtime.compute import compute_dtype
 from runtime.model_files import model_tensors
 
@@ -112,7 +113,11 @@ class RankTrainer:
         self._passes = Passes(Ranks(), learner.deepspeed.micro_batch_tokens, self.policy.device)
 
     def train(
-        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+        self,
+        groups: list[list[Trajectory]],
+        version: int,
+        same: frozenset[WeightVersion] = frozenset(),
+        watcher: Watcher | None = None,
     ) -> dict[str, float]:
         """Trains on one batch: an optimiser step for each of the algorithm's minibatches, and of the critic's.
 
@@ -120,6 +125,7 @@ class RankTrainer:
             groups: the batch, already filtered; advantages are relative to each group and to the batch.
             version: of the weights that the step trains from; with the seed it decides which trajectories share a minibatch.
             same: versions of the weight log that are these weights. Engines are held against the policy on their tokens.
+            watcher: is told, at the end, what the step made of each trajectory's tokens.
 
         Returns:
             The step's metrics (names: `POLICY_METRICS`, with a critic `CRITIC_METRICS` too), without those that the step
@@ -171,6 +177,9 @@ class RankTrainer:
             )
             updates |= policy_updates
         assert proximal_logprobs is not None
+        if watcher is not None:
+            each = zip(advantages, proximal_logprobs, behaviour, strict=True)
+            watcher([TokenOutcome(own.reshape(-1).numpy(), log_ratio(now, then).numpy()) for own, now, then in each])
         seconds = time.perf_counter() - started
         flat = torch.cat([own.expand(length) for own, length in zip(advantages, lengths, strict=True)])
         return (

@@ -1,7 +1,11 @@
 """The trainer protocol, which is all that the learner needs of its training, and the choice of a trainer."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bus.messages import Trajectory, WeightVersion
 from configs.schema import RunConfig
@@ -9,6 +13,19 @@ from weights.codec import Layout
 
 if TYPE_CHECKING:
     import torch
+
+
+class TokenOutcome(NamedTuple):
+    """What a step made of one trajectory's n sampled tokens."""
+
+    advantages: NDArray[np.float32]
+    """[n], or [1] where all tokens have the same."""
+    log_ratios: NDArray[np.float32]
+    """[n] log pi_prox - log mu."""
+
+
+Watcher = Callable[[Sequence[TokenOutcome]], None]
+"""Is told what a step made of its trajectories, in the order of the batch; not called where there were none."""
 
 
 class Trainer(Protocol):
@@ -33,7 +50,11 @@ class Trainer(Protocol):
         ...
 
     def train(
-        self, groups: list[list[Trajectory]], version: int, same: frozenset[WeightVersion] = frozenset()
+        self,
+        groups: list[list[Trajectory]],
+        version: int,
+        same: frozenset[WeightVersion] = frozenset(),
+        watcher: Watcher | None = None,
     ) -> dict[str, float]:
         """Trains on one batch and returns the step's metrics; `RankTrainer.train` describes all of it.
 

@@ -13,11 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bus.messages import DeadLetter, ToolCall, Trajectory
 from bus.metrics import steps_of
 from learner.tickets.archive import read_archive
+from learner.tickets.token_values import read_values
 from tests.bad_results import BAD, unusable
 from tests.integration.intruder import GARBAGE, intrude
 from tests.processes import TIMEOUT_S, ZEROTIR, processes_of, wait_for, words_of
@@ -241,3 +243,17 @@ def test_logs_metrics_and_plots_are_there(run: FinishedRun):
     }  # fmt: skip
     roles = {json.loads(line)["role"] for line in (run.folder / "metrics.jsonl").read_text().splitlines()}
     assert roles == {"actor", "sandbox", "learner"}
+
+
+def test_what_each_step_made_of_its_tokens_is_kept(run: FinishedRun):
+    sampled = {item.ticket: int(item.loss_mask.sum()) for item in run.trajectories}
+    for step in run.steps:
+        values = read_values(run.folder / "tokens", step["step"])
+        assert len(values) == step["trained_trajectories"]
+        assert {ticket: len(each.log_ratios) for ticket, each in values.items()} == {
+            ticket: sampled[ticket] for ticket in values
+        }
+        if values:
+            ratios = np.concatenate([each.log_ratios for each in values.values()]).astype(np.float64)
+            kl = np.mean(np.exp(ratios) - 1 - ratios)
+            assert kl == pytest.approx(step["behaviour_kl"], rel=0.02, abs=1e-6)

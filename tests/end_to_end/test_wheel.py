@@ -92,3 +92,12 @@ def test_what_reads_a_run_s_folder_needs_no_extra_for_that(zerotir: Path, tmp_pa
     done = call(zerotir, tmp_path, *command.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert "zerotir: RUN holds no results" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_files_that_pages_are_made_of_are_in_it(zerotir: Path):
+    installed = next((zerotir.parent.parent / "lib").glob("python*/site-packages"))
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    parts = [path for path in tracked.stdout.split() if path.endswith((".html", ".css", ".js"))]
+    assert len(parts) > 10
+    assert [path for path in parts if not (installed / path).exists()] == []

@@ -14,6 +14,7 @@ from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import OptimizerConfig
 from learner.training.batches import MicroBatch, micro_batches
 from learner.training.rank_trainer import CRITIC_METRICS, POLICY_METRICS, RankTrainer
+from learner.training.trainer import TokenOutcome
 from runtime.models import model_folder
 from tests.factories import random_batch
 from tests.integration.plain import (
@@ -195,6 +196,25 @@ def test_grpo_averages_over_trajectories_first_and_a_band_masks_whole_ones(folde
     expected = plain_gradient(folder, items, factors)
     for name, gradient in difference(weights(trainer), before).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=2e-6)
+
+
+@pytest.mark.parametrize("advantage", ["reinforce++-baseline", "grpo", "reinforce++", "gae", "vtrace"])
+@pytest.mark.parametrize("frozen", [0, 5])
+def test_a_watcher_is_told_what_the_step_made_of_each_token(new_trainer, advantage, frozen):
+    trainer = new_trainer(advantage=advantage, minibatches=2, critic={"frozen_policy_steps": frozen})
+    groups = random_batch()
+    items = flat(groups)
+    proximal = trainer._passes.evaluate(trainer.policy.token_logprobs, items)
+    told: list[TokenOutcome] = []
+    metrics = trainer.train(groups, 1, watcher=told.extend)
+    for item, now, outcome in zip(items, proximal, told, strict=True):
+        np.testing.assert_allclose(outcome.log_ratios, now.numpy() - item.logprobs[item.loss_mask == 1], atol=1e-4)
+    advantages = np.concatenate([np.broadcast_to(each.advantages, each.log_ratios.shape) for each in told])
+    assert advantages.mean() == pytest.approx(metrics["advantage_mean"], abs=1e-5)
+    assert advantages.std() == pytest.approx(metrics["advantage_std"], rel=1e-4)
+    told.clear()
+    trainer.train([], 2, watcher=told.extend)
+    assert told == []
 
 
 def test_ratios_are_measured_whether_or_not_the_loss_uses_them(new_trainer):

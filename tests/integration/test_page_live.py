@@ -34,7 +34,8 @@ async def until_step(view: RunView, step: int) -> None:
 async def test_now_is_what_the_bus_says(bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(run_view, "FRESH_S", 0.0)
     monkeypatch.setattr(run_view, "ASK_S", 60.0)
-    view = RunView(bus.address.run, tmp_path, bus, CONFIG.model_dump(mode="json"))
+    await record_config(bus, CONFIG)
+    view = RunView(bus.address.run, tmp_path, bus, {})
     following = asyncio.create_task(view.follow())
     actor = Announcer(bus, "actor", "actor-7")
     actor.in_flight, actor.rates = 3, {"tokens_per_s": 12.0}

@@ -3,8 +3,8 @@
 from typing import Any
 
 from bus.messages import FinishReason
-from evaluation.passages import Passage
 from evaluation.records import Sample
+from transcripts.passages import Passage
 
 
 def sample(number: int = 0, *, text: str = "fine", problem: str = "p0", correct: bool = True, **changes) -> Sample:

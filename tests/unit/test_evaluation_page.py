@@ -13,11 +13,11 @@ from configs.schema import RolloutConfig
 from configs.tasks import GradingConfig, PromptConfig
 from evaluation import page as page_module
 from evaluation.page import inert_json, page
-from evaluation.passages import Passage, pieces
 from evaluation.plan import DataSet, Plan
 from evaluation.records import Sample
 from tasks.problems import Problem
 from tests.unit.samples import sample
+from transcripts.passages import Passage, pieces
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>&lt;b&gt; <!-- --> ]]> \u2028 {{table}} {{data}} "
@@ -130,7 +130,9 @@ def test_a_transcript_s_pieces_tell_code_output_and_made_up_output_apart():
         Passage(sampled=False, start=90, text="\n```output\nno more\n```\n"),
         Passage(sampled=True, start=99, text="6"),
     )
-    assert list(pieces(given, [call])) == [
+    found = list(pieces(given, [call]))
+    assert all(given[piece.passage].text[piece.begin :].startswith(piece.text) for piece in found)
+    assert [piece[:3] for piece in found] == [
         ("text", "Let me see ", ""),
         ("code", "```python\nprint(6)\n```", ""),
         # What a program printed is one piece, whatever fences are in it.

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 
+from runtime import models
 from runtime.hub import look_for_hub
 from runtime.models import ModelError, model_folder
 
@@ -108,6 +110,21 @@ def test_a_hub_that_the_network_does_not_know_is_not_waited_for(
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     look_for_hub()
     assert os.environ.get("HF_HUB_OFFLINE") == offline
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_a_tokenizer_needs_no_weights_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, weights: bool):
+    asked: list[str] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(models, "look_for_hub", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert model_folder("someone/a-model", weights=weights) == tmp_path
+    assert ("*.safetensors" in asked) == weights
+    assert "*.json" in asked
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The page's store, its server, and what it tells Prometheus; a browser opens it in test_page_browser.py."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -14,6 +15,7 @@ from bus.alarms import Alarm
 from bus.messages import Metrics
 from page import prometheus
 from page import store as store_module
+from page.fits import Fits
 from page.run_view import RunView
 from page.server import STATIC, application
 from page.store import Series, Store, thinned
@@ -220,3 +222,82 @@ def test_the_dashboard_asks_for_what_there_is():
     assert len(asked) > 15
     ours = {"zerotir_learner_step", "zerotir_alive", "zerotir_alarm", "zerotir_stream_messages"}
     assert {re.sub("^zerotir_(learner|actor|sandbox)_", "", name) for name in asked - ours} <= known
+
+
+async def test_a_run_that_goes_on_after_its_page_was_started_is_said(tmp_path: Path):
+    line = {"run": "r", "seq": 1, "time": 1.0, "role": "learner", "id": "learner", "step": 1, "accuracy": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    view = RunView("r", tmp_path, None, {})
+    await view.follow()
+    assert (view.is_final, view.is_stale, (await view.now())["trouble"]) == (True, False, "")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line | {"seq": 2, "step": 2}) + "\n")
+    assert view.is_stale
+    assert "start the page again" in (await view.now())["trouble"]
+
+
+# --- fits --------------------------------------------------------------------------------------------------------------
+
+
+def grown(steps: int, slope: float = 0.01) -> Store:
+    store = Store()
+    noise = np.random.default_rng(0).normal(0.0, 0.01, steps)
+    for step in range(1, steps + 1):
+        values = {"accuracy": 0.1 + slope * step + noise[step - 1], "trajectories": 64.0, "trained_tokens": 1000.0}
+        store.add(measured("learner", "learner", step, 1000.0 + step, **values))
+    return store
+
+
+async def fitted(fits: Fits, name: str = "learner/accuracy", axis: str = "step") -> dict[str, Any]:
+    async with asyncio.timeout(60):
+        while (found := await fits.fit(name, axis))["computing"]:
+            await asyncio.sleep(0)
+    return found
+
+
+@pytest.mark.parametrize(("axis", "last"), [("step", 40.0), ("tokens", 40_000.0)])
+async def test_a_curve_is_fitted_with_a_band_around_it(axis: str, last: float):
+    found = await fitted(Fits(grown(40)), axis=axis)
+    assert (found["form"], found["why"]) == ("linear", "")
+    assert found["x"][-1] == last
+    assert found["y"][-1] == pytest.approx(0.5, abs=0.02)
+    assert all(low < y < high for low, y, high in zip(found["low"], found["y"], found["high"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("store", "name", "axis", "why"),
+    [
+        (grown(40, 0.0), "learner/accuracy", "step", "flat"),
+        (grown(10), "learner/accuracy", "step", "10 steps are too few"),
+        (grown(40), "learner/accuracy", "time", "over steps, tokens or compute"),
+        (grown(40), "learner/accuracy", "compute", "do not say how far"),
+        (grown(40), "learner/loss", "step", "only accuracy"),
+        (grown(40), "learner/code_ratio", "step", "only accuracy"),
+    ],
+)
+async def test_what_cannot_be_fitted_has_a_reason(store: Store, name: str, axis: str, why: str):
+    found = await fitted(Fits(store), name, axis)
+    assert found["x"] == []
+    assert why in found["why"]
+
+
+async def test_a_fit_is_kept_until_there_is_a_fiftieth_more_of_steps():
+    store = grown(200)
+    fits = Fits(store)
+    first = await fitted(fits)
+    learned(201, store=store)
+    assert await fitted(fits) is first
+    learned(*range(202, 206), store=store)
+    second = await fitted(fits)
+    assert second["x"][-1] == 205
+    # As many steps, but others.
+    learned(*range(150, 206), store=store)
+    assert (await fitted(fits))["y"] != second["y"]
+    # A run that goes on from an older checkpoint.
+    learned(30, store=store)
+    assert (await fitted(fits))["x"][-1] == 30
+
+
+def test_the_page_is_given_a_fit(run: RunView):
+    found = get(run, "/api/fit?run=r-1&name=learner/accuracy&x=step").json()
+    assert found["why"].startswith("2 steps are too few")

@@ -29,13 +29,14 @@ MAY_IMPORT = {
     "scaling": EVERY_ROLE,
     "tracking": EVERY_ROLE,
     "sandbox": EVERY_ROLE,
-    "page": EVERY_ROLE | {"sandbox"},
     "learner.algorithm": {"configs"},
     "learner.tickets": EVERY_ROLE | {"tasks"},
     "learner.training": EVERY_ROLE | {"learner.algorithm", "weights"},
     "learner": EVERY_ROLE | {"learner.algorithm", "learner.tickets", "learner.training", "tasks", "weights"},
     "actors": EVERY_ROLE | {"grading", "sandbox", "tasks", "weights"},
-    "evaluation": EVERY_ROLE | {"actors", "grading", "sandbox", "tasks", "weights"},
+    "transcripts": EVERY_ROLE,
+    "page": EVERY_ROLE | {"learner.tickets", "sandbox", "scaling", "transcripts"},
+    "evaluation": EVERY_ROLE | {"actors", "grading", "sandbox", "tasks", "transcripts", "weights"},
 }
 MAY_IMPORT["launch"] = set(MAY_IMPORT)
 """What each folder may import, beside itself; the folders are in the order of their floors."""

@@ -11,8 +11,10 @@ from bus.messages import Failure, FinishReason
 from configs.loading import load_config
 from learner.steps import Steps, UntrainedError
 from learner.tickets.filters import UNTRAINED_STEPS
+from learner.tickets.token_values import read_values, write_values
 from learner.training.emulated_trainer import EmulatedTrainer
-from tests.factories import answer, failure
+from tests.archived import values_of
+from tests.factories import answer, failure, trajectory
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def make(folder: Path, *overrides: str) -> Steps:
     settings = ["learner.steps=20", "learner.batch_groups=2", "learner.group_size=2"]
     settings += ["learner.filters.overlong=true", "learner.filters.no_signal=true"]
     (folder / "config.json").write_text('{"vocab_size": 100}')
-    return Steps(load_config("emulated", [*settings, *overrides]), EmulatedTrainer(folder), folder)
+    return Steps(load_config("emulated", [*settings, *overrides]), EmulatedTrainer(folder), folder, folder / "tokens")
 
 
 def step(steps: Steps, version: int, kind: str) -> dict[str, float]:
@@ -57,6 +59,23 @@ def test_steps_that_cannot_train_end_the_run_with_the_reason(steps: Steps, kind:
 def test_a_step_that_trains_begins_the_count_anew(steps: Steps):
     for version in range(12):
         step(steps, version, "good" if version % 3 == 2 else "failed")
+
+
+def test_values_of_an_earlier_training_are_gone_where_a_step_has_nothing_to_train_on(tmp_path: Path):
+    steps = make(tmp_path)
+    write_values(tmp_path / "tokens", 1, [values_of(trajectory())])
+    step(steps, 0, "failed")
+    assert read_values(tmp_path / "tokens", 1) == {}
+
+
+def test_values_that_cannot_be_written_end_no_run(tmp_path: Path):
+    steps = make(tmp_path)
+    (tmp_path / "tokens").write_text("no folder")
+    with structlog.testing.capture_logs() as logs:
+        step(steps, 0, "failed")
+    assert [line["event"] for line in logs if "tokens" in line["event"]] == [
+        "what the step made of its tokens is not kept"
+    ]
 
 
 def test_a_whole_run_that_trained_nothing_has_not_succeeded(tmp_path: Path):

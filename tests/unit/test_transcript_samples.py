@@ -125,7 +125,7 @@ def test_a_damaged_archive_is_an_error_and_no_endless_reading(run: Path):
     given = samples(run)
     for _ in range(MOST_CHANGES):
         assert list(given.read()) == []
-    with pytest.raises(ValueError, match=r"the archive is damaged: .*000001\.results does not go on at byte"):
+    with pytest.raises(ValueError, match=r"the archive is damaged: .*000001\.results is not what it was from byte"):
         list(given.read())
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.typeset import ATTRIBUTES, LONGEST_PROGRAM, TAGS, Mark, formulas, highlights
+from transcripts.typeset import ATTRIBUTES, LONGEST_PROGRAM, TAGS, Mark, formulas, highlights
 
 
 def cut(text: str, marks: list[Mark]) -> list[tuple[str, Any]]:

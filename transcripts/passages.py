@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pydantic import NonNegativeInt
 
@@ -46,14 +46,24 @@ def passages(tokens: Sequence[int], loss_mask: Iterable[int], tokenizer: Decoder
         begin = end
 
 
-def pieces(passages: Iterable[Passage], calls: Iterable[ToolCall]) -> Iterator[tuple[str, str, str]]:
-    """Yields a response as (kind, text, label).
+class Piece(NamedTuple):
+    """A stretch of a passage that is drawn in one way."""
 
-    Kinds: `text` and `code`, which the model wrote; `hallucinated`, output that the model made up; `output`, which was
-    inserted, labelled by how the program ended.
-    """
+    kind: str
+    """`text` and `code`, which the model wrote; `hallucinated`, output that it made up; `output`, which was inserted."""
+    text: str
+    label: str
+    """Says of an output how its program ended."""
+    passage: int
+    """Which passage it is of,"""
+    begin: int
+    """and where in its text it begins."""
+
+
+def pieces(passages: Iterable[Passage], calls: Iterable[ToolCall]) -> Iterator[Piece]:
+    """Yields a response piece by piece."""
     call_at = {call.start: call for call in calls}
-    for passage in passages:
+    for index, passage in enumerate(passages):
         if not passage.sampled:
             call = call_at.get(passage.start)
             label = (
@@ -61,13 +71,15 @@ def pieces(passages: Iterable[Passage], calls: Iterable[ToolCall]) -> Iterator[t
                 if call is None
                 else f"{call.outcome}{'' if call.success else ', failed'}, {call.seconds:.1f} s"
             )
-            yield "output", passage.text.strip("\n"), label
+            blank = len(passage.text) - len(passage.text.lstrip("\n"))
+            yield Piece("output", passage.text.strip("\n"), label, index, blank)
             continue
         begin = 0
         for block in _BLOCK.finditer(passage.text):
             if text := passage.text[begin : block.start()]:
-                yield "text", text, ""
-            yield "code" if block[1].lower() == "python" else "hallucinated", block[0], ""
+                yield Piece("text", text, "", index, begin)
+            kind = "code" if block[1].lower() == "python" else "hallucinated"
+            yield Piece(kind, block[0], "", index, block.start())
             begin = block.end()
         if text := passage.text[begin:]:
-            yield "text", text, ""
+            yield Piece("text", text, "", index, begin)

@@ -108,20 +108,25 @@ def highlights(program: str) -> list[Mark]:
     """Returns the marks of Python source, or of what a model took for it; none where it takes too long to read."""
     if len(program) > LONGEST_PROGRAM or _MUCH_SPACE.search(program):
         return []
-    marks = []
+    found = []
     place = before = 0
     # The other method reads the text without the ends of its lines and its first mark.
     for index, kind, text in PythonLexer().get_tokens_unprocessed(program):
-        place += _units(program[before:index])
+        place += units(program[before:index])
         before = index + len(text)
-        begin, place = place, place + _units(text)
+        begin, place = place, place + units(text)
         if name := _class_of(kind):
-            marks.append((begin, place, name))
-    return marks
+            found.append((begin, place, name))
+    return found
 
 
 def _class_of(kind: _TokenType) -> str:
     return next((name for above, name in CLASSES if kind in above), "")
+
+
+def marks(kind: str, text: str) -> list[Mark]:
+    """Returns the marks of a piece of a response, see `transcripts.passages.pieces`."""
+    return highlights(text) if kind == "code" else formulas(text) if kind == "text" else []
 
 
 def formulas(text: str) -> list[Mark]:
@@ -134,8 +139,8 @@ def _formulas(text: str) -> Iterator[Mark]:
     for found in _FORMULA.finditer(text):
         kind = str(found.lastgroup)
         display = "block" if kind in ("display", "bracket") else "inline"
-        begin = place + _units(text[before : found.start()])
-        place, before = begin + _units(found[0]), found.end()
+        begin = place + units(text[before : found.start()])
+        place, before = begin + units(found[0]), found.end()
         try:
             yield begin, place, _drawn(found[kind].strip(), display)
         except _FAILURES:
@@ -179,6 +184,6 @@ def _tree(element: Element, depth: int) -> list[Any]:
     return [tag, attributes, *([text] if text else []), *(_tree(child, depth + 1) for child in element)]
 
 
-def _units(text: str) -> int:
+def units(text: str) -> int:
     """Returns the length of a text as JavaScript counts it."""
     return len(text) if text.isascii() else len(text.encode("utf-16-le", errors="surrogatepass")) // 2
