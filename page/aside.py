@@ -19,7 +19,7 @@ def aside[T](work: Callable[[], T]) -> asyncio.Future[T]:
     def run() -> None:
         try:
             outcome = partial(future.set_result, work())
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 (handed on to who waits)
             outcome = partial(future.set_exception, error)
         # There is no loop any more where the page was ended meanwhile.
         with contextlib.suppress(RuntimeError):

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 WAITING = 2**53
 """Stands for the step of a result that waits for its group or batch: it comes after all others."""
 MOST_CHANGES = 3
-"""How often in a row an archive may turn out to have changed: then it is damaged."""
+"""Changes in a row that an archive may turn out to have had; after more it counts as damaged."""
 PAGE = 50
 """Results of a page."""
 MOST_BARS = 256
@@ -39,12 +39,11 @@ COLUMNS = (
     *("started_at", "first_token_at", "published_at", "versions", "searched"),
 )
 OF_KNOWN_END = "(known OR ending IN ('failed', 'waiting'))"
-END = "CASE WHEN known OR ending IN ('failed', 'waiting') THEN ending ELSE 'unknown' END"
+END = f"CASE WHEN {OF_KNOWN_END} THEN ending ELSE 'unknown' END"
 REASON = f"CASE WHEN {OF_KNOWN_END} THEN reason END"
 """Which filter a result was left out by is not known where its end is not."""
 VERDICTS = {"right": "correct = 1", "wrong": "correct = 0"}
 CODE = {"used": "calls > 0", "none": "calls = 0", "failed": "failed_calls > 0", "made-up": "made_up > 0"}
-ENDS = ("trained", "filtered", "failed", "waiting", "unknown")
 
 
 class Wanted(NamedTuple):
@@ -52,7 +51,7 @@ class Wanted(NamedTuple):
 
     step: int | None = None
     end: str = ""
-    """One of `ENDS`."""
+    """One of those of `learner.tickets.audit.Ending.end`."""
     reason: str = ""
     verdict: str = ""
     """A key of `VERDICTS`."""
@@ -63,7 +62,7 @@ class Wanted(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What the metrics of a step say."""
+    """Holds what the metrics of a step say."""
 
     left_out: dict[str, float]
     done_at: float
@@ -100,7 +99,7 @@ class Results:
         )
         self._steps: dict[int, Step] = {}
         self._by_filters: dict[int, dict[str, float]] = {}
-        """What each step's filters left out, by those that are configured."""
+        """Step to what its filters left out, by those that are configured."""
         self._last_noted = 0
         self._is_whole = False
         """The end of the archive was come to."""

@@ -209,7 +209,9 @@ async def _read(view: RunView) -> Results:
     if view.is_stale:
         # What became of more results only the metrics would say, which are not followed any more.
         return results
-    await asyncio.wait({aside(results.read)}, timeout=READ_S)
+    done, _ = await asyncio.wait({aside(results.read)}, timeout=READ_S)
+    for each in done:
+        each.result()
     return results
 
 

@@ -36,7 +36,7 @@ class Series:
         """When it was measured, seconds since the epoch."""
         self.value = array("d")
         self.cuts = 0
-        """How often something was taken away."""
+        """Counts the times when something was taken away."""
         self._each = 1
         """Measurements that make a point."""
         self._waiting: list[tuple[float, float, float]] = []

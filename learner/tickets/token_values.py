@@ -1,4 +1,4 @@
-"""What a step made of every token that it trained on: the advantage, and the learner's log-probability less the actor's.
+"""Keeps what a step made of every token that it trained on: its advantage, the learner's log-probability less the actor's.
 
 One file a step, `runs/<id>/tokens/`, beside the archive, which has what the actor wrote of the same tokens. People look at
 it; training reads nothing of it. A step that is trained again writes its file again.
@@ -20,7 +20,7 @@ from runtime.files import write_whole
 
 
 class TokenValues(Message):
-    """What a step made of one trajectory's n sampled tokens."""
+    """Holds what a step made of one trajectory's n sampled tokens."""
 
     ticket: Ordinal
     published_at: Time
@@ -38,7 +38,7 @@ class TokenValues(Message):
 
 
 class StepValues(Message):
-    """What a step made of everything that it trained on."""
+    """Holds what a step made of everything that it trained on."""
 
     step: Ordinal
     trajectories: tuple[TokenValues, ...]

@@ -19,7 +19,7 @@ import structlog
 import torch
 
 from bus.messages import Trajectory, WeightVersion
-from configs.schema import ModelConfig, RunConfig
+from configs.schema import RunConfig
 from learner.algorithm.correction import importance_weights, in_band, log_ratio, sequence_ratios
 from learner.algorithm.losses import value_loss
 from learner.algorithm.objective import batch_advantages, length_scale, policy_objective
@@ -30,10 +30,9 @@ from learner.training.engine_gap import EngineCheck, gap_bound
 from learner.training.minibatches import Minibatch, split
 from learner.training.passes import Passes
 from learner.training.policy import Policy
-from learner.training.ranks import Ranks, join_process_group, leave_process_group
+from learner.training.ranks import Ranks, agreed_compute_dtype, join_process_group, leave_process_group
 from learner.training.reference import ReferencePolicy
 from learner.training.trainer import TokenOutcome, Watcher
-from runtime.compute import compute_dtype
 from runtime.model_files import model_tensors
 
 log = structlog.get_logger()
@@ -89,7 +88,7 @@ class RankTrainer:
         self._critic_config = learner.critic
         self._seed = config.seed
         self._owns_process_group = join_process_group()
-        self.compute_dtype: str = _agreed_compute_dtype(config.model)
+        self.compute_dtype: str = agreed_compute_dtype(config.model)
         """Name of the dtype of every model's passes, on all ranks."""
         compute: torch.dtype = getattr(torch, self.compute_dtype)
         self._frozen_steps = learner.critic.frozen_policy_steps if self._algorithm.has_critic else 0
@@ -372,13 +371,6 @@ class RankTrainer:
             "sequence_ratio_max": ratios.max().item(),
             "sequence_masked": 1.0 - kept.float().mean().item(),
         }
-
-
-def _agreed_compute_dtype(model: ModelConfig) -> str:
-    """Returns rank 0's choice, on every rank: two ranks that measure could differ."""
-    ranks = Ranks()
-    chosen = compute_dtype(model, on_cpu=not torch.cuda.is_available()) if ranks.rank == 0 else ""
-    return ranks.broadcast(chosen.encode()).decode()
 
 
 def _outcome(

@@ -11,7 +11,9 @@ from datetime import timedelta
 import torch
 from torch import distributed as dist
 
+from configs.schema import ModelConfig
 from learner.training.batches import MicroBatch
+from runtime.compute import compute_dtype
 
 TIMEOUT = timedelta(minutes=30)
 """Bound of every wait of one rank for another."""
@@ -125,3 +127,10 @@ def _empty(like: MicroBatch) -> MicroBatch:
     """Returns a micro-batch of one token of padding and no sampled token: its loss, and so its gradient, is exactly zero."""
     flat = {name: getattr(like, name)[:0] for name in vars(like)}
     return MicroBatch(**flat | {"input_ids": like.input_ids[:1, :1]})
+
+
+def agreed_compute_dtype(model: ModelConfig) -> str:
+    """Returns the name of the dtype of passes that rank 0 chooses, on every rank: two ranks that measure could differ."""
+    ranks = Ranks()
+    chosen = compute_dtype(model, on_cpu=not torch.cuda.is_available()) if ranks.rank == 0 else ""
+    return ranks.broadcast(chosen.encode()).decode()

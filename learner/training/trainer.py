@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TokenOutcome(NamedTuple):
-    """What a step made of one trajectory's n sampled tokens."""
+    """Holds what a step made of one trajectory's n sampled tokens."""
 
     advantages: NDArray[np.float32]
     """[n], or [1] where all tokens have the same."""

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 CLUSTER = "needs several hosts or GPUs"
 LIVE = "needs a run that is on: tests/integration/test_evaluation_commands.py, test_emulated_run.py"
-PAGE = "serves until it is told to stop: tests/integration/test_page_live.py, test_page_browser.py"
+PAGE = "serves until it is told to stop: tests/integration/test_page_live.py, browser/test_page_browser.py"
 LONG = "takes half an hour and more"
 
 RUN: dict[str, list[str] | str] = {

@@ -17,16 +17,10 @@ from learner.tickets.archive import Archive, entries_of
 from learner.tickets.archive_tail import ArchiveChangedError
 from page import results as results_module
 from page.results import PAGE, Results, Wanted
-from runtime.models import load_tokenizer, model_folder
 from tests.archived import CONFIG, SETTINGS, answered, write_run
 from tests.factories import spans
 
 HOSTILE = "<img src=x onerror=alert(1)>'; DROP TABLE results; --"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(model_folder("random-tiny"))
 
 
 @pytest.fixture

@@ -17,15 +17,9 @@ from configs.loading import load_config
 from learner.tickets.token_values import TokenValues, read_values, values_path, write_values
 from page.run_view import RunView
 from page.server import application
-from runtime.models import load_tokenizer, model_folder
 from tests.archived import CONFIG, answered, values_of, write_run
 from transcripts.passages import passages
 from transcripts.tokens import drawn, token_ends
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(model_folder("random-tiny"))
 
 
 @pytest.fixture

@@ -13,14 +13,8 @@ from configs.loading import dump_config, load_config
 from launch import trace, transcripts
 from launch.cli import parser
 from learner.tickets.archive import Archive
-from runtime.models import load_tokenizer, model_folder
 from tests.archived import BAD, CONFIG, SETTINGS, answered, write_run
 from tests.factories import spans, trajectory
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return load_tokenizer(model_folder("random-tiny"))
 
 
 @pytest.fixture
