@@ -85,12 +85,17 @@ def _prepare(name: str, write: Callable[[Path], None]) -> Path:
     target = _cache() / name
     if target.is_dir():
         return target
+    # It needs this module.
+    from runtime.model_files import model_tensors
+
     target.parent.mkdir(parents=True, exist_ok=True)
     log.info("preparing the model, once", model=name, folder=str(target))
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=target.parent, ignore_cleanup_errors=True) as aside:
         made = Path(aside) / name
         made.mkdir()
         write(made)
+        # transformers writes nothing on a rank other than the first.
+        model_tensors(made)
         try:
             made.rename(target)
         except OSError:

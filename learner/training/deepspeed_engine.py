@@ -22,6 +22,8 @@ from learner.training.ranks import Ranks, join_process_group, leave_process_grou
 
 REDUCE_BUCKET = 2**24
 """Elements that ZeRO reduces at once; its default would hold 2 GB of buffers."""
+PERSISTENT = 100_000
+"""Elements of the largest parameters that ZeRO-3 leaves whole on every rank: norms and biases, not worth a message."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +83,13 @@ class TrainingEngine[M: nn.Module]:
         self._optimizer = optimizer
         factor = learning_rate_factor(optimizer, total_steps)
         compute = next(module.parameters()).dtype
+        settings = _engine_config(optimizer, deepspeed, compute)
+        if deepspeed.zero_stage == 3:
+            _partition(module, settings)
         self._engine, *_ = ds.initialize(
             model=module,
             model_parameters=[parameter for parameter in module.parameters() if parameter.requires_grad],
-            config=_engine_config(optimizer, deepspeed, compute),
+            config=settings,
             lr_scheduler=lambda inner: torch.optim.lr_scheduler.LambdaLR(inner, factor),
             dist_init_required=False,
         )
@@ -223,6 +228,20 @@ def prepare_to_train(model: Any, deepspeed: DeepSpeedConfig) -> None:
     model.train()
 
 
+def _partition(module: nn.Module, settings: dict[str, Any]) -> None:
+    """Moves the module's parameters to this rank's device one by one, of each this rank's part alone, as ZeRO-3 wants it.
+
+    `deepspeed.initialize` would first move the whole module there: 61 GiB of a model of 32 billion parameters.
+    """
+    import deepspeed as ds
+
+    accelerator = ds.accelerator.get_accelerator()
+    ds.init_distributed(accelerator.communication_backend_name(), dist_init_required=False)
+    ds.zero.Init(module=module, config_dict_or_path=settings)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(accelerator.current_device_name())
+
+
 def _lay_out_gradients(parameters: list[nn.Parameter]) -> None:
     """Gives the parameters that have none gradients of zero, to which the backward pass adds, in one piece of memory.
 
@@ -261,9 +280,12 @@ def _engine_config(optimizer: OptimizerConfig, deepspeed: DeepSpeedConfig, compu
         # Stage 0 would sum bfloat16 gradients in bfloat16 and check nothing for infinity. On one rank stage 1 splits
         # nothing either.
         "stage": max(1, deepspeed.zero_stage),
-        "overlap_comm": False,
+        # ZeRO-3 fetches the next modules' parameters while one computes. The lower stages may not, where the caller decides
+        # when to step.
+        "overlap_comm": deepspeed.zero_stage == 3,
         # Gathering gradients in one buffer spares a GPU's allocator holes; on a CPU it is more copies of them.
         "contiguous_gradients": cuda,
+        "stage3_param_persistence_threshold": PERSISTENT,
         "reduce_bucket_size": REDUCE_BUCKET,
         "allgather_bucket_size": REDUCE_BUCKET,
     }

@@ -29,35 +29,62 @@ MAX_LOGITS = 2**27
 """Elements of a chunk of float32 logits (512 MiB)."""
 
 
+class TokenLogprobHead(nn.Module):
+    """Turns hidden states into log-probabilities of given tokens, one chunk of logits at a time.
+
+    It shares the output embeddings' parameters and is called once a forward pass, however many chunks there are. ZeRO-3
+    gathers a module's parameters at every call of it, and its ranks wait for each other there: with a call for each chunk,
+    ranks with different numbers of tokens would wait for ever.
+    """
+
+    def __init__(self, output: nn.Linear, max_logits: int) -> None:
+        """Takes the parameters of the output embeddings `output`; `max_logits` bounds the elements of a chunk."""
+        super().__init__()
+        self.weight = output.weight
+        self.bias = output.bias
+        self._chunk = max(1, max_logits // output.weight.shape[0])
+
+    def forward(self, hidden: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+        """Returns the log-probabilities [N] of `targets` [N], float32, under logits over `temperatures` [N].
+
+        `hidden` is [N, H]. More tokens than one chunk holds are taken chunk by chunk, each computed again in the backward
+        pass.
+        """
+        if len(hidden) <= self._chunk:
+            return self._logprobs(hidden, targets, temperatures)
+        parts = zip(*(tensor.split(self._chunk) for tensor in (hidden, targets, temperatures)), strict=True)
+        return torch.cat([checkpoint(self._logprobs, *part, use_reentrant=False) for part in parts])
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [..., V] of `hidden` [..., H], in its dtype."""
+        return nn.functional.linear(hidden, self.weight, self.bias)
+
+    def _logprobs(self, hidden: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
+        # Rounded to the model's dtype before the division, as the engine that sampled the tokens does.
+        logits = self.logits(hidden).float()
+        # In place: a second array of this size costs more than the division.
+        logits.div_(temperatures[:, None])
+        return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+
+
 class TokenLogprobs(nn.Module):
     """A causal model that computes logits only where a sampled token is predicted."""
 
-    def __init__(self, model: "PreTrainedModel", max_logits: int = MAX_LOGITS) -> None:
+    def __init__(self, model: "PreTrainedModel", max_logits: int | None = None) -> None:
+        """Wraps `model`; a chunk of logits has at most `max_logits` elements, or `MAX_LOGITS`."""
         super().__init__()
         self.model: PreTrainedModel = model
-        self._chunk = max(1, max_logits // model.get_output_embeddings().weight.shape[0])
+        self.head = TokenLogprobHead(model.get_output_embeddings(), max_logits or MAX_LOGITS)
 
     def forward(
         self, input_ids: torch.Tensor, index: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor
     ) -> torch.Tensor:
         """Returns the log-probabilities [N] of `targets` [N], float32, under logits over `temperatures` [N].
 
-        `input_ids` is [S, L], padded on the right; `index` [N] points into its flattened positions. More tokens than
-        one chunk of logits holds are taken chunk by chunk, each computed again in the backward pass.
+        `input_ids` is [S, L], padded on the right; `index` [N] points into its flattened positions.
         """
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        hidden = hidden.flatten(0, 1)[index]
-        if len(hidden) <= self._chunk:
-            return self._head(hidden, targets, temperatures)
-        parts = zip(*(tensor.split(self._chunk) for tensor in (hidden, targets, temperatures)), strict=True)
-        return torch.cat([checkpoint(self._head, *part, use_reentrant=False) for part in parts])
-
-    def _head(self, hidden: torch.Tensor, targets: torch.Tensor, temperatures: torch.Tensor) -> torch.Tensor:
-        # Rounded to the model's dtype before the division, as the engine that sampled the tokens does.
-        logits = self.model.get_output_embeddings()(hidden).float()
-        # In place: a second array of this size costs more than the division.
-        logits.div_(temperatures[:, None])
-        return torch.log_softmax(logits, dim=-1).gather(1, targets[:, None]).squeeze(1)
+        return self.head(hidden.flatten(0, 1)[index], targets, temperatures)
 
 
 class Policy:
@@ -189,7 +216,7 @@ def _check_logits(module: TokenLogprobs) -> None:
     tokens = torch.arange(8)[None]
     with torch.no_grad():
         hidden = module.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        ours = module.model.get_output_embeddings()(hidden)
+        ours = module.head.logits(hidden)
         theirs = module.model(input_ids=tokens, use_cache=False).logits
     if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
         raise ModelError(

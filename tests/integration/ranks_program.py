@@ -1,8 +1,9 @@
 """What every rank of `test_ranks` runs: `torchrun ... -m tests.integration.ranks_program FOLDER`.
 
-For every ZeRO stage and a few token budgets (at one of them with the optimiser offloaded): the change that one update
-makes of the weights (the gradient, see `GRADIENT`), its metrics, and whether an update that is not finite is left out and
-a checkpoint restores. Rank 0 writes all to FOLDER.
+For every ZeRO stage and a few token budgets: the change that one update makes of the weights (the gradient, see
+`GRADIENT`), its metrics, whether an update that is not finite is left out, and whether a checkpoint restores. One budget
+has its gradients checkpointed, one the optimiser offloaded, and tied embeddings in a second round. Rank 0 writes all to
+FOLDER, where the model with tied embeddings lies.
 """
 
 import sys
@@ -15,7 +16,7 @@ from bus.messages import WeightVersion
 from configs.schema import AlgorithmConfig, LearnerConfig, ModelConfig, RunConfig
 from configs.tasks import ProblemsConfig, TasksConfig
 from configs.training import CriticConfig, DeepSpeedConfig, OptimizerConfig
-from learner.training import rank_group
+from learner.training import deepspeed_engine, policy, rank_group
 from learner.training.engine_gap import EngineGapError
 from learner.training.rank_group import RankGroup, serve_rank
 from learner.training.rank_trainer import RankTrainer
@@ -25,10 +26,13 @@ from runtime.models import model_folder
 from tests.factories import random_batch
 from tests.integration.plain import GRADIENT, TRAIN
 
+MAX_LOGITS = 5 * 106
+"""Five tokens of the model's vocabulary: of every micro-batch, the ranks' numbers of chunks differ."""
 BUDGETS = (1, 100, 4096)
+TIED = "tied"
 STAGES = (1, 2, 3)
 # With a critic and a reference: estimator, ZeRO stage, budget. The last leaves the second rank nothing but fill-ups.
-CRITICS = (("gae", 2, 100), ("vtrace", 3, 4096))
+CRITICS = (("gae", 1, 60), ("gae", 2, 100), ("gae", 3, 60), ("vtrace", 3, 4096))
 # What a rank must take from the whole minibatch, and could take from its own share; and sums of bfloat16 gradients. Each
 # with two minibatches and few trajectories a micro-batch: the ranks' shares differ in number and length.
 VARIANTS: dict[str, dict[str, object]] = {
@@ -63,7 +67,12 @@ def config(
                 {"minibatches": 3, "value_clip": 0.05, "optimizer": optimizer.model_dump()}
             ),
             optimizer=optimizer,
-            deepspeed=DeepSpeedConfig(zero_stage=stage, micro_batch_tokens=budget, offload_optimizer=budget == 100),
+            deepspeed=DeepSpeedConfig(
+                zero_stage=stage,
+                micro_batch_tokens=budget,
+                gradient_checkpointing=budget == 1,
+                offload_optimizer=budget == 100,
+            ),
         ),
     )
 
@@ -81,7 +90,7 @@ def weights(group: RankGroup) -> dict[str, torch.Tensor]:
     }
 
 
-def work(group: RankGroup, stage: int, budget: int, folder: Path) -> dict[str, object]:
+def work(group: RankGroup, checkpoint: Path) -> dict[str, object]:
     before = weights(group)
     time.sleep(0.5)  # Rank 0 says meanwhile that it has no order yet.
     metrics = group.train(random_batch(), 1)
@@ -89,7 +98,6 @@ def work(group: RankGroup, stage: int, budget: int, folder: Path) -> dict[str, o
     gradient = {name: before[name] - weight for name, weight in after.items()}
     skipped = group.train(random_batch(temperature=1e-44), 2)["skipped_updates"]
     unchanged = all(torch.equal(weight, after[name]) for name, weight in weights(group).items())
-    checkpoint = folder / f"checkpoint-{stage}-{budget}"
     checkpoint.mkdir()
     group.save(checkpoint)
     group.train(random_batch(5), 3)
@@ -115,17 +123,23 @@ def variant(name: str, dtype: str) -> RunConfig:
 def main() -> None:
     folder = Path(sys.argv[1])
     rank_group.WAIT_S = 0.1
+    policy.MAX_LOGITS = MAX_LOGITS
+    # The models are small, and every parameter is to be gathered and released.
+    deepspeed_engine.PERSISTENT = 0
     join_process_group()
     results: dict[object, object] = {}
-    for stage in STAGES:
-        for budget in BUDGETS:
-            trainer = RankTrainer(config(stage, budget, GRADIENT), model_folder("random-tiny"))
-            if Ranks().rank > 0:
-                serve_rank(trainer)
-                continue
-            group = RankGroup(trainer)
-            results[stage, budget] = work(group, stage, budget, folder)
-            group.close()
+    untied, tied = model_folder("random-tiny"), folder / TIED
+    cases = [(untied, stage, budget) for stage in STAGES for budget in BUDGETS] + [
+        (tied, stage, 100) for stage in STAGES
+    ]
+    for number, (model, stage, budget) in enumerate(cases):
+        trainer = RankTrainer(config(stage, budget, GRADIENT), model)
+        if Ranks().rank > 0:
+            serve_rank(trainer)
+            continue
+        group = RankGroup(trainer)
+        results[model.name, stage, budget] = work(group, folder / f"checkpoint-{number}")
+        group.close()
     # Two minibatches, so that proximal passes are shared as well.
     trainer = RankTrainer(config(2, 100, TRAIN, minibatches=2), model_folder("random-tiny"))
     if Ranks().rank > 0:
@@ -167,13 +181,13 @@ def main() -> None:
             serve_rank(trainer)
             continue
         group = RankGroup(trainer)
-        checkpoint = folder / f"checkpoint-{advantage}"
+        checkpoint = folder / f"checkpoint-{advantage}-{stage}"
         checkpoint.mkdir()
-        results[advantage] = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
+        steps = [group.train(random_batch(seed), seed + 1) for seed in range(2)]
         group.save(checkpoint)
-        results[f"{advantage} once"] = group.train(random_batch(2), 3)
+        once = group.train(random_batch(2), 3)
         group.load(checkpoint)
-        results[f"{advantage} again"] = group.train(random_batch(2), 3)
+        results[advantage, stage, budget] = {"steps": [*steps, once], "again": group.train(random_batch(2), 3)}
         group.close()
     if Ranks().rank == 0:
         torch.save(results, folder / "results.pt")

@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from configs.schema import ModelConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
-from learner.training.policy import Policy
+from learner.training import deepspeed_engine
+from learner.training.policy import Policy, TokenLogprobs
 from runtime.models import ModelError
 
 pytestmark = pytest.mark.usefixtures("process_group")
@@ -79,3 +80,14 @@ def test_a_warm_up_longer_than_the_run_is_refused(folder):
             total_steps=10,
             compute=torch.float32,
         )
+
+
+def test_under_zero_3_the_whole_model_is_never_moved_to_a_device(folder, monkeypatch):
+    monkeypatch.setattr(deepspeed_engine, "PERSISTENT", 0)
+    monkeypatch.setattr(TokenLogprobs, "to", lambda *_: pytest.fail("it was moved at once"))
+    policy = Policy(folder, ModelConfig(path="tiny"), TRAIN, DeepSpeedConfig(zero_stage=3), 0, 1, torch.float32)
+    assert all(parameter.numel() == 0 for parameter in policy._module.parameters())
+    stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    for name, weight in policy.named_weights():
+        assert torch.equal(weight, stored.get_parameter(name)), name
+    policy.close()

@@ -85,3 +85,19 @@ def test_logits_are_computed_only_where_a_token_is_predicted(model):
     with Largest() as largest:
         TokenLogprobs(model)(*inputs(5)).sum().backward()
     assert largest.elements == model.config.hidden_size * VOCABULARY
+
+
+@pytest.mark.parametrize("tokens", [0, 1, ROWS, 10 * ROWS + 3])
+def test_every_rank_calls_the_same_modules_whatever_its_tokens(model, tokens):
+    """Under ZeRO-3 every call of a module gathers its parameters on all ranks, in the backward pass once more."""
+    module = TokenLogprobs(model, max_logits=ROWS * VOCABULARY)
+    called: list[str] = []
+    hooks = [
+        each.register_forward_hook(lambda *_, name=name: called.append(name)) for name, each in module.named_modules()
+    ]
+    module(*inputs(tokens)).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    assert called.count("head") == 1
+    assert "model.lm_head" not in called
+    assert len(called) == len(set(called))
