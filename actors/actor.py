@@ -40,8 +40,6 @@ from tasks.prompts import PromptError, render_prompt
 log = structlog.get_logger()
 
 METRICS_EVERY_S = 5.0
-VERSION_PATIENCE_S = 30.0
-"""How long a ticket waits for its version before it is handed back, so that it does not hold a slot for nothing."""
 HAND_BACK_S = 2.0
 """Seconds in which an actor that leaves hands its tickets back; without a bus their leases run out instead."""
 MAX_ENGINE_FAILURES = 8
@@ -235,8 +233,9 @@ class Actor:
         if len(prompt) > ticket.rollout.max_prompt_tokens:
             limit = ticket.rollout.max_prompt_tokens
             return self._failure(leased, "prompt too long", f"{len(prompt)} tokens, the limit is {limit}")
-        if not await self._weights.reach(ticket.min_version, VERSION_PATIENCE_S):
-            return HandBack(f"version {ticket.min_version} did not come in {VERSION_PATIENCE_S:.0f} s")
+        patience = self._weights.patience_s
+        if not await self._weights.reach(ticket.min_version, patience):
+            return HandBack(f"version {ticket.min_version} did not come in {patience:.0f} s")
         started_at = self._bus.clock.now()
         try:
             await self._grader.require_gradable(ticket.answer, ticket.grading)

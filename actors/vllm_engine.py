@@ -195,6 +195,9 @@ def _prepare_environment(config: EngineConfig) -> None:
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    # A forked process runs no plugins, so it would not end with the actor (`runtime.child.engine_process`), and keep a GPU.
+    # vLLM forks by default, but for CPUs.
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
     if config.tensor_parallel == 1:
         # One worker needs no process beside the engine's: with one, the two poll each other, which costs a core.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -237,6 +240,7 @@ def _make(
     from vllm.exceptions import VLLMError
     from vllm.platforms import current_platform
     from vllm.sampling_params import RequestOutputKind
+    from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -266,7 +270,8 @@ def _make(
     )
     try:
         with _on_cores():
-            llm = AsyncLLM.from_engine_args(arguments)
+            # The context in which vLLM sizes its batches for throughput: elsewhere a step has 2,048 tokens at most.
+            llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"vLLM did not start on {folder}: {error}") from error
     return {

@@ -20,6 +20,8 @@ from weights.follower import WeightFollower
 
 log = structlog.get_logger()
 
+LEAST_PATIENCE_S, MOST_PATIENCE_S = 30.0, 300.0
+
 
 class WeightLoader:
     """Keeps an engine at the newest version and says when a version is reached."""
@@ -56,6 +58,14 @@ class WeightLoader:
     def fallbacks(self) -> int:
         """Returns how many versions could not be followed since the start; see `WeightFollower`."""
         return self._follower.fallbacks
+
+    @property
+    def patience_s(self) -> float:
+        """Returns how long a ticket may wait for its version before it is handed back and its slot is free for others.
+
+        That is twice as long as the last version took to be loaded, within bounds: large models take minutes.
+        """
+        return min(max(LEAST_PATIENCE_S, 2 * self.sync_seconds), MOST_PATIENCE_S)
 
     async def reach(self, n: int, timeout_s: float) -> bool:
         """Waits until version `n` or a newer one is loaded; False after `timeout_s`."""

@@ -2,22 +2,30 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import re
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 import pytest
 import torch
 
 from actors.engine import EngineError
-from actors.vllm_engine import VllmEngine
+from actors.vllm_engine import VllmEngine, _prepare_environment
 from tests.integration.conftest import CONFIG, MAX_LENGTH, MODEL
 from tests.integration.engine_requests import assert_agree, sample, sampling
 from tests.integration.reference import Reference
+
+PR_GET_PDEATHSIG = 2
 
 
 def alive(process: psutil.Process) -> bool:
@@ -162,6 +170,49 @@ async def main():
 if __name__ == "__main__":
     asyncio.run(main())
 """
+
+
+def say_signal(pipe: Connection) -> None:
+    """Sends the signal that this process gets when its parent ends, once it has loaded vLLM's plugins as an engine does."""
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    value = ctypes.c_int()
+    ctypes.CDLL(None).prctl(PR_GET_PDEATHSIG, ctypes.byref(value))
+    pipe.send_bytes(bytes([value.value]))
+
+
+@pytest.fixture(params=[None, "fork", "spawn"])
+def as_on_a_gpu(request: pytest.FixtureRequest) -> Iterator[BaseContext]:
+    """Yields what vLLM starts processes with where a user set the variable so. On CPUs an engine's start overrides it."""
+    from vllm.utils.system_utils import get_mp_context
+
+    with patch.dict(os.environ):
+        os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+        if request.param:
+            os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = request.param
+        _prepare_environment(CONFIG)
+        yield get_mp_context()
+
+
+def test_engine_processes_are_spawned_whatever_the_environment_says(as_on_a_gpu):
+    assert as_on_a_gpu.get_start_method() == "spawn"
+
+
+@pytest.mark.slow
+def test_an_engine_process_is_killed_when_its_actor_ends(as_on_a_gpu):
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()  # As an actor has, and what a forked process would take for its own.
+    ours, theirs = as_on_a_gpu.Pipe()
+    process = as_on_a_gpu.Process(target=say_signal, args=(theirs,))
+    process.start()
+    try:
+        assert ours.poll(60)
+        assert ours.recv_bytes() == bytes([signal.SIGKILL])
+    finally:
+        process.kill()
+        process.join(10)
 
 
 @pytest.mark.slow

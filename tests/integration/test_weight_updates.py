@@ -126,3 +126,12 @@ async def test_running_requests_keep_or_recompute_their_keys_and_values(
             assert difference.max() < 1e-4, VersionSpan.model_dump(new)
         else:
             assert difference.max() > 1e-2
+
+
+async def test_a_ticket_waits_for_its_version_as_long_as_versions_take_here(engine: VllmEngine, bus: Bus):
+    loader = WeightLoader(bus, engine)
+    assert loader.patience_s == 30.0
+    loader.sync_seconds = 70.0
+    assert loader.patience_s == 140.0
+    loader.sync_seconds = 4000.0
+    assert loader.patience_s == 300.0
