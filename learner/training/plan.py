@@ -1,16 +1,7 @@
 """Plans in numbers what a configuration asks of model and machine, before anything is loaded.
 
-`zerotir config NAME --check` prints the plan; the roles refuse what cannot work, by name. Memory of the learner is counted
-as
-
-    weights   parameters x bytes of the type that is computed in      shared out by ZeRO-3
-    gradients parameters x 4 (their sum over micro-batches)           shared out by ZeRO-2 and 3
-              parameters x 2 (one micro-batch's, where in bfloat16)   ZeRO-1 alone keeps them, where nothing is offloaded
-    optimiser parameters x 12 (master weights, two moments)           shared out by every stage; on the host if offloaded
-
-for the policy, once more for a critic; a reference has weights alone, whole on every rank. This part is exact but for
-buffers, so a rank that has less memory is refused. Activations are counted as transformers' Llama and Qwen2 keep them for
-the backward pass, and logits at their peak; other models differ, so this part is only a warning.
+`zerotir config NAME --check` prints the plan; the roles refuse what cannot work, by name. How memory is counted:
+`learner.training.memory`.
 """
 
 import os
@@ -21,50 +12,26 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from learner.training.memory import (
+    GIB,
+    Machine,
+    Shape,
+    checkpoint_bytes,
+    image_bytes,
+    learner_need,
+    longest,
+    too_large,
+)
 from runtime.model_files import require_supported, skeleton
 from runtime.models import ModelError
 from runtime.words import counted
 
-GIB = 2**30
-LOGIT_BYTES = 16
-"""Bytes for each element of a chunk of logits: itself, its log-probability, both gradients (`learner.training.policy`)."""
+NETWORK_BYTES_PER_S = 1.25e9
+"""Of 10 Gbit/s."""
 
 
 class PlanError(UserError):
     """The configuration cannot run as it is; the text names fields and numbers."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Holds the numbers of a model that decide what it needs."""
-
-    parameters: int
-    """Tied ones once."""
-    positions: int
-    """Longest sequence that it is made for."""
-    vocabulary: int
-    layers: int
-    hidden: int
-    intermediate: int
-    """Width of a layer's feed-forward part."""
-    heads: int
-    key_value_heads: int
-    head: int
-    """Width of one head."""
-
-    @property
-    def cache_numbers(self) -> int:
-        """Returns the keys and values of one token, in numbers."""
-        return 2 * self.layers * self.key_value_heads * self.head
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Says what a rank of the learner has."""
-
-    cuda: bool
-    memory: int
-    """Bytes for one rank."""
 
 
 @dataclass(frozen=True)
@@ -119,30 +86,28 @@ def this_machine() -> Machine:
 
 def make_plan(config: RunConfig, shape: Shape, ranks: int, machine: Machine) -> Plan:
     """Returns the plan for a learner of `ranks` ranks, all on machines like `machine`."""
-    state, host = learner_state(config, shape, ranks, cuda=machine.cuda)
-    activations = learner_activations(config, shape, cuda=machine.cuda)
+    need = learner_need(config, shape, ranks, cuda=machine.cuda)
     faults, doubts = _positions(config, shape.positions), []
-    memory = f"{state / GIB:.1f} GiB of state a rank, about {activations / GIB:.1f} GiB of activations"
-    if host:
-        memory += f", {host / GIB:.1f} GiB on the host"
+    memory = f"{need.state / GIB:.1f} GiB of state a rank, about {need.activations / GIB:.1f} GiB of activations"
+    if need.host:
+        memory += f", {need.host / GIB:.1f} GiB on the host"
     memory += f"; a rank has {machine.memory / GIB:.1f} GiB"
-    if state > machine.memory:
-        faults.append(_too_large(config, state, ranks, machine))
-    elif state + activations > machine.memory:
-        doubts.append(
-            f"the learner's state and activations may be more than the {machine.memory / GIB:.1f} GiB of a rank: "
-            + _less_memory(config)
-        )
+    if need.exceeds(machine):
+        faults.append(too_large(config, shape, ranks, machine))
+    elif not need.fits(machine):
+        doubts.append(too_large(config, shape, ranks, machine))
     stage = f", ZeRO {max(1, config.learner.deepspeed.zero_stage)}" if ranks > 1 else ""
     lines = [
         (
             "model",
             f"{config.model.path}: {shape.parameters / 1e6:,.1f} million parameters, {shape.positions:,} positions; "
-            f"prompt and response take up to {_longest(config):,}",
+            f"prompt and response take up to {longest(config):,}",
         ),
         ("learner", f"{counted(ranks, 'rank')}{stage}: {memory}"),
         *_step_lines(config),
         ("actor", _actor_line(config, shape)),
+        *_weights_lines(config, shape),
+        ("disk", _disk_line(config, shape, cuda=machine.cuda)),
         (
             "bus",
             f"messages of up to {config.largest_message_bytes / 2**20:.1f} MiB, the longest result or a part of the weights "
@@ -162,7 +127,7 @@ def _step_lines(config: RunConfig) -> list[tuple[str, str]]:
         (
             "step",
             f"{learner.batch_groups} problems x {learner.group_size} samples = {batch:,} trajectories, up to "
-            f"{batch * _longest(config):,} tokens in micro-batches of {learner.deepspeed.micro_batch_tokens:,}; {updates}",
+            f"{batch * longest(config):,} tokens in micro-batches of {learner.deepspeed.micro_batch_tokens:,}; {updates}",
         ),
         (
             "staleness",
@@ -174,18 +139,46 @@ def _step_lines(config: RunConfig) -> list[tuple[str, str]]:
 
 def _actor_line(config: RunConfig, shape: Shape) -> str:
     engine = config.actor.engine
-    width = 2 if config.model.dtype != "float32" else 4
-    token = shape.cache_numbers * width
+    token = shape.cache_numbers * (4 if config.model.dtype == "float32" else 2)
     slots = min(config.actor.max_rollouts, engine.max_running)
     return (
-        f"{shape.parameters * width / engine.tensor_parallel / GIB:.1f} GiB of weights on each of "
+        f"{image_bytes(config, shape) / engine.tensor_parallel / GIB:.1f} GiB of weights on each of "
         f"{counted(engine.tensor_parallel, 'device')}, {token / 1024:.1f} KiB of cache a token: {slots} responses at once "
-        f"take up to {slots * _longest(config) * token / GIB:.1f} GiB, fewer are admitted where there is less"
+        f"take up to {slots * longest(config) * token / GIB:.1f} GiB, fewer are admitted where there is less"
     )
 
 
-def _longest(config: RunConfig) -> int:
-    return config.rollout.max_prompt_tokens + config.rollout.max_response_tokens
+def _weights_lines(config: RunConfig, shape: Shape) -> list[tuple[str, str]]:
+    """Returns what the versions of the weights take on the bus, on the network and in host memory."""
+    image = image_bytes(config, shape)
+    size = image / GIB
+    if (location := config.weights.snapshot_location) is None:
+        stored = f"up to {4 * size:.1f} GiB on each NATS server, less with weights.snapshot_location"
+    else:
+        stored = f"snapshots in {location}, up to {2 * size:.1f} GiB of deltas on each NATS server"
+    return [
+        (
+            "weights",
+            f"{size:.1f} GiB a version; {stored}; at 10 Gbit/s the first one takes {image / NETWORK_BYTES_PER_S:.0f} s to "
+            "one actor, and longer to several from one place",
+        ),
+        (
+            "host",
+            f"{2 * size:.1f} GiB for two versions where the learner's first rank is, {3 * size:.1f} GiB while it exports "
+            f"the model; {size:.1f} GiB for each actor",
+        ),
+    ]
+
+
+def _disk_line(config: RunConfig, shape: Shape, *, cuda: bool) -> str:
+    """Returns what the learner keeps on disk at the most: the newest checkpoints, one that is being written, the best."""
+    settings = config.learner.checkpoint
+    one = checkpoint_bytes(config, shape, cuda=cuda) / GIB
+    most = settings.keep + 1 + (settings.best is not None)
+    model = image_bytes(config, shape) / GIB
+    return (
+        f"{one:.1f} GiB a checkpoint, {most * one:.1f} GiB for {most} at once; {model:.1f} GiB for the exported model"
+    )
 
 
 def show_plan(config: RunConfig, ranks: int, gpu_memory_gib: float | None) -> int:
@@ -221,99 +214,16 @@ def _positions_of(model: Any) -> int:
 
 
 def require_memory(config: RunConfig, model: Path, ranks: int) -> None:
-    """Raises PlanError where a rank's state alone, without activations, is larger than this machine has for it."""
+    """Raises PlanError where it is certain that this machine has too little memory for a rank; see `Need.exceeds`."""
     shape, machine = read_shape(str(model)), this_machine()
-    state, _ = learner_state(config, shape, ranks, cuda=machine.cuda)
-    if state > machine.memory:
-        raise PlanError(_too_large(config, state, ranks, machine))
-
-
-def learner_state(config: RunConfig, shape: Shape, ranks: int, *, cuda: bool) -> tuple[int, int]:
-    """Returns the bytes of weights, gradients and optimiser of one rank, and those of them that lie on the host instead."""
-    learner = config.learner
-    stage = max(1, learner.deepspeed.zero_stage)
-    width = _compute_bytes(config, cuda=cuda)
-    weights = width * shape.parameters // (ranks if stage == 3 else 1)
-    gradients = 4 * shape.parameters // (ranks if stage >= 2 else 1)
-    offloaded = learner.deepspeed.offload_optimizer and cuda
-    if stage == 1 and width == 2 and not offloaded:
-        gradients += 2 * shape.parameters
-    optimiser = 12 * shape.parameters // ranks
-    models = 2 if learner.algorithm.has_critic else 1
-    reference = width * shape.parameters if learner.algorithm.kl_coefficient else 0
-    state = models * (weights + gradients) + reference
-    if offloaded:
-        return state, models * optimiser
-    return state + models * optimiser, 0
-
-
-def learner_activations(config: RunConfig, shape: Shape, *, cuda: bool) -> int:
-    """Estimates the bytes of one micro-batch's activations and logits. They grow with its tokens and with the layers."""
-    from learner.training.policy import MAX_LOGITS
-
-    deepspeed = config.learner.deepspeed
-    # A trajectory is never cut.
-    tokens = max(deepspeed.micro_batch_tokens, _longest(config))
-    width = _compute_bytes(config, cuda=cuda)
-    layer = tokens * layer_bytes(shape, width)
-    kept = (
-        layer + tokens * width * shape.hidden * shape.layers
-        if deepspeed.gradient_checkpointing
-        else layer * shape.layers
-    )
-    return kept + LOGIT_BYTES * min(MAX_LOGITS, tokens * shape.vocabulary)
-
-
-def layer_bytes(shape: Shape, width: int) -> int:
-    """Returns the bytes that one layer keeps of one token for the backward pass, with numbers of `width` bytes.
-
-    Both norms keep their input in float32, what they scale, and their result, which the projections share; attention keeps
-    queries, keys, values, its result and, in float32, a sum for each head; the feed-forward part keeps its gate before and
-    after the activation, the other projection, and their product. Attention's weights are never stored.
-    """
-    norms = 2 * (4 + 2 * width) * shape.hidden + 2 * 4
-    attention = 2 * width * (shape.heads + shape.key_value_heads) * shape.head + 4 * shape.heads
-    return norms + attention + 4 * width * shape.intermediate
-
-
-def _compute_bytes(config: RunConfig, *, cuda: bool) -> int:
-    """Returns the bytes of a number that is computed with.
-
-    Returns those of float32 where only a measurement on the machine will tell.
-    """
-    chosen = config.model.compute_dtype
-    if chosen == "auto":
-        chosen = config.model.dtype if cuda else "float32"
-    return 2 if chosen == "bfloat16" else 4
+    if learner_need(config, shape, ranks, cuda=machine.cuda).exceeds(machine):
+        raise PlanError(too_large(config, shape, ranks, machine))
 
 
 def _positions(config: RunConfig, positions: int) -> list[str]:
-    if _longest(config) <= positions:
+    if longest(config) <= positions:
         return []
     return [
-        f"rollout.max_prompt_tokens + rollout.max_response_tokens is {_longest(config):,}, but {config.model.path} is made "
+        f"rollout.max_prompt_tokens + rollout.max_response_tokens is {longest(config):,}, but {config.model.path} is made "
         f"for {positions:,} positions: shorten them, or take a model with more"
     ]
-
-
-def _less_memory(config: RunConfig) -> str:
-    deepspeed = config.learner.deepspeed
-    ways = ["start more ranks (`--ranks N`)"]
-    if not deepspeed.gradient_checkpointing:
-        ways.insert(0, "set learner.deepspeed.gradient_checkpointing")
-    if deepspeed.micro_batch_tokens > _longest(config):
-        ways.insert(0, "lower learner.deepspeed.micro_batch_tokens")
-    return ", or ".join(ways)
-
-
-def _too_large(config: RunConfig, state: int, ranks: int, machine: Machine) -> str:
-    deepspeed = config.learner.deepspeed
-    advice = "start more ranks (`--ranks N`)"
-    if deepspeed.zero_stage != 3:
-        advice = f"set learner.deepspeed.zero_stage to 3 and {advice}"
-    if machine.cuda and not deepspeed.offload_optimizer:
-        advice += ", or set learner.deepspeed.offload_optimizer"
-    return (
-        f"the learner's state is {state / GIB:.1f} GiB on each of {counted(ranks, 'rank')}, a rank has "
-        f"{machine.memory / GIB:.1f} GiB: {advice}"
-    )

@@ -4,11 +4,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from configs.loading import load_config
 from configs.schema import ModelConfig
 from configs.training import DeepSpeedConfig, OptimizerConfig
 from learner.training import deepspeed_engine
+from learner.training.batches import micro_batches
+from learner.training.memory import checkpoint_bytes
+from learner.training.plan import read_shape
 from learner.training.policy import Policy, TokenLogprobs
 from runtime.models import ModelError
+from tests.factories import random_batch
 
 pytestmark = pytest.mark.usefixtures("process_group")
 
@@ -90,4 +95,20 @@ def test_under_zero_3_the_whole_model_is_never_moved_to_a_device(folder, monkeyp
     stored = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     for name, weight in policy.named_weights():
         assert torch.equal(weight, stored.get_parameter(name)), name
+    policy.close()
+
+
+@pytest.mark.parametrize(("stage", "compute"), [(1, "bfloat16"), (1, "float32"), (2, "bfloat16"), (3, "bfloat16")])
+def test_a_checkpoint_is_as_large_as_the_plan_says(tmp_path, folder, stage, compute):
+    overrides = [f"model.path={folder}", f"model.compute_dtype={compute}", f"learner.deepspeed.zero_stage={stage}"]
+    config = load_config("tiny", ["model.dtype=bfloat16", *overrides])
+    deepspeed, dtype = config.learner.deepspeed, getattr(torch, compute)
+    policy = Policy(folder, config.model, TRAIN, deepspeed, 0, 1, dtype)
+    micro = micro_batches([random_batch()[0][0]], torch.ones(1), 100)[0]
+    policy.backward(policy.token_logprobs(micro).sum())
+    policy.optimizer_step()
+    policy.save(tmp_path)
+    size = sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file())
+    # The rest is names, shapes and the script that DeepSpeed adds.
+    assert 0 < size - checkpoint_bytes(config, read_shape(str(folder)), cuda=False) < 150_000
     policy.close()

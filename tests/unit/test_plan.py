@@ -1,6 +1,7 @@
 """What a configuration asks of model and machine, and what is refused."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,18 +13,17 @@ from configs.loading import load_config
 from configs.schema import RunConfig
 from launch.cores import DevicesError, shares
 from learner.training import plan
-from learner.training.plan import (
+from learner.training.memory import (
     GIB,
     Machine,
-    PlanError,
     Shape,
     layer_bytes,
     learner_activations,
+    learner_need,
     learner_state,
-    make_plan,
-    read_shape,
-    show_plan,
+    what_fits,
 )
+from learner.training.plan import PlanError, make_plan, read_shape, show_plan
 from runtime.models import ModelError, model_folder
 
 QWEN_7B = {
@@ -38,6 +38,17 @@ QWEN_7B = {
     "max_position_embeddings": 131072,
     "tie_word_embeddings": False,
 }
+QWEN_32B = Shape(
+    parameters=32_763_876_352,
+    positions=131_072,
+    vocabulary=152_064,
+    layers=64,
+    hidden=5120,
+    intermediate=27_648,
+    heads=40,
+    key_value_heads=8,
+    head=128,
+)
 H100 = Machine(cuda=True, memory=80 * GIB)
 
 
@@ -169,18 +180,92 @@ def test_the_shipped_7b_setting_runs_on_eight_gpus_and_not_on_one(qwen: Path):
     assert "128 problems x 16 samples = 2,048 trajectories" in str(good)
     assert "; 1 update of the policy" in str(good)
     [fault] = make_plan(config, shape, 1, H100).faults
-    assert "127.7 GiB on each of 1 rank, a rank has 80.0 GiB: start more ranks" in fault
-    [doubt] = make_plan(seven_b(qwen, "learner.deepspeed.gradient_checkpointing=false"), shape, 8, H100).doubts
-    assert "learner.deepspeed.gradient_checkpointing" in doubt
+    assert "127.7 GiB of state and about 15.0 GiB of activations on each of 1 rank, a rank has 80.0 GiB: " in fault
+    [fault] = make_plan(seven_b(qwen, "learner.deepspeed.gradient_checkpointing=false"), shape, 8, H100).faults
+    assert fault.endswith(": set learner.deepspeed.gradient_checkpointing")
+    lines = dict(good.lines)
+    assert lines["weights"].startswith("14.2 GiB a version; up to 56.7 GiB on each NATS server")
+    assert "takes 12 s to one actor" in lines["weights"]
+    assert lines["host"].startswith("28.4 GiB for two versions")
+    assert lines["disk"].startswith("85.1 GiB a checkpoint, 255.3 GiB for 3 at once; 14.2 GiB for the exported model")
+    elsewhere = dict(make_plan(seven_b(qwen, "weights.snapshot_location=/shared"), shape, 8, H100).lines)
+    assert "snapshots in /shared, up to 28.4 GiB of deltas on each NATS server" in elsewhere["weights"]
+    best = dict(make_plan(seven_b(qwen, "learner.checkpoint.best=accuracy"), shape, 8, H100).lines)
+    assert "340.4 GiB for 4 at once" in best["disk"]
+
+
+def test_the_shipped_32b_setting_needs_what_its_file_says():
+    config = load_config("zerotir-32b")
+    assert make_plan(config, QWEN_32B, 16, H100).faults == make_plan(config, QWEN_32B, 16, H100).doubts == []
+    [fault] = make_plan(config, QWEN_32B, 8, H100).faults
+    assert fault.endswith(
+        "68.7 GiB of state and about 35.3 GiB of activations on each of 8 ranks, a rank has 80.0 GiB: lower "
+        "learner.deepspeed.micro_batch_tokens to 17024, and start 11 ranks or more (`--ranks 11`) or set "
+        "learner.deepspeed.offload_optimizer (46 GiB of the host's memory for each rank)"
+    )
+    eight = ["learner.deepspeed.micro_batch_tokens=17024", "learner.deepspeed.offload_optimizer=true"]
+    plan = make_plan(load_config("zerotir-32b", eight), QWEN_32B, 8, H100)
+    assert plan.faults == plan.doubts == []
+    assert "45.8 GiB on the host" in dict(plan.lines)["learner"]
+
+
+@pytest.mark.parametrize("gpu", [24, 40, 80, 192])
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["learner.deepspeed.zero_stage=1"],
+        ["learner.deepspeed.gradient_checkpointing=false"],
+        ["model.dtype=float32", "learner.deepspeed.zero_stage=2"],
+        ["learner.algorithm.advantage=gae", "learner.deepspeed.zero_stage=0"],
+    ],
+)
+def test_what_is_advised_fits(qwen: Path, overrides: list[str], ranks: int, gpu: int):
+    shape, machine = read_shape(str(qwen)), Machine(cuda=True, memory=gpu * GIB)
+    config = seven_b(qwen, *overrides)
+    if learner_need(config, shape, ranks, cuda=True).fits(machine):
+        return
+    advice = what_fits(config, shape, ranks, machine)
+    changes = []
+    if "gradient_checkpointing" in advice:
+        changes.append("learner.deepspeed.gradient_checkpointing=true")
+    if tokens := re.search("micro_batch_tokens to ([0-9]+)", advice):
+        changes.append(f"learner.deepspeed.micro_batch_tokens={tokens[1]}")
+    if "zero_stage to 3" in advice:
+        changes.append("learner.deepspeed.zero_stage=3")
+    better = seven_b(qwen, *overrides, *changes)
+    enough = re.search("start ([0-9]+) ranks or more", advice)
+    if enough:
+        assert learner_need(better, shape, int(enough[1]), cuda=True).fits(machine), advice
+        assert not learner_need(better, shape, int(enough[1]) - 1, cuda=True).fits(machine), advice
+    if "offload_optimizer" in advice:
+        offloaded = seven_b(qwen, *overrides, *changes, "learner.deepspeed.offload_optimizer=true")
+        assert learner_need(offloaded, shape, ranks, cuda=True).fits(machine), advice
+    if not enough and "offload_optimizer" not in advice and "no number of ranks" not in advice:
+        assert learner_need(better, shape, ranks, cuda=True).fits(machine), advice
 
 
 def test_a_plan_in_doubt_names_what_would_help(qwen: Path):
-    shape, small = read_shape(str(qwen)), Machine(cuda=True, memory=20 * GIB)
+    shape, small = read_shape(str(qwen)), Machine(cuda=True, memory=33 * GIB)
     [doubt] = make_plan(seven_b(qwen), shape, 8, small).doubts
-    assert doubt.endswith("lower learner.deepspeed.micro_batch_tokens, or start more ranks (`--ranks N`)")
+    assert doubt.endswith("a rank has 33.0 GiB: lower learner.deepspeed.micro_batch_tokens to 17024")
     # A micro-batch holds the longest trajectory, however few tokens are asked for.
+    small = Machine(cuda=True, memory=27 * GIB)
     [doubt] = make_plan(seven_b(qwen, "learner.deepspeed.micro_batch_tokens=1024"), shape, 8, small).doubts
-    assert doubt.endswith("of a rank: start more ranks (`--ranks N`)")
+    assert "a rank has 27.0 GiB: start 10 ranks or more (`--ranks 10`) or set" in doubt
+    tiny = Machine(cuda=True, memory=4 * GIB)
+    [fault] = make_plan(seven_b(qwen), shape, 8, tiny).faults
+    assert fault.endswith("no number of ranks is enough: shorten rollout.max_response_tokens, or take a smaller model")
+
+
+def test_what_other_ranks_hold_is_counted_as_long_as_it_is_gathered(qwen: Path):
+    shape = read_shape(str(qwen))
+    alone, three = (learner_need(seven_b(qwen), shape, ranks, cuda=True).activations for ranks in (1, 3))
+    # A billion parameters and the gradient of the output embeddings, two bytes each.
+    assert three - alone == 2 * (10**9 + 152_064 * 3584)
+    two = learner_need(seven_b(qwen, "learner.deepspeed.zero_stage=2"), shape, 3, cuda=True).activations
+    assert two == alone
 
 
 def test_a_model_with_too_few_positions_is_refused_by_name(qwen: Path):
@@ -197,7 +282,7 @@ def test_a_model_with_too_few_positions_is_refused_by_name(qwen: Path):
 
 def test_a_learner_without_the_memory_is_refused_before_it_loads(qwen: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(plan, "this_machine", lambda: Machine(cuda=False, memory=24 * GIB))
-    with pytest.raises(PlanError, match=r"141\.9 GiB on each of 1 rank, a rank has 24\.0 GiB"):
+    with pytest.raises(PlanError, match=r"141\.9 GiB of state .* on each of 1 rank, a rank has 24\.0 GiB"):
         plan.require_memory(seven_b(qwen), qwen, 1)
     plan.require_memory(load_config("tiny"), model_folder("random-tiny"), 1)
 
@@ -208,7 +293,7 @@ def test_the_command_prints_the_plan_and_its_status_says_whether_it_holds(
     assert show_plan(seven_b(qwen), 8, 80.0) == 0
     assert "plan of zerotir-7b" in capsys.readouterr().out
     assert show_plan(seven_b(qwen), 1, 80.0) == 2
-    assert "CANNOT RUN the learner's state" in capsys.readouterr().out
+    assert "CANNOT RUN the learner needs" in capsys.readouterr().out
     assert show_plan(load_config("tiny"), 1, None) == 0
     with pytest.raises(ModelError, match=r"model\.path"):
         show_plan(load_config("tiny", [f"model.path={qwen / 'nothing'}"]), 1, None)
