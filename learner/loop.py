@@ -2,7 +2,7 @@
 
     take results until the batch is ready --> train (in a thread) --> copy weights --> checkpoint --> take results ...
                                                                         |
-                      meanwhile, in a task of its own: publish the weights, then issue the tickets that they admit
+             meanwhile, in a task of its own: publish the weights, issue the tickets that they admit, write a snapshot
 
 The learner waits for results (unblocked by actors; `learner.batch_timeout_s` without any new one is an error), for the bus
 (bounded requests), for its own training thread, and before it copies weights for the earlier version to be published. A
@@ -198,7 +198,9 @@ class Learner:
         log.info("step done", step=step, **{name: round(value, 4) for name, value in values.items()})
 
     async def _begin(self, version: int) -> asyncio.Task[None]:
-        """Copies the weights of `version` and starts to publish them, and then to issue the tickets that they admit."""
+        """Copies the weights of `version` and starts to publish them, to issue the tickets that they admit, and to write a
+        snapshot where one is due.
+        """
         self._ledger.admit(version)
         await self._weights.stage()
 
@@ -206,6 +208,7 @@ class Learner:
             await self._weights.publish(version)
             self._announcer.version = self._weights.version
             await self._dispatcher.issue()
+            await self._weights.snapshot_if_due()
 
         self._release = asyncio.create_task(release(), name=f"release-{version}")
         return self._release

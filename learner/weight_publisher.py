@@ -87,13 +87,18 @@ class WeightPublisher:
             seconds=round(published.seconds, 2),
             bytes=published.wire_bytes,
             ratio=round(self._staged.layout.nbytes / max(published.wire_bytes, 1), 1),
-            snapshot_bytes=published.snapshot_bytes,
         )
-        self._metrics |= {
-            "weight_sync_seconds": published.seconds,
-            "weight_bytes": published.wire_bytes,
-            "weight_snapshot_bytes": published.snapshot_bytes,
-        }
+        self._metrics |= {"weight_sync_seconds": published.seconds, "weight_bytes": published.wire_bytes}
+
+    async def snapshot_if_due(self) -> None:
+        """Writes the snapshot that follows the newest version, if one is due: after what waits for the version itself."""
+        started = time.monotonic()
+        async with self._writing:
+            written = await self._writer.snapshot_if_due()
+            await asyncio.to_thread(self._note)
+        if written:
+            log.info("snapshot written", bytes=written, seconds=round(time.monotonic() - started, 2))
+        self._metrics["weight_snapshot_bytes"] = written
 
     @property
     def publishing(self) -> bool:

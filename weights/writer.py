@@ -8,11 +8,11 @@ opens a log claims the next epoch at once, by a delta without content, so that a
 learner trains steps again whose versions the log already holds. While their checksums agree with the log's, nothing is
 written; at the first difference a snapshot is.
 
-A snapshot follows a delta of the same version, so followers that are up to date never read one. The two newest snapshots and
-everything after the older of them stay on the stream. That is at most four times the weights, since a snapshot is due
-once the deltas since the last outweigh it. From where a hold began everything stays as well, until it is released or
-`HOLD_S` have passed, or the stream holds `MOST_IMAGES` times the weights. A follower that needs as long for one version as
-the learner for k keeps k more on the stream, and loses none.
+A snapshot follows a delta of the same version, so followers that are up to date never read one, and nothing waits for it.
+The two newest snapshots and everything after the older of them stay on the stream. That is at most four times the weights,
+since a snapshot is due once the deltas since the last outweigh it. From where a hold began everything stays as well, until
+it is released or `HOLD_S` have passed, or the stream holds `MOST_IMAGES` times the weights. A follower that needs as long
+for one version as the learner for k keeps k more on the stream, and loses none.
 
 Cost of a version: two images of the weights in host memory, one pass over both (`weights.codec`), and a delta on the wire,
 however many followers there are.
@@ -68,8 +68,6 @@ class Published:
     version: WeightVersion
     wire_bytes: int
     """Bytes of its delta, or of its snapshot where it has no delta; 0 where the log held it already."""
-    snapshot_bytes: int
-    """Bytes of the snapshot that followed it, 0 if none did."""
     same: frozenset[WeightVersion]
     """Under which names the log holds these very weights: of every epoch that published them."""
     seconds: float
@@ -88,7 +86,7 @@ class _Snapshot:
 
 
 class WeightWriter:
-    """Writes the versions of one epoch. `open` comes first; `publish` and `snapshot` may not overlap."""
+    """Writes the versions of one epoch. `open` comes first; `publish` and the snapshots may not overlap."""
 
     def __init__(self, bus: Bus, config: WeightsConfig) -> None:
         self._bus = bus
@@ -151,45 +149,50 @@ class WeightWriter:
         """
         started = time.monotonic()
         try:
-            wire_bytes, snapshot_bytes = await self._put(n, state)
+            wire_bytes = await self._put(n, state)
         except _LogLostError:
-            wire_bytes, snapshot_bytes = await self._write_anew(n, state), 0
+            wire_bytes = await self._write_anew(n, state)
         self._base, self._spare = state, self._base
         assert self._head is not None
         same = frozenset(
             version for version, checksum in self._checksums.items() if version.n == n and checksum == state.checksum
         )
-        return Published(self._head.version, wire_bytes, snapshot_bytes, same, time.monotonic() - started)
+        return Published(self._head.version, wire_bytes, same, time.monotonic() - started)
 
-    async def _put(self, n: int, state: WeightState) -> tuple[int, int]:
-        """Does what `publish` says; returns the bytes of the version and of a snapshot that followed it.
-
-        Raises _LogLostError where the log has lost its head.
-        """
+    async def _put(self, n: int, state: WeightState) -> int:
+        """Does what `publish` says; returns the version's bytes. Raises _LogLostError where the log has lost its head."""
         before = self._head
         if before is not None and n <= before.version.n and await self._reproduces(n, state):
             # Nothing is written, so nothing would be refused: what follows a publish must not be done by a deposed learner.
             await self._look_at_head()
             log.info("weights reproduce what the log holds", n=n)
-            return 0, 0
+            return 0
         if not self._continues(n, state):
             if before is not None:
                 log.warning("weights do not continue the log: a snapshot begins anew", n=n, head=str(before.version))
-            return await self._write_snapshot(n, state), 0
-        wire_bytes = await self._write_delta(n, state)
-        if self._since_snapshot >= self._config.snapshot_every or self._delta_bytes >= state.layout.nbytes:
-            return wire_bytes, await self._write_snapshot(n, state)
-        return wire_bytes, 0
+            return await self._write_snapshot(n, state)
+        return await self._write_delta(n, state)
 
-    async def snapshot(self) -> None:
-        """Writes a snapshot of the newest version, for a follower that cannot go on without one."""
+    async def snapshot_if_due(self) -> int:
+        """Writes a snapshot of the newest version if one is due, and with it purges what is old; returns its bytes."""
+        if self._head is None:
+            return 0
+        if self._since_snapshot < self._config.snapshot_every and self._delta_bytes < self._head.nbytes:
+            return 0
+        return await self.snapshot()
+
+    async def snapshot(self) -> int:
+        """Writes a snapshot of the newest version, for a follower that cannot go on without one; returns its bytes.
+
+        Does nothing where the log holds a newer version than this writer does.
+        """
         if self._head is None or self._base is None or self._base.checksum != self._head.checksum:
-            return
+            return 0
         n, state = self._head.version.n, self._base
         try:
-            await self._write_snapshot(n, state)
+            return await self._write_snapshot(n, state)
         except _LogLostError:
-            await self._write_anew(n, state)
+            return await self._write_anew(n, state)
 
     async def require_head(self) -> bool:
         """Returns whether the log holds what this writer wrote; where it has lost it, the newest version is written again.

@@ -40,6 +40,7 @@ class Source:
         for entry, parameter in zip(self.layout.tensors, self.model.parameters(), strict=True):
             image[entry.offset : entry.offset + entry.nbytes].copy_(parameter.detach().reshape(-1).view(torch.uint8))
         await self.writer.publish(self.n, state)
+        await self.writer.snapshot_if_due()
 
     @torch.no_grad()
     def logprobs(self, tokens: list[int]) -> torch.Tensor:

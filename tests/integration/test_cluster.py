@@ -74,6 +74,7 @@ class Work:
             state = writer.spare_state(LAYOUT)
             state.image[:] = np.frombuffer(np.full(1024, self.weights, dtype="<f4").tobytes(), np.uint8)
             await writer.publish(self.weights, state)
+            await writer.snapshot_if_due()
             self.weights += 1
             await asyncio.sleep(0.05)
 

@@ -150,3 +150,22 @@ async def test_a_learner_whose_checkpoint_is_gone_says_what_is_missing_and_depos
     assert await manifests(bus) == before
     # With its own folder it sees that everything is done.
     assert await make_learner(bus, folder).run(asyncio.Event())
+
+
+async def test_tickets_of_a_version_do_not_wait_for_the_snapshot_after_it(
+    bus: Bus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written = asyncio.Event()
+
+    async def slowly(_: WeightWriter) -> int:
+        await written.wait()
+        return 0
+
+    monkeypatch.setattr(WeightWriter, "snapshot_if_due", slowly)
+    (folder := tmp_path / "run").mkdir()
+    running = asyncio.create_task(make_learner(bus, folder).run(asyncio.Event()))
+    async with asyncio.timeout(60), answering(bus, ledger_of(CONFIG)):
+        while not (await bus.js.stream_info(bus.names.stream("TICKETS"))).state.last_seq:
+            await asyncio.sleep(0.05)
+        written.set()
+        assert await running

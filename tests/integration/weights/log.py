@@ -46,7 +46,9 @@ class Learner:
         state.image[:] = np.frombuffer(self.image, np.uint8)
         change(state, n if seed is None else seed, every)
         self.image = self.images[n] = state.image.tobytes()
-        return await self.writer.publish(n, state)
+        published = await self.writer.publish(n, state)
+        await self.writer.snapshot_if_due()
+        return published
 
 
 def image_of(follower: WeightFollower) -> bytes:

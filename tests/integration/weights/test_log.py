@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from bus.connection import Bus
-from bus.messages import WeightVersion
-from tests.integration.weights.log import CONFIG, LAYOUT, Learner, advanced, image_of
+from bus.messages import ManifestKind, WeightVersion
+from tests.integration.weights.log import CONFIG, LAYOUT, Learner, advanced, change, image_of
 from weights.codec import WeightsError
 from weights.files import file_name, require_below
 from weights.follower import WeightFollower
+from weights.log import newest, read_manifests
 
 
 async def test_a_follower_takes_every_version_as_it_comes(bus: Bus, learner: Learner):
@@ -49,6 +50,21 @@ async def test_the_stream_is_bounded_however_long_the_run_is(bus: Bus, learner: 
         largest = max(largest, (await bus.js.stream_info(bus.names.stream("WEIGHTS"))).state.bytes)
     assert largest < 5 * LAYOUT.nbytes
     await advanced(WeightFollower(bus), learner, 39)
+
+
+async def test_a_version_is_out_before_the_snapshot_that_follows_it(bus: Bus, learner: Learner):
+    for n in range(4):
+        await learner.publish(n, every=20)
+    state = learner.writer.spare_state(LAYOUT)
+    state.image[:] = np.frombuffer(learner.image, np.uint8)
+    change(state, 4, every=20)
+    await learner.writer.publish(4, state)
+    head, manifest = (await read_manifests(bus, 1, (await newest(bus))[0]))[-1]
+    assert (manifest.version.n, manifest.kind) == (4, ManifestKind.DELTA)
+    assert await learner.writer.snapshot_if_due() >= LAYOUT.nbytes
+    _, manifest = (await read_manifests(bus, head + 1, (await newest(bus))[0]))[-1]
+    assert (manifest.version.n, manifest.kind) == (4, ManifestKind.SNAPSHOT)
+    assert await learner.writer.snapshot_if_due() == 0
 
 
 async def test_a_version_without_any_change_is_a_version(bus: Bus, learner: Learner):
