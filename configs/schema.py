@@ -266,8 +266,10 @@ class LaunchConfig(Section):
     """Folder of the runs, relative to the working folder."""
     start_timeout_s: PositiveFloat = 900.0
     """Seconds within which every role must have given a first sign of life."""
+    learner_ranks: PositiveInt = 1
+    """Ranks of the learner that it starts, one a GPU; without GPUs they share the learner's cores."""
     learner_threads: NonNegativeInt = 0
-    """CPU cores that the learner has to itself; 0: half of them and, without GPUs, what engines leave idle."""
+    """CPU cores that the learner's ranks have to themselves; 0: half of them and, without GPUs, what engines leave idle."""
 
     @field_validator("trackers")
     @classmethod

@@ -14,7 +14,7 @@ def start(arguments: Namespace) -> int:
         from launch.task_check import prompt_sample, reward_sample
         from learner.training.plan import show_plan
 
-        status = show_plan(config, arguments.ranks, arguments.gpu_memory)
+        status = show_plan(config, arguments.ranks or config.launch.learner_ranks, arguments.gpu_memory)
         sys.stdout.write(prompt_sample(config) + "\n")
         sys.stdout.write(reward_sample(config))
         return status

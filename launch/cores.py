@@ -5,7 +5,8 @@ one. The learner has the other half. While the engines have nothing to do it com
 priority, so an engine that has work takes its cores back at once. The learner's number of threads never changes, since sums
 depend on it; threads sleep at a barrier instead of spinning. `launch.learner_threads` divides the cores strictly instead.
 
-On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and the learner one; the cores are divided.
+On a machine with GPUs each engine gets `actor.engine.tensor_parallel` of its own and each rank of the learner one; the cores
+are divided. Ranks share the learner's threads.
 What else a role does (the bus, detokenising, jails) is light and may run anywhere. A role that is started by hand takes what
 its own affinity and environment allow.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from configs.errors import UserError
 from configs.schema import RunConfig
+from runtime.words import counted
 
 LOWEST_PRIORITY = 19
 """Niceness of what takes only what the roles leave."""
@@ -69,11 +71,12 @@ def shares(config: RunConfig, gpus: Sequence[str]) -> dict[str, Share]:
     for_engines = cores[: len(cores) - mine] or cores
     for_learner = cores[-mine:]
     devices = _devices(config, engines, gpus)
+    ranks = config.launch.learner_ranks
     if gpus or config.launch.learner_threads:
-        threads = {"OMP_NUM_THREADS": str(len(for_learner))}
+        threads = {"OMP_NUM_THREADS": str(max(1, len(for_learner) // ranks))}
         result = {"learner": Share(frozenset(for_learner), threads | devices.get("learner", {}))}
     else:
-        threads = {"OMP_NUM_THREADS": str(len(cores)), "OMP_WAIT_POLICY": "passive"}
+        threads = {"OMP_NUM_THREADS": str(max(1, len(cores) // ranks)), "OMP_WAIT_POLICY": "passive"}
         result = {"learner": Share(every, threads, GIVES_WAY)}
     each = max(1, len(for_engines) // len(engines))
     for number, name in enumerate(engines):
@@ -87,14 +90,14 @@ def _devices(config: RunConfig, engines: Sequence[str], gpus: Sequence[str]) -> 
     """Returns the environment that leaves each role its GPUs; nothing where there are none."""
     if not gpus:
         return {}
-    each = config.actor.engine.tensor_parallel
-    needed = len(engines) * each + 1
+    each, ranks = config.actor.engine.tensor_parallel, config.launch.learner_ranks
+    needed = len(engines) * each + ranks
     if len(gpus) < needed:
         raise DevicesError(
-            f"{len(engines)} {'engine' if len(engines) == 1 else 'engines'} of {each} and a learner need {needed} GPUs, "
-            f"here are {len(gpus)}: lower launch.actors or actor.engine.tensor_parallel, or start the roles by hand where "
-            "there are more (docs/running.md)"
+            f"{counted(len(engines), 'engine')} of {counted(each, 'GPU')} and a learner of {counted(ranks, 'rank')} need "
+            f"{needed} GPUs, here are {len(gpus)}: lower launch.actors, launch.learner_ranks or "
+            "actor.engine.tensor_parallel, or start the roles by hand where there are more (docs/running.md)"
         )
     given = {name: gpus[number * each : (number + 1) * each] for number, name in enumerate(engines)}
-    given["learner"] = gpus[-1:]
+    given["learner"] = gpus[-ranks:]
     return {name: {"CUDA_VISIBLE_DEVICES": ",".join(own)} for name, own in given.items()}

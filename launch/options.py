@@ -260,7 +260,7 @@ def check(command: ArgumentParser) -> None:
         "--check", action="store_true", help="print what it asks of model and machine; 2 if they lack it"
     )
     command.add_argument(
-        "--ranks", type=_positive, default=1, metavar="N", help="ranks of the learner to plan with (1)"
+        "--ranks", type=_positive, metavar="N", help="ranks of the learner to plan with (launch.learner_ranks)"
     )
     command.add_argument(
         "--gpu-memory", type=float, metavar="GIB", help="plan for GPUs of this memory instead of this machine"

@@ -188,6 +188,8 @@ class _Supervisor:
         command = {"evaluator": ["eval", "--follow"], "actor": [role, "--stay"], "sandbox": [role, "--stay"]}.get(
             role, [role]
         )
+        if role == "learner" and (ranks := self._config.launch.learner_ranks) > 1:
+            command = [role, "--ranks", str(ranks)]
         arguments = [*command, str(self._folder / "up.yaml"), *where]
         share = self._given.get(name)
         process = RoleProcess(name, arguments, self._folder / "logs" / f"{name}.out", share)

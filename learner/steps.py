@@ -147,7 +147,7 @@ class Steps:
         if state["ranks"] != self._trainer.ranks:
             raise CheckpointError(
                 f"the checkpoint was written by {state['ranks']} ranks, this learner has {self._trainer.ranks}: "
-                "start as many"
+                "start as many (`--ranks`, and `launch.learner_ranks` under `zerotir up`)"
             )
         self.ledger.restore(state["ledger"])
         self._skipped = state["skipped"]

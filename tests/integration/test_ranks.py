@@ -34,6 +34,7 @@ from tests.integration.ranks_program import (
     variant,
 )
 from tests.processes import Roles, processes_of
+from tests.user_folder import ZEROTIR, write_user_folder
 
 TIMEOUT_S = 240
 
@@ -193,3 +194,16 @@ def test_a_learner_of_two_ranks_trains_live_stops_resumes_and_replays_bit_for_bi
     assert "optimiser state: the same as in step-000004, bit for bit" in said
     assert difference(folder / "model", out / "model").different == 0
     assert processes_of(folder) == []
+
+
+@pytest.mark.slow
+def test_zerotir_up_starts_as_many_ranks_as_it_is_told(tmp_path: Path):
+    folder = write_user_folder(tmp_path / "mine")
+    settings = ["launch.learner_ranks=2", "learner.steps=2", "learner.deepspeed.zero_stage=3", "launch.page=false"]
+    command = [str(ZEROTIR), "up", "tiny", *(part for setting in settings for part in ("--set", setting))]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    run = (folder / "runs" / "latest").resolve()
+    assert [step["step"] for step in steps_of(run)] == [1, 2]
+    # Each rank writes its own part of the optimiser.
+    assert len(list((run / "checkpoints" / "step-000002" / "policy").glob("*optim_states.pt"))) == 2

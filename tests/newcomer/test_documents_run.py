@@ -64,7 +64,7 @@ RUN: dict[str, list[str] | str] = {
     "ZEROTIR_ENGINE_CORES=4,5,6,7 zerotir actor quickstart": LIVE,
     "zerotir eval quickstart --follow": LIVE,
     "zerotir status": ["AS WRITTEN"],
-    "zerotir config zerotir-7b --check --ranks 8 --gpu-memory 80": "needs the model hub",
+    "zerotir config zerotir-7b --check --gpu-memory 80": "needs the model hub",
     "zerotir sandbox CONFIG --check": ["zerotir sandbox tiny --check"],
     "zerotir sandbox CONFIG --run FILE": ["zerotir sandbox tiny --run program.py"],
     "zerotir sandbox CONFIG": LIVE,

@@ -308,6 +308,12 @@ def test_engines_and_learner_get_gpus_of_their_own():
         "evaluator": "e,f",
         "learner": "h",
     }
-    with pytest.raises(DevicesError, match="3 engines of 2 and a learner need 7 GPUs, here are 6"):
+    with pytest.raises(DevicesError, match="3 engines of 2 GPUs and a learner of 1 rank need 7 GPUs, here are 6"):
         shares(config, list("abcdef"))
+    ranks = load_config("tiny", ["launch.learner_ranks=4", "actor.engine.tensor_parallel=4"])
+    given = {name: share.environment for name, share in shares(ranks, list("abcdefgh")).items()}
+    assert given["learner"]["CUDA_VISIBLE_DEVICES"] == "e,f,g,h"
+    assert given["actor-0"]["CUDA_VISIBLE_DEVICES"] == "a,b,c,d"
+    with pytest.raises(DevicesError, match="1 engine of 4 GPUs and a learner of 4 ranks need 8 GPUs, here are 7"):
+        shares(ranks, list("abcdefg"))
     assert all("CUDA_VISIBLE_DEVICES" not in share.environment for share in shares(config, []).values())
