@@ -151,8 +151,7 @@ class Actor:
                 # The actor ends in a moment (`_watch`): until then it takes no ticket that another one could answer.
                 await asyncio.sleep(0.1)
                 continue
-            free = self._admission.slots - len(self._rollouts)
-            if free <= 0:
+            if not (free := self._admission.room(len(self._rollouts))):
                 await asyncio.wait(self._rollouts, return_when=asyncio.FIRST_COMPLETED, timeout=1.0)
                 continue
             for leased in await self._pull(free, stop):
@@ -240,8 +239,8 @@ class Actor:
         try:
             await self._grader.require_gradable(ticket.answer, ticket.grading)
             rollout = Rollout(self._engine, self._sandbox, self._engine.tokenizer, ticket.rollout)
-            response = await rollout.run(prompt)
-            self._admission.ended(len(response.tokens))
+            with self._admission.running(len(prompt), rollout.length):
+                response = await rollout.run(prompt)
             self._engine_failures = 0
             if response.lowest_version < ticket.min_version:
                 # A learner that went back to its checkpoint published older weights while this was written.
@@ -253,7 +252,6 @@ class Actor:
             limit = ticket.rollout.max_response_tokens
             grade = grade.with_length(len(response.tokens), limit, truncated, ticket.grading)
         except DeadlineError as error:
-            self._admission.ended(error.length)
             self._late += 1
             self._late_tokens += error.length
             return self._failure(leased, DEADLINE, str(error), error.length)
@@ -361,7 +359,9 @@ class Actor:
         return {
             **self._announcer.rates,
             "in_flight": len(self._rollouts),
-            "slots": self._admission.slots,
+            "slots": len(self._rollouts) + self._admission.room(len(self._rollouts)),
+            "cache_use": self._engine.cache_use,
+            "preemptions": self._engine.preemptions,
             "late": self._late,
             "late_length": self._late_tokens / max(self._late, 1),
             "finished": self._finished,

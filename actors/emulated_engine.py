@@ -2,17 +2,16 @@
 
 It replaces vLLM; tickets, sandbox, grading, weights and results are the real ones. The text of request n follows from the
 seed, n and its own tokens. A turn is filler of log-normal length, then a program that the sandbox runs, or an answer that
-is rarely right. Log-probabilities are those of a uniform distribution over the vocabulary, whatever the weights are, so
-nothing can be learned from them. Each token carries the version that was loaded when it was due.
+is rarely right. The cache fills, evicts and preempts as `actors.emulated_scheduler` says. Log-probabilities are those of
+a uniform distribution over the vocabulary, whatever the weights are, so nothing can be learned from them. Each token
+carries the version that was loaded when it was due.
 """
 
 import asyncio
 import itertools
 import json
 import math
-import sys
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -20,6 +19,7 @@ from typing import Any, Self
 
 import structlog
 
+from actors.emulated_scheduler import Request, Scheduler
 from actors.engine import Completion, DeadlineError, EngineError, Sampling
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
 from configs.schema import EngineConfig
@@ -77,15 +77,18 @@ class EmulatedEngine:
 
     def __init__(self, tokenizer: PlainTokenizer, config: EngineConfig, seed: int) -> None:
         self._config = config.emulation
-        self._slots = asyncio.Semaphore(config.max_running)
+        self._scheduler = Scheduler(config.emulation.cache_tokens, config.max_running)
+        self._started = time.monotonic()
+        self._ends: dict[Request, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        """Goes off at the scheduler's next event."""
         self._seed = seed
         self._requests = itertools.count()
         self._words = [self._encode(f"{word} ", tokenizer) for word in WORDS]
         self._logprob = -math.log(len(tokenizer))
-        self._loaded: list[tuple[float, WeightVersion]] = []
-        """Every version with the time of its load."""
+        self.version: WeightVersion | None = None
         self.tokenizer: Any = tokenizer
-        self.cache_tokens = sys.maxsize
+        self.cache_tokens = config.emulation.cache_tokens
         self.failed = False
         self.generated_tokens = 0
 
@@ -96,45 +99,83 @@ class EmulatedEngine:
         return cls(PlainTokenizer(folder), config, seed)
 
     @property
-    def version(self) -> WeightVersion | None:
-        """Returns the newest version that was loaded."""
-        return self._loaded[-1][1] if self._loaded else None
+    def preemptions(self) -> int:
+        """Returns how often a request was preempted."""
+        return self._scheduler.preemptions
+
+    @property
+    def cache_use(self) -> float:
+        """Returns the share of the cache that running requests occupy."""
+        self._move_on()
+        return self._scheduler.occupied / self.cache_tokens
 
     async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
         """Continues `tokens` at the configured pace, see `Engine.generate`."""
         if self.version is None:
             raise EngineError("no weights loaded yet: an actor never generates with unknown weights")
-        asked = time.monotonic()
         random = Random(f"{self._seed} {next(self._requests)} {tokens}")
         written, stopped_by = self._turn(random, sampling.stop)
         cut = len(written) > sampling.max_tokens
         written = written[: sampling.max_tokens]
-        async with self._slots:
-            started = time.monotonic()
-            seconds = len(written) / self._config.tokens_per_s
-            await asyncio.sleep(min(seconds, sampling.deadline_s))
-            if seconds > sampling.deadline_s:
-                raise DeadlineError(int(sampling.deadline_s * self._config.tokens_per_s))
+        rate = self._config.tokens_per_s
+        in_time = min(len(written), int(sampling.deadline_s * rate))
+        self._move_on()
+        asked_at = self._scheduler.time
+        request = Request(tokens, written[:in_time])
+        try:
+            self._scheduler.ask(request)
+        except ValueError as error:
+            raise EngineError(str(error)) from error
+        self._ends[request] = asyncio.get_running_loop().create_future()
+        sampling.progress.sampled = lambda: int(
+            self._scheduler.sampled(request, (time.monotonic() - self._started) * rate)
+        )
+        self._move_on()
+        try:
+            await self._ends[request]
+        finally:
+            sampling.progress.sampled = int
+            self._move_on()
+            self._scheduler.withdraw(request)
+            del self._ends[request]
+            self._move_on()
+        if in_time < len(written):
+            raise DeadlineError(in_time)
         self.generated_tokens += len(written)
         return Completion(
             tokens=written,
             logprobs=[self._logprob] * len(written),
-            versions=self._spans(started, len(written)),
+            versions=self._spans(request),
             finish_reason="length" if cut else "stop",
             stop=None if cut else stopped_by,
-            first_token_s=started - asked + 1 / self._config.tokens_per_s,
-            seconds=seconds,
+            first_token_s=(request.first_begin - asked_at + 1) / rate,
+            seconds=len(written) / rate,
         )
 
     async def load(
         self, version: WeightVersion, tensors: Sequence[TensorEntry], path: str, *, recompute: bool = False
     ) -> float:
         """Notes the version; the host copy at `path` stays unread and nothing pauses."""
-        self._loaded.append((time.monotonic(), version))
+        self._move_on()
+        self.version = version
+        self._scheduler.load(version)
         return 0.0
 
     async def stop(self) -> None:
-        """Does nothing: there is no process to end."""
+        """Stops its clock: there is no process to end."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _move_on(self) -> None:
+        """Brings the scheduler to the present and sets the timer for what comes next."""
+        if self._timer is not None:
+            self._timer.cancel()
+        rate = self._config.tokens_per_s
+        for request in self._scheduler.advance((time.monotonic() - self._started) * rate):
+            if not self._ends[request].done():
+                self._ends[request].set_result(None)
+        wait = (self._scheduler.next_event - self._scheduler.time) / rate
+        self._timer = None if math.isinf(wait) else asyncio.get_running_loop().call_later(wait, self._move_on)
 
     def _turn(self, random: Random, stop: Sequence[str]) -> tuple[list[int], str | None]:
         """Returns what the model would write up to the end or a stop string, and that string."""
@@ -151,17 +192,15 @@ class EmulatedEngine:
         answer = self._encode(f"\nThe answer is \\boxed{{{random.randrange(10)}}}", self.tokenizer)
         return [*written, *answer, self.tokenizer.eos_token_id], None
 
-    def _spans(self, started: float, length: int) -> list[VersionSpan]:
+    @staticmethod
+    def _spans(request: Request) -> list[VersionSpan]:
         """Returns the version of each token: the newest that was loaded when the token was due."""
-        first = max(0, bisect_right(self._loaded, started, key=lambda load: load[0]) - 1)
-        spans: list[VersionSpan] = []
-        ends = [loaded_at for loaded_at, _ in self._loaded[first + 1 :]]
-        for (_, version), end_time in zip(self._loaded[first:], [*ends, math.inf], strict=True):
-            start = spans[-1].end if spans else 0
-            end = int(min(length, (end_time - started) * self._config.tokens_per_s))
-            if end > start:
-                spans.append(VersionSpan(version=version, start=start, end=end))
-        return spans
+        ends = [start for start, _ in request.versions[1:]] + [len(request.written)]
+        return [
+            VersionSpan(version=version, start=start, end=end)
+            for (start, version), end in zip(request.versions, ends, strict=True)
+            if end > start
+        ]
 
     @staticmethod
     def _encode(text: str, tokenizer: PlainTokenizer) -> list[int]:

@@ -4,8 +4,8 @@ A request comes back as the sampled token ids, the log-probability of each under
 from, and the weight version that each came from. A failure of the engine is an `EngineError`, never data.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bus.messages import TensorEntry, VersionSpan, WeightVersion
@@ -24,6 +24,14 @@ class DeadlineError(TimeoutError):
         """Response tokens that were there."""
 
 
+@dataclass
+class Progress:
+    """How far a request is; the engine that has it fills this in."""
+
+    sampled: Callable[[], int] = int
+    """Returns the number of tokens sampled so far; 0 where nothing runs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
     """Says how one request is sampled, and what ends it."""
@@ -37,6 +45,7 @@ class Sampling:
     deadline_s: float
     """Most seconds of sampling. Seconds in a queue, or in a load of weights, do not count."""
     seed: int | None = None
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,16 @@ class Engine(Protocol):
     """The engine cannot go on: its actor hands its tickets back and ends."""
     generated_tokens: int
     """Since the start."""
+
+    @property
+    def preemptions(self) -> int:
+        """Returns how often, since the start, a request lost its place in the cache and was computed again."""
+        ...
+
+    @property
+    def cache_use(self) -> float:
+        """Returns the share of the cache that running requests occupy, 0 to 1."""
+        ...
 
     @property
     def version(self) -> WeightVersion | None:

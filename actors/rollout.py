@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from actors.engine import Completion, DeadlineError, Engine, EngineError, Sampling
+from actors.engine import Completion, DeadlineError, Engine, EngineError, Progress, Sampling
 from actors.tool_output import Shown, error_kind, shown
 from bus.messages import ExecutionResult, FinishReason, Outcome, ToolCall, VersionSpan
 from configs.schema import RolloutConfig
@@ -119,7 +119,12 @@ class Rollout:
         self._config = config
         self._seconds = 0.0
         """That the engine took for it so far."""
+        self._progress = Progress()
         self.response = Response()
+
+    def length(self) -> int:
+        """Returns the response's tokens so far, those of the turn that is being sampled included."""
+        return len(self.response.tokens) + self._progress.sampled()
 
     async def run(self, prompt: list[int]) -> Response:
         """Generates until the response ends.
@@ -173,6 +178,7 @@ class Rollout:
             top_p=self._config.top_p,
             top_k=self._config.top_k,
             deadline_s=self._config.deadline_s - self._seconds,
+            progress=self._progress,
         )
         try:
             completion = await self._engine.generate(prompt + self.response.tokens, sampling)

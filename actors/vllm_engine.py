@@ -32,6 +32,7 @@ class VllmEngine:
     def __init__(self, llm: Any, tokenizer: Any, vllm: Any) -> None:
         self._llm = llm
         self._vllm = vllm
+        self._stats = vllm["stats"]
         self._ids = itertools.count()
         self._loading = asyncio.Lock()
         self.tokenizer = tokenizer
@@ -58,6 +59,16 @@ class VllmEngine:
         engine = cls(llm, llm.get_tokenizer(), vllm)
         await llm.init_weight_transfer_engine(vllm["WeightTransferInitRequest"](init_info={}))
         return engine
+
+    @property
+    def preemptions(self) -> int:
+        """Returns how often vLLM preempted a request."""
+        return self._stats.preemptions
+
+    @property
+    def cache_use(self) -> float:
+        """Returns the share of the cache's blocks that running requests hold."""
+        return self._stats.cache_use
 
     async def generate(self, tokens: list[int], sampling: Sampling) -> Completion:
         """Continues `tokens`, see `Engine.generate`.
@@ -90,6 +101,7 @@ class VllmEngine:
         waited = time.monotonic() - called
         id = str(next(self._ids))
         request = asyncio.create_task(self._last_output(prompt, parameters, id))
+        sampling.progress.sampled = lambda: self._sampled(id)
         try:
             seconds = await self._watch(request, id, sampling.deadline_s)
             last = request.result()
@@ -98,6 +110,8 @@ class VllmEngine:
             raise EngineError(f"the engine died: {error}") from error
         except (vllm["VLLMError"], ValueError) as error:
             raise EngineError(f"the engine refused a request: {error}") from error
+        finally:
+            sampling.progress.sampled = int
         answer = last.outputs[0] if last else None
         if answer is None or answer.finish_reason not in ("stop", "length") or not answer.token_ids:
             raise EngineError(f"the engine gave a request up ({answer and answer.finish_reason})")
@@ -244,6 +258,7 @@ def _make(
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.exceptions import EngineDeadError
 
+    from actors.engine_stats import EngineStats
     from actors.weight_transfer import BACKEND
 
     on_cpu: dict[str, Any] = {}
@@ -268,10 +283,13 @@ def _make(
         load_format="dummy",
         **on_cpu,
     )
+    stats = EngineStats()
     try:
         with _on_cores():
             # The context in which vLLM sizes its batches for throughput: elsewhere a step has 2,048 tokens at most.
-            llm = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+            llm = AsyncLLM.from_engine_args(
+                arguments, usage_context=UsageContext.LLM_CLASS, stat_loggers=[lambda *_: stats]
+            )
     except (RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"vLLM did not start on {folder}: {error}") from error
     return {
@@ -281,4 +299,5 @@ def _make(
         "WeightTransferUpdateRequest": WeightTransferUpdateRequest,
         "EngineDeadError": EngineDeadError,
         "VLLMError": VLLMError,
+        "stats": stats,
     }, llm

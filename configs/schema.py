@@ -148,6 +148,9 @@ class EmulationConfig(Section):
     """Share of the turns that write a program, where one may be written."""
     call_s: NonNegativeFloat = 0.0
     """Seconds for which such a program sleeps in the sandbox."""
+    cache_tokens: PositiveInt = 1_000_000
+    """Tokens whose keys and values the cache holds (about those of a 7B model on a GPU of 80 GB); at least a prompt's and a
+    response's limits together."""
 
 
 class EngineConfig(Section):
@@ -351,6 +354,11 @@ class RunConfig(Section):
             raise ValueError(
                 f"bus.max_results_bytes must be at least {2 * batch * tokens * RESULT_BYTES_PER_TOKEN}, twice what a batch "
                 f"of {batch} results of {tokens} tokens may take: the learner would wait for results that find no room"
+            )
+        if self.actor.engine.kind == "emulated" and self.actor.engine.emulation.cache_tokens < tokens:
+            raise ValueError(
+                f"actor.engine.emulation.cache_tokens must be at least {tokens}: rollout.max_prompt_tokens and "
+                "rollout.max_response_tokens are what one response may need"
             )
         if self.largest_message_bytes > MOST_MESSAGE_BYTES:
             raise ValueError(

@@ -52,6 +52,7 @@ class PlayedEngine:
         self.numb = numb
         self.tokenizer = tokenizer
         self.cache_tokens = cache_tokens
+        self.cache_use, self.preemptions = 0.0, 0
         self.version: WeightVersion | None = None
         self.failed = False
         self.generated_tokens = 0
@@ -276,9 +277,8 @@ async def test_a_rollout_past_its_deadline_is_a_failure_that_tells_its_length(bu
 
 
 async def test_no_more_rollouts_are_admitted_than_the_cache_has_room_for(bus: Bus, tokenizer: Any, tmp_path: Path):
-    one = CONFIG.rollout.max_prompt_tokens + CONFIG.rollout.max_response_tokens
-    engine = PlayedEngine(tokenizer, 3 * one + one // 2)
+    engine = PlayedEngine(tokenizer, CONFIG.rollout.max_prompt_tokens // 2)
     results = await serve(bus, engine, ["fail 0: 5"] * 12, tmp_path)
     assert len(results) == 12
-    assert engine.most_at_once == 3
-    assert CONFIG.actor.max_rollouts > 3
+    assert engine.most_at_once == 1
+    assert CONFIG.actor.max_rollouts > 1

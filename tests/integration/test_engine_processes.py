@@ -67,7 +67,10 @@ async def test_what_is_preempted_after_a_load_is_computed_by_the_new_weights(fol
     reference.perturb(seed=6)
     reference.bias({reference.end: -20.0})
     await engine.load(*reference.publish())
+    assert 0.2 < engine.cache_use < 1.0
+    assert engine.preemptions == 0
     completions = await asyncio.gather(*running)
+    assert engine.preemptions > 0
     await engine.stop()
     agree = []
     for completion in completions:

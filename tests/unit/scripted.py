@@ -59,6 +59,8 @@ class ScriptedEngine:
     sampled: list[Sampled] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     cache_tokens: int = 1_000_000
+    cache_use: float = 0.0
+    preemptions: int = 0
     failed: bool = False
     generated_tokens: int = 0
     version: WeightVersion | None = None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from actors.emulated_engine import EmulatedEngine, PlainTokenizer
+from actors.emulated_scheduler import PREFILL_SPEED
 from actors.engine import DeadlineError, EngineError, Sampling
 from bus.messages import WeightVersion
 from configs.schema import EngineConfig
@@ -76,22 +77,61 @@ async def test_tokens_carry_the_version_that_was_loaded_when_they_were_due(
 ):
     engine = await ready(tokenizer, tokens_per_s=50, median_tokens=100, spread=0)
     # A clock of the test's own: half a second passes before the load, the rest after it.
-    now, due = time.monotonic(), asyncio.Event()
-    monkeypatch.setattr("actors.emulated_engine.time", SimpleNamespace(monotonic=lambda: now, time=time.time))
-    monkeypatch.setattr("actors.emulated_engine.asyncio", SimpleNamespace(sleep=lambda _: due.wait()))
+    now = time.monotonic()
+    monkeypatch.setattr("actors.emulated_engine.time", SimpleNamespace(monotonic=lambda: now))
     running = asyncio.create_task(ask(engine, ()))
     await asyncio.sleep(0)
-    now += 0.5
+    now += 0.501 + 2 / PREFILL_SPEED / 50
     await engine.load(WeightVersion(epoch=0, n=1), [], "")
-    due.set()
+    now += 60.0
+    assert engine.cache_use == 0.0
     completion = await running
     assert [(span.version.n, span.start, span.end) for span in completion.versions] == [
         (0, 0, 25),
         (1, 25, len(completion.tokens)),
     ]
     assert len(completion.logprobs) == len(completion.tokens)
-    later = await ask(engine, ())
+    running = asyncio.create_task(ask(engine, ()))
+    await asyncio.sleep(0)
+    now += 60.0
+    assert engine.cache_use == 0.0
+    later = await running
     assert [span.version.n for span in later.versions] == [1]
+
+
+async def test_what_is_sampled_and_what_it_occupies_can_be_seen_while_it_runs(
+    tokenizer: PlainTokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    engine = await ready(tokenizer, tokens_per_s=50, median_tokens=100, spread=0, cache_tokens=200)
+    now = time.monotonic()
+    monkeypatch.setattr("actors.emulated_engine.time", SimpleNamespace(monotonic=lambda: now))
+    sampling = Sampling(max_tokens=100, stop=(), **ROLLOUT)
+    running = asyncio.create_task(engine.generate([1] * 50, sampling))
+    await asyncio.sleep(0)
+    assert sampling.progress.sampled() == 0
+    now += 50 / PREFILL_SPEED / 50 + 1.001
+    assert sampling.progress.sampled() == 50
+    assert engine.cache_use == pytest.approx(0.5, abs=0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert (sampling.progress.sampled(), engine.cache_use, engine.preemptions) == (0, 0.0, 0)
+
+
+async def test_a_full_cache_preempts_and_answers_are_whole(tokenizer: PlainTokenizer):
+    engine = await ready(tokenizer, median_tokens=100, spread=0, cache_tokens=400)
+    alone = [await ask(engine, ()) for _ in range(4)]
+    engine = await ready(tokenizer, median_tokens=100, spread=0, cache_tokens=400, tokens_per_s=2000)
+    together = await asyncio.gather(*[ask(engine, ()) for _ in range(4)])
+    assert engine.preemptions > 0
+    assert [each.tokens for each in together] == [each.tokens for each in alone]
+    assert all([(span.start, span.end) for span in each.versions] == [(0, len(each.tokens))] for each in together)
+    assert all(each.seconds == len(each.tokens) / 2000 for each in together)
+
+
+async def test_a_request_larger_than_the_cache_is_refused(tokenizer: PlainTokenizer):
+    engine = await ready(tokenizer, median_tokens=100, spread=0, cache_tokens=90)
+    with pytest.raises(EngineError, match="does not fit"):
+        await ask(engine, ())
 
 
 def test_the_plain_tokenizer_agrees_with_the_models_own(tokenizer: PlainTokenizer):
