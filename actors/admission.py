@@ -47,9 +47,8 @@ class Admission:
         self._running: set[Running] = set()
         self._prompt = float(config.max_prompt_tokens)
         """Tokens of a prompt, the mean of recent ones."""
-        # One response that ended anywhere stands for what was not seen yet.
-        self._ends = np.full(STEPS, 1 / STEPS)
-        self._exposure = (np.arange(STEPS, 0, -1) - 0.5) / STEPS
+        self._ends = np.zeros(STEPS)
+        self._exposure = np.zeros(STEPS)
         """Responses that ended in each step, and those that went through it, parts of it included; old ones weigh less."""
 
     @contextmanager
@@ -128,6 +127,9 @@ class Admission:
         """Returns the cumulative hazard of a response's end up to the beginning of each step: [STEPS + 1].
 
         It is the sum of ends over exposure, so that responses which still run count for what they have gone through: those
-        that end first would make all look short. None goes on behind the last step.
+        that end first would make all look short. One more response, which ended anywhere, stands for what was not seen. None
+        goes on behind the last step.
         """
-        return np.concatenate([[0.0], np.cumsum(self._ends / self._exposure)[:-1], [np.inf]])
+        ends = self._ends + 1 / STEPS
+        exposure = self._exposure + (np.arange(STEPS, 0, -1) - 0.5) / STEPS
+        return np.concatenate([[0.0], np.cumsum(ends / exposure)[:-1], [np.inf]])

@@ -26,7 +26,7 @@ class DeadlineError(TimeoutError):
 
 @dataclass
 class Progress:
-    """How far a request is; the engine that has it fills this in."""
+    """Tells how far a request is; the engine that has it fills this in."""
 
     sampled: Callable[[], int] = int
     """Returns the number of tokens sampled so far; 0 where nothing runs."""

@@ -39,7 +39,7 @@ class Rule(Protocol):
 
 
 class Fixed:
-    """As many as fit if each had room for its prompt's limit and for a length that `of_ended` takes from 256 recent ones."""
+    """Lets in what fits if each had room for its prompt's limit and a length that `of_ended` takes from 256 recent ones."""
 
     def __init__(self, capacity: int, limit: int, of_ended: Callable[[list[int]], int]) -> None:
         self._capacity, self._limit, self._of_ended = capacity, limit, of_ended

@@ -108,6 +108,14 @@ def test_old_responses_are_forgotten():
     assert rollouts.room() > 4 * few
 
 
+def test_lengths_that_were_never_seen_stay_possible_however_many_have_ended():
+    rollouts = at(100_000)
+    rollouts.have_ended(lambda: 50)
+    rollouts.admission._ends *= 0.0  # as after some hundred thousand responses, when what is old weighs nothing
+    rollouts.admission._exposure *= 0.0
+    assert rollouts.room() == at(100_000).room()
+
+
 def test_a_rollout_that_has_not_begun_or_is_being_stored_counts_as_one_that_begins():
     rollouts = at(100_000)
     free = rollouts.room()
